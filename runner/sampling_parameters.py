@@ -1,0 +1,140 @@
+"""How the next token of one request is chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from runner.errors import InvalidField
+
+_REALS: dict[str, tuple[float, float, str]] = {
+    "temperature": (0.0, 2.0, "a number from 0 (greedy) to 2"),
+    "top_p": (0.0, 1.0, "a number above 0 and up to 1"),
+    "min_p": (0.0, 1.0, "a number from 0 to 1"),
+    "repetition_penalty": (0.0, 10.0, "a number above 0 and up to 10"),
+    "presence_penalty": (-2.0, 2.0, "a number from -2 to 2"),
+    "frequency_penalty": (-2.0, 2.0, "a number from -2 to 2"),
+}
+_INTEGERS: dict[str, tuple[int, int, str]] = {
+    "top_k": (0, 2**31 - 1, "an integer from 0 (off) up"),
+    "logprobs": (-1, 20, "an integer from 0 to 20"),
+}
+_ABOVE_ZERO = ("top_p", "repetition_penalty")
+MAX_LOGIT_BIAS_ENTRIES = 1024
+MAX_STOP_TOKEN_IDS = 64
+SEED_LIMIT = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """Parameters of one request, checked when made; raises InvalidField.
+
+    temperature 0 is greedy. top_k 0, top_p 1, min_p 0, repetition_penalty 1 and the other
+    penalties 0 switch themselves off. `logprobs` is the number of alternatives reported beside the
+    sampled token: -1 reports nothing, 0 only the sampled token's own log probability (of the
+    distribution before temperature and filters). `seed` None means: draw one at admission.
+    Presence and frequency penalties count generated tokens only (OpenAI's definition);
+    repetition_penalty counts prompt and generated tokens (transformers' definition).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int = -1
+
+    def __post_init__(self) -> None:
+        for name, (low, high, rule) in _REALS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidField(name, value, f"must be {rule}")
+            if not math.isfinite(value) or not low <= value <= high:
+                raise InvalidField(name, value, f"must be {rule}")
+            if name in _ABOVE_ZERO and value == 0:
+                raise InvalidField(name, value, f"must be {rule}")
+        for name, (low, high, rule) in _INTEGERS.items():
+            value = getattr(self, name)
+            if not _is_integer(value) or not low <= value <= high:
+                raise InvalidField(name, value, f"must be {rule}")
+        if self.seed is not None and not (_is_integer(self.seed) and 0 <= self.seed < SEED_LIMIT):
+            raise InvalidField("seed", self.seed, "must be an integer from 0 to 2**63 - 1")
+        self._check_stop_token_ids()
+        self._check_logit_bias()
+
+    def _check_stop_token_ids(self) -> None:
+        ids = self.stop_token_ids
+        if not isinstance(ids, tuple) or len(ids) > MAX_STOP_TOKEN_IDS:
+            rule = f"must be a list of at most {MAX_STOP_TOKEN_IDS} token ids"
+            raise InvalidField("stop_token_ids", ids, rule)
+        for token_id in ids:
+            if not _is_integer(token_id) or not 0 <= token_id < 2**31:
+                raise InvalidField("stop_token_ids", token_id, "must be token ids (integers)")
+
+    def _check_logit_bias(self) -> None:
+        bias = self.logit_bias
+        if not isinstance(bias, Mapping) or len(bias) > MAX_LOGIT_BIAS_ENTRIES:
+            rule = f"must map at most {MAX_LOGIT_BIAS_ENTRIES} token ids to numbers"
+            raise InvalidField("logit_bias", bias, rule)
+        for token_id, value in bias.items():
+            if not _is_integer(token_id) or not 0 <= token_id < 2**31:
+                raise InvalidField("logit_bias", token_id, "keys must be token ids (integers)")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidField("logit_bias", value, "values must be numbers from -100 to 100")
+            if not -100 <= value <= 100:
+                raise InvalidField("logit_bias", value, "values must be numbers from -100 to 100")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Only what differs from the defaults: it travels with the first chunk of a request."""
+        values = asdict(self)
+        values["logit_bias"] = {str(key): value for key, value in self.logit_bias.items()}
+        return {
+            item.name: values[item.name]
+            for item in fields(self)
+            if getattr(self, item.name) != getattr(_DEFAULTS, item.name)
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SamplingParameters:
+        """The inverse of to_json; raises InvalidField for unknown keys and bad values."""
+        known = {item.name for item in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise InvalidField(str(name), values[name], "is not a sampling parameter")
+        arguments = dict(values)
+        if "stop_token_ids" in arguments:
+            ids = arguments["stop_token_ids"]
+            if not isinstance(ids, list | tuple):
+                raise InvalidField("stop_token_ids", ids, "must be a list of token ids")
+            arguments["stop_token_ids"] = tuple(ids)
+        if "logit_bias" in arguments:
+            arguments["logit_bias"] = parse_logit_bias(arguments["logit_bias"])
+        return cls(**arguments)
+
+
+def parse_logit_bias(bias: object) -> dict[int, float]:
+    """JSON's string keys (OpenAI's form) as token ids; raises InvalidField."""
+    if not isinstance(bias, Mapping):
+        raise InvalidField("logit_bias", bias, "must map token ids to numbers")
+    try:
+        return {int(key): value for key, value in bias.items()}
+    except (TypeError, ValueError):
+        raise InvalidField("logit_bias", bias, "keys must be token ids (integers)") from None
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_DEFAULTS = SamplingParameters()

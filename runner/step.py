@@ -1,0 +1,99 @@
+"""A step: what moves once through the pipeline. Token ids only, no torch.
+
+The master makes a Step, every stage runs its layers over it, the last stage answers with one
+SampledToken per sampling segment. How steps travel is in `wire`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runner.sampling_parameters import SamplingParameters
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The tokens of one request in one step: positions start .. start + length - 1.
+
+    `total` is the number of token ids known for the request when this was scheduled (the whole
+    prompt while it is prefilled chunk by chunk; start + 1 when decoding): the length class that
+    models with length-dependent rotary factors need. `sample`: the last row is sampled.
+    """
+
+    request: int
+    start: int
+    length: int
+    total: int
+    sample: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What the stages keep of a request, sent with its first segment of an epoch.
+
+    `capacity` is the number of positions to reserve in the KV cache (prompt + new tokens, the
+    worst case). The first `prompt_length` ids are the prompt; after a replay the first segments
+    hold prompt and emitted ids. An admission of a request already held starts it over from
+    position 0 (its old KV is dropped).
+    """
+
+    request: int
+    capacity: int
+    prompt_length: int
+    choice: int
+    seed: int
+    sampling: SamplingParameters
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One micro-batch's way through the pipeline.
+
+    `token_ids` holds the ids of all segments, one after the other: sum of their lengths.
+    `releases` are requests whose KV is freed before the step runs; they are released before
+    `admissions` take effect. A step may have no segments (it only releases).
+    """
+
+    number: int
+    segments: tuple[Segment, ...]
+    token_ids: Sequence[int]
+    admissions: tuple[Admission, ...] = ()
+    releases: tuple[int, ...] = ()
+
+    @property
+    def sampled_rows(self) -> int:
+        return sum(segment.sample for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """One sampled token. `position` is its own absolute position (= ids known before it).
+
+    `logprob` and `alternatives` (token id, log probability; best first) are set only where the
+    request's `logprobs` asks for them.
+    """
+
+    request: int
+    position: int
+    token_id: int
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """What one stage spent on one step, in nanoseconds."""
+
+    rank: int
+    compute_ns: int
+    wait_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """A step that has come back to the master."""
+
+    number: int
+    tokens: tuple[SampledToken, ...]
+    times: tuple[StageTime, ...]

@@ -1,0 +1,214 @@
+"""The process contract: the one JSON file with which every process is started.
+
+`--spec FILE` (stages also `--rank N`) and `--token-file FILE` are all that a process is given, in
+a pod and on a laptop alike. A spec never holds a secret. Standard library only: the deployment
+program renders these files without importing any tier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+RANK_MASTER_PORT = 3000
+MASTER_HTTP_PORT = 8080
+STAGE_DATA_PORT = 3001
+STAGE_HEALTH_PORT = 8081
+PROXY_PORT = 8082
+INFERENCE_PORT = 31504
+
+
+class SpecError(ValueError):
+    """A spec file that does not follow the contract; the message lists every fault."""
+
+
+@dataclass(frozen=True)
+class RankSpec:
+    """One rank. `layers` is [first, one past last]; memory is in bytes, None where unknown."""
+
+    rank: int
+    layers: tuple[int, int]
+    device: str = "cpu"
+    threads: int | None = None
+    memory_bytes: int | None = None
+    interface: str = ""
+    advertise_address: str = ""
+    data_port: int = STAGE_DATA_PORT
+    health_port: int = STAGE_HEALTH_PORT
+    node: str = ""
+    visible_devices: str = ""
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """The rank group: the same file for the master and for every stage.
+
+    `bind_address` "" listens on every address (a pod); on one machine it is 127.0.0.1.
+    `master_host` is where stages find the master. `max_model_len` None takes the model's own.
+    """
+
+    deployment_name: str
+    model_name: str
+    ranks: tuple[RankSpec, ...]
+    model_revision: str = ""
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_concurrent_requests: int = 64
+    prefill_token_budget: int = 512
+    request_deadline_s: float = 600.0
+    load_timeout_s: float = 1800.0
+    bind_address: str = ""
+    master_host: str = "127.0.0.1"
+    master_port: int = RANK_MASTER_PORT
+    http_port: int = MASTER_HTTP_PORT
+    model_cache: str = ""
+
+
+@dataclass(frozen=True)
+class SessionsSpec:
+    """Where chat histories lie and how far they grow."""
+
+    path: str = "sessions.sqlite3"
+    max_turns: int = 64
+    max_tokens: int = 8192
+    max_age_s: float = 7 * 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class ProxySpec:
+    """One proxy block. `upstream_url` is the master's API (any OpenAI server will do)."""
+
+    block_id: str
+    deployment_name: str
+    model_name: str
+    upstream_url: str
+    component: str = "model.pytorch-runner:1.0.0-stable"
+    labels: dict[str, str] = field(default_factory=dict)
+    system_message: str = ""
+    generation_config: dict[str, Any] = field(default_factory=dict)
+    sessions: SessionsSpec = SessionsSpec()
+    bind_address: str = ""
+    port: int = PROXY_PORT
+    request_deadline_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One row of the inference server's static block table."""
+
+    block_id: str
+    url: str
+    component: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InferenceServerSpec:
+    """The public API."""
+
+    deployment_name: str
+    blocks: tuple[BlockSpec, ...]
+    bind_address: str = ""
+    port: int = INFERENCE_PORT
+    request_deadline_s: float = 600.0
+    max_body_bytes: int = 4 * 1024 * 1024
+
+
+Spec = TypeVar("Spec", GroupSpec, ProxySpec, InferenceServerSpec)
+
+
+def render(spec: GroupSpec | ProxySpec | InferenceServerSpec) -> str:
+    """The file's text: sorted keys, so that equal specs give equal files."""
+    return json.dumps(asdict(spec), indent=2, sort_keys=True) + "\n"
+
+
+def spec_hash(spec: GroupSpec | ProxySpec | InferenceServerSpec) -> str:
+    """64 hexadecimal digits; two processes of one group must have the same."""
+    return hashlib.sha256(render(spec).encode()).hexdigest()
+
+
+def load(path: str | os.PathLike[str], kind: type[Spec]) -> Spec:
+    """Read a spec file; raises SpecError naming the file and every fault in it."""
+    try:
+        document = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise SpecError(f"--spec {path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise SpecError(f"--spec {path}: is not JSON: {error}") from error
+    faults: list[str] = []
+    spec = _build(kind, document, "", faults)
+    if faults:
+        raise SpecError(f"--spec {path}: " + "; ".join(faults))
+    return typing.cast(Spec, spec)
+
+
+def read_token(path: str | os.PathLike[str]) -> bytes:
+    """The group token of `--token-file`; raises SpecError when missing or shorter than 16 bytes."""
+    try:
+        token = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise SpecError(f"--token-file {path}: cannot be read: {error.strerror}") from error
+    if len(token) < 16:
+        raise SpecError(f"--token-file {path}: holds {len(token)} bytes; at least 16 are needed")
+    return token
+
+
+def _build(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
+    """`value` as `kind`; each fault is a line "path = value: rule"."""
+    if is_dataclass(kind):
+        return _build_dataclass(kind, value, path, faults)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        inner = next(item for item in arguments if item is not type(None))
+        return _build(inner, value, path, faults)
+    if origin is tuple:
+        if not isinstance(value, list):
+            faults.append(f"{path} = {value!r}: must be a list")
+            return ()
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            faults.append(f"{path} = {value!r}: must have {len(arguments)} items")
+            return ()
+        return tuple(
+            _build(arguments[0], item, f"{path}[{index}]", faults)
+            for index, item in enumerate(value)
+        )
+    if origin is dict or kind is dict:
+        if not isinstance(value, dict):
+            faults.append(f"{path} = {value!r}: must be an object")
+            return {}
+        return value
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        faults.append(f"{path} = {value!r}: must be {kind.__name__}")
+        return None
+    return float(value) if kind is float else value
+
+
+def _build_dataclass(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
+    if not isinstance(value, dict):
+        faults.append(f"{path or 'the file'} = {value!r}: must be an object")
+        return None
+    hints = typing.get_type_hints(kind)
+    known = {item.name for item in fields(kind)}
+    prefix = f"{path}." if path else ""
+    faults.extend(f"{prefix}{name}: unknown key" for name in value if name not in known)
+    before = len(faults)
+    arguments = {
+        name: _build(hints[name], value[name], f"{prefix}{name}", faults)
+        for name in value
+        if name in known
+    }
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        if len(faults) == before:
+            faults.append(f"{path or 'the file'}: {error}")
+        return None
