@@ -1,0 +1,122 @@
+"""The proxy block's HTTP surface."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from proxy_block.block_request import BlockRequest, ManagementRequest
+from proxy_block.component import component_document
+from proxy_block.conversation import Conversations, UpstreamRefused
+from proxy_block.generation_config import GenerationConfig
+from proxy_block.session_store import SessionStore, StoreUnavailable
+from service.body import read_json_object
+from service.contract import ProxySpec
+from service.disconnect import until_disconnected
+from service.error_body import error_response, install_error_handlers
+from service.fields import parse
+from service.metrics import RequestMetrics, metrics_endpoint
+from service.relay import relay
+from service.upstream import Upstream
+
+# How long a request that got nothing yet waits for a master that died.
+MASTER_PATIENCE_S = 30.0
+OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
+
+
+class ProxyBlock:
+    """What the endpoints of one block share."""
+
+    def __init__(self, spec: ProxySpec, defaults: GenerationConfig, store: SessionStore) -> None:
+        self.spec, self.defaults, self.store = spec, defaults, store
+        self.master = Upstream(
+            "the rank master",
+            spec.upstream_url,
+            deadline_s=spec.request_deadline_s,
+            patience_s=MASTER_PATIENCE_S,
+        )
+        self.conversations = Conversations(spec, defaults, self.master, store)
+
+    async def infer(self, request: Request) -> Response:
+        """POST /infer {session_id, seq_no, data} -> {"data": {...}}."""
+        block_request = parse(BlockRequest, await read_json_object(request))
+        work = self.conversations.answer(block_request)
+        try:
+            data = await until_disconnected(request.receive, work)
+        except UpstreamRefused as refused:
+            answer = refused.answer
+            return Response(answer.content, answer.status, answer.headers)
+        return JSONResponse({"data": data})
+
+    async def management(self, request: Request) -> Response:
+        """POST /management {"action": "reset", "data": {"session_id"?}} -> {"data": {...}}."""
+        command = parse(ManagementRequest, await read_json_object(request))
+        count = self.conversations.reset(command.data.session_id)
+        return JSONResponse({"action": command.action, "data": {"sessions_reset": count}})
+
+    async def openai(self, request: Request) -> Response:
+        """OpenAI's endpoints, passed through; the block's id is a name of the model too."""
+        document = await read_json_object(request)
+        if document.get("model") in (self.spec.block_id, self.spec.deployment_name):
+            document["model"] = self.spec.model_name
+        return await relay(request, self.master, request.url.path, document)
+
+    async def models(self, _request: Request) -> Response:
+        return JSONResponse(await self.master.get("/v1/models"))
+
+    async def component(self, _request: Request) -> Response:
+        return JSONResponse(component_document(self.spec, self.defaults))
+
+    async def livez(self, _request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def readyz(self, request: Request) -> Response:
+        """True when the master is ready; `?self` asks about this process alone."""
+        reason = "" if "self" in request.query_params else await self.master.ready()
+        if reason:
+            return JSONResponse({"ready": False, "reason": reason}, 503)
+        return JSONResponse({"ready": True})
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/infer", self.infer, methods=["POST"]),
+            Route("/management", self.management, methods=["POST"]),
+            *(Route(path, self.openai, methods=["POST"]) for path in OPENAI_PATHS),
+            Route("/v1/models", self.models),
+            Route("/component.json", self.component),
+            Route("/livez", self.livez),
+            Route("/readyz", self.readyz),
+            Route("/metrics", metrics_endpoint),
+        ]
+
+
+def build_app(spec: ProxySpec, defaults: GenerationConfig, store: SessionStore) -> Starlette:
+    """The application; it closes `store` at its end."""
+    block = ProxyBlock(spec, defaults, store)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        await block.master.close()
+        store.close()
+
+    async def store_failed(_request: Request, error: Exception) -> Response:
+        return error_response(503, str(error), code="session_store_unavailable")
+
+    registry = CollectorRegistry()
+    routes = block.routes()
+    middleware = [
+        Middleware(RequestMetrics, registry=registry, routes=[route.path for route in routes])
+    ]
+    app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
+    app.state.registry = registry
+    install_error_handlers(app)
+    app.add_exception_handler(StoreUnavailable, store_failed)
+    return app

@@ -1,0 +1,117 @@
+"""The one error body of every tier, in the shape of OpenAI's API.
+
+{"error": {"message", "type", "param", "code", "value"?, "request_id"?}}
+"""
+
+from __future__ import annotations
+
+import logging
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from service.request_id import current_request_id
+
+MAX_SHOWN_VALUE = 80
+# Nobody reads it; the metrics count it under the number that many proxies use.
+CLIENT_LEFT = 499
+_NOT_GIVEN: Any = object()
+_shorten = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = MAX_SHOWN_VALUE
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+log = logging.getLogger("service.error")
+
+
+class ApiError(Exception):
+    """An error that becomes this body; raised wherever a request is handled."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        value: Any = _NOT_GIVEN,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+        self.body = error_body(status, message, param=param, code=code, value=value)
+
+
+def error_body(
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    value: Any = _NOT_GIVEN,
+) -> dict[str, Any]:
+    """The body as a dict; also what a stream that has begun sends as its last event."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    error: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
+    if value is not _NOT_GIVEN:
+        error["value"] = shown_value(value)
+    if request_id := current_request_id():
+        error["request_id"] = request_id
+    return {"error": error}
+
+
+def error_response(
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    value: Any = _NOT_GIVEN,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """`param` is the path of the field at fault, `value` what was sent there (shown cut short)."""
+    body = error_body(status, message, param=param, code=code, value=value)
+    return JSONResponse(body, status, headers=headers)
+
+
+def shown_value(value: Any) -> str:
+    """`value` as an error shows it: its repr, cut to MAX_SHOWN_VALUE characters.
+
+    reprlib, because a body may hold megabytes or be nested as deep as the parser allows.
+    """
+    shown = _shorten.repr(value)
+    return shown if len(shown) <= MAX_SHOWN_VALUE else shown[: MAX_SHOWN_VALUE - 3] + "..."
+
+
+def install_error_handlers(app: Starlette) -> None:
+    """ApiError, unknown paths and methods, and defects of our own all answer with this body."""
+
+    async def api_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return JSONResponse(error.body, error.status, headers=error.headers)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        return error_response(error.status_code, message, headers=error.headers)
+
+    async def client_left(_: Request, __: Exception) -> Response:
+        return Response(status_code=CLIENT_LEFT)
+
+    async def defect(_: Request, error: Exception) -> Response:
+        log.error("request failed", exc_info=error)
+        return error_response(500, "internal error; the log has the trace")
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(ClientDisconnect, client_left)
+    app.add_exception_handler(Exception, defect)

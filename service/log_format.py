@@ -1,0 +1,47 @@
+"""Logs of every tier: one JSON object a line on standard error, never a prompt or a key."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+from service.request_id import current_request_id
+
+
+class JsonLines(logging.Formatter):
+    """time, level, tier, logger, message; request_id inside a request, trace with an exception.
+
+    `extra={"fields": {...}}` of a log call adds keys of its own.
+    """
+
+    def __init__(self, tier: str) -> None:
+        super().__init__()
+        self._tier = tier
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "tier": self._tier,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id := current_request_id():
+            line["request_id"] = request_id
+        fields = getattr(record, "fields", None)
+        if isinstance(fields, dict):
+            line |= fields
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def configure_logging(tier: str, level: int = logging.INFO) -> None:
+    """Replace every handler of the process; libraries that log each request are kept quiet."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(tier))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in ("httpx", "httpcore", "uvicorn.access", "uvicorn.error", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,228 @@
+"""The tier behind this one, asked over HTTP; what it streams is passed on as it comes.
+
+A request that has delivered nothing is sent once more when the upstream dies under it, after
+waiting for its return; one that has delivered something ends with an error that says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from service.error_body import ApiError
+from service.request_id import HEADER, current_request_id
+
+CONNECT_TIMEOUT_S = 5.0
+READY_TIMEOUT_S = 2.0
+READY_POLL_S = 0.25
+# Shorter than the server's keep-alive, so that a pooled connection is never closed in our hands.
+POOL_EXPIRY_S = 30.0
+EVENT_STREAM = "text/event-stream"
+_PASSED_ON = ("content-type", "retry-after", "cache-control")
+
+
+class UpstreamError(ApiError):
+    """The upstream could not be reached or broke off before it delivered anything."""
+
+
+@dataclass
+class Answer:
+    """What came back: the whole content, or, of an event stream, its first events.
+
+    `rest` is the open response of a stream; whoever holds the answer closes it.
+    """
+
+    status: int
+    headers: dict[str, str]
+    content: bytes
+    rest: httpx.Response | None
+    events: AsyncIterator[bytes] | None
+    deadline: float
+
+    def document(self) -> dict[str, Any]:
+        """The content as a JSON object; raises ApiError 502 when it is none."""
+        try:
+            document = json.loads(self.content)
+        except ValueError as error:
+            raise ApiError(502, "the upstream's answer is not JSON") from error
+        if not isinstance(document, dict):
+            raise ApiError(502, "the upstream's answer is not a JSON object")
+        return document
+
+
+class Upstream:
+    """`name` is what errors call it; `patience_s` how long a failed request waits for its return.
+
+    With `patience_s` 0 nothing is sent twice.
+    """
+
+    def __init__(self, name: str, url: str, *, deadline_s: float, patience_s: float = 0.0) -> None:
+        self.name, self.url = name, url
+        self._deadline_s, self._patience_s = deadline_s, patience_s
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_keepalive_connections=64, keepalive_expiry=POOL_EXPIRY_S),
+            headers={"Accept-Encoding": "identity"},
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def ready(self) -> str:
+        """Why it does not serve, in one sentence; "" when it does."""
+        try:
+            answer = await self._client.get("/readyz", timeout=READY_TIMEOUT_S)
+        except httpx.HTTPError as error:
+            return f"{self.name} at {self.url} does not answer: {_reason(error)}"
+        if answer.is_success:
+            return ""
+        try:
+            reason = str(answer.json()["reason"])
+        except (ValueError, KeyError, TypeError):
+            reason = f"HTTP {answer.status_code}"
+        return f"{self.name} is not ready: {reason}"
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """A JSON object by GET; raises ApiError."""
+        try:
+            answer = await self._client.get(path, timeout=READY_TIMEOUT_S)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if not answer.is_success:
+            raise ApiError(502, f"{self.name} answered {path} with HTTP {answer.status_code}")
+        return _whole(answer, answer.content, 0.0).document()
+
+    async def ask(self, path: str, document: dict[str, Any]) -> Answer:
+        """POST `document`. The upstream's own errors come back as an Answer with their status.
+
+        Raises UpstreamError (502 and 503) and ApiError 504 when the deadline passes.
+        """
+        deadline = asyncio.get_running_loop().time() + self._deadline_s
+        content = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._ask_patiently(path, content, deadline)
+        except TimeoutError as error:
+            raise self.too_late() from error
+
+    async def _ask_patiently(self, path: str, content: bytes, deadline: float) -> Answer:
+        failure: UpstreamError | None = None
+        try:
+            answer = await self._ask_once(path, content, deadline)
+        except UpstreamError as error:
+            failure = error
+        else:
+            if answer.status != httpx.codes.SERVICE_UNAVAILABLE:
+                return answer
+        if self._patience_s and await self._returned():
+            return await self._ask_once(path, content, deadline)
+        if failure is not None:
+            raise failure
+        return answer
+
+    async def _returned(self) -> bool:
+        """True as soon as the upstream is ready, False after `patience_s`."""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                while True:
+                    if not await self.ready():
+                        return True
+                    await asyncio.sleep(READY_POLL_S)
+        except TimeoutError:
+            return False
+
+    async def _ask_once(self, path: str, content: bytes, deadline: float) -> Answer:
+        headers = {"Content-Type": "application/json", HEADER: current_request_id() or ""}
+        request = self._client.build_request("POST", path, content=content, headers=headers)
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        streaming = response.headers.get("content-type", "").startswith(EVENT_STREAM)
+        kept = False
+        try:
+            if not streaming:
+                return _whole(response, await response.aread(), deadline)
+            events = whole_events(response)
+            begun = await _until_content(events)
+            kept = True
+            return Answer(
+                response.status_code, _headers(response), begun, response, events, deadline
+            )
+        except httpx.HTTPError as error:
+            raise self._broke_off(error) from error
+        finally:
+            if not kept:
+                await response.aclose()
+
+    def _unreachable(self, error: httpx.HTTPError) -> UpstreamError:
+        message = f"{self.name} at {self.url} cannot be reached: {_reason(error)}"
+        return UpstreamError(
+            503, message, code="upstream_unreachable", headers={"Retry-After": "1"}
+        )
+
+    def _broke_off(self, error: httpx.HTTPError) -> UpstreamError:
+        message = f"{self.name} broke off before it answered: {_reason(error)}"
+        return UpstreamError(502, message, code="upstream_broke_off")
+
+    def too_late(self) -> ApiError:
+        message = f"{self.name} did not finish within {self._deadline_s:g} s, the request deadline"
+        return ApiError(504, message, code="deadline_exceeded")
+
+
+async def whole_events(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The stream cut at the ends of events, so that what breaks off never leaves half of one."""
+    held = b""
+    async for piece in response.aiter_raw():
+        held += piece
+        end = held.rfind(b"\n\n") + 2
+        if end >= 2:
+            yield held[:end]
+            held = held[end:]
+    if held:
+        yield held
+
+
+async def _until_content(events: AsyncIterator[bytes]) -> bytes:
+    """The first events up to one that says something: until then, nothing is delivered."""
+    begun = b""
+    async for piece in events:
+        begun += piece
+        if any(_says_something(line) for line in piece.split(b"\n")):
+            break
+    return begun
+
+
+def _says_something(line: bytes) -> bool:
+    """False for what starts every stream alike: comments, and a chat's empty first delta."""
+    if not line.startswith(b"data:"):
+        return False
+    try:
+        choices = json.loads(line[5:])["choices"]
+        return any(
+            choice.get("text")
+            or choice.get("finish_reason")
+            or any(value for name, value in choice.get("delta", {}).items() if name != "role")
+            for choice in choices
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True
+
+
+def _whole(response: httpx.Response, content: bytes, deadline: float) -> Answer:
+    return Answer(response.status_code, _headers(response), content, None, None, deadline)
+
+
+def _headers(response: httpx.Response) -> dict[str, str]:
+    return {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
+
+
+def _reason(error: httpx.HTTPError) -> str:
+    return str(error) or type(error).__name__

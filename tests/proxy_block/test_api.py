@@ -1,0 +1,184 @@
+"""Pass-through, failures of the master, readiness, draining: real processes on loopback."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.contract import ProxySpec
+from tests.service.small_upstream import MODEL, SmallUpstream
+from tests.service.tier_process import TierProcess, wait_for
+
+
+def chat(text: str, *, stream: bool = False) -> dict[str, object]:
+    messages = [{"role": "user", "content": text}]
+    return {"model": "block-1", "messages": messages, "stream": stream}
+
+
+def events(answer: httpx.Response) -> list[str]:
+    return [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+
+
+def test_a_stream_comes_as_it_is_made(proxy: TierProcess, upstream: SmallUpstream) -> None:
+    url = f"{proxy.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=chat("hello", stream=True)) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        times = []
+        lines = []
+        for line in answer.iter_lines():
+            if line:
+                lines.append(line)
+                times.append(time.monotonic())
+    assert len(lines) == 7
+    assert lines[-1] == "data: [DONE]"
+    assert times[-1] - times[1] > 0.1
+    assert upstream.requests[0]["model"] == MODEL
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", ["/infer", "/v1/chat/completions"])
+def test_a_client_that_leaves_is_gone_upstream_within_a_second(
+    proxy: TierProcess, upstream: SmallUpstream, path: str, stream: bool
+) -> None:
+    body = chat("hang", stream=stream)
+    if path == "/infer":
+        body = {"session_id": "s", "seq_no": 1, "data": {"message": "hang"}}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(proxy.url + path, json=body, timeout=0.5)
+    left = time.monotonic()
+    wait_for(lambda: upstream.left_at, 2)
+    assert upstream.left_at[0] - left < 1
+
+
+def test_a_client_that_leaves_a_silent_stream_is_gone_upstream(
+    proxy: TierProcess, upstream: SmallUpstream
+) -> None:
+    url = f"{proxy.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=chat("stream then hang", stream=True)) as answer:
+        for line in answer.iter_lines():
+            if "piece 1" in line:
+                break
+    left = time.monotonic()
+    wait_for(lambda: upstream.left_at, 2)
+    assert upstream.left_at[0] - left < 1
+
+
+@pytest.mark.parametrize(("text", "stream"), [("die once", False), ("die in the role", True)])
+def test_what_delivered_nothing_is_sent_once_more(
+    proxy: TierProcess, upstream: SmallUpstream, text: str, stream: bool
+) -> None:
+    answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=chat(text, stream=stream))
+    assert answer.status_code == 200
+    assert answer.text.count("assistant") == 1
+    assert len(upstream.requests) == 2
+
+
+def test_it_is_sent_twice_at_most(proxy: TierProcess, upstream: SmallUpstream) -> None:
+    answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=chat("die"), timeout=20)
+    assert answer.status_code == 502
+    assert "rank master" in answer.json()["error"]["message"]
+    assert len(upstream.requests) == 2
+
+
+def test_a_master_that_returns_serves_what_waited(
+    proxy: TierProcess, upstream: SmallUpstream
+) -> None:
+    upstream.stop()
+    answers: list[httpx.Response] = []
+    url = f"{proxy.url}/v1/chat/completions"
+    waiting = threading.Thread(
+        target=lambda: answers.append(httpx.post(url, json=chat("hello"), timeout=30))
+    )
+    waiting.start()
+    assert httpx.get(f"{proxy.url}/readyz").status_code == 503
+    assert httpx.get(f"{proxy.url}/readyz?self").status_code == 200
+    with SmallUpstream(upstream.port):
+        waiting.join(20)
+    assert answers[0].status_code == 200
+
+
+def test_a_stream_cut_in_the_middle_says_so(proxy: TierProcess, upstream: SmallUpstream) -> None:
+    body = chat("die in the middle", stream=True)
+    with httpx.stream("POST", f"{proxy.url}/v1/chat/completions", json=body) as answer:
+        lines = events(answer)
+    assert "piece 1" in lines[-2]
+    error = json.loads(lines[-1])["error"]
+    assert error["code"] == "upstream_died_mid_stream"
+    assert error["request_id"] == answer.headers["x-request-id"]
+    assert len(upstream.requests) == 1
+
+
+def test_the_deadline_ends_a_request(
+    upstream: SmallUpstream, spec: ProxySpec, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(spec, request_deadline_s=0.5)
+    with TierProcess("proxy_block", spec, tmp_path) as proxy:
+        data = {"session_id": "s", "seq_no": 1, "data": {"message": "hang"}}
+        for path, body in (("/infer", data), ("/v1/chat/completions", chat("hang"))):
+            answer = httpx.post(proxy.url + path, json=body)
+            assert answer.status_code == 504
+            assert "0.5 s" in answer.json()["error"]["message"]
+        body = chat("stream then hang", stream=True)
+        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=body)
+        assert "deadline_exceeded" in answer.text.splitlines()[-2]
+    wait_for(lambda: len(upstream.left_at) == 3, 2)
+
+
+def test_readiness_is_the_masters(proxy: TierProcess, upstream: SmallUpstream) -> None:
+    assert httpx.get(f"{proxy.url}/readyz").status_code == 200
+    upstream.reason = "waiting for rank 1"
+    answer = httpx.get(f"{proxy.url}/readyz")
+    assert answer.status_code == 503
+    assert "waiting for rank 1" in answer.json()["reason"]
+
+
+def test_component_models_and_metrics(proxy: TierProcess) -> None:
+    component = httpx.get(f"{proxy.url}/component.json").json()
+    assert component["componentId"] == {
+        "name": "pytorch-runner",
+        "version": "1.0.0",
+        "releaseTag": "stable",
+    }
+    assert component["componentInputProtocol"]["properties"]["mode"]["enum"] == [
+        "chat",
+        "completions",
+    ]
+    models = httpx.get(f"{proxy.url}/v1/models").json()
+    assert models["data"][0]["id"] == MODEL
+    metrics = httpx.get(f"{proxy.url}/metrics").text
+    assert 'http_requests_total{route="/v1/models",status="200"} 1.0' in metrics
+
+
+def test_sigterm_lets_a_stream_end_and_refuses_new_work(proxy: TierProcess) -> None:
+    url = f"{proxy.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=chat("hello", stream=True)) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        proxy.terminate()
+        wait_for(lambda: httpx.get(f"{proxy.url}/readyz?self").status_code == 503)
+        refused = httpx.post(url, json=chat("new"))
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "draining"
+        assert list(lines)[-2] == "data: [DONE]"
+    assert proxy.process.wait(10) == 0
+
+
+def test_a_busy_port_is_one_sentence_and_exit_code_2(
+    proxy: TierProcess, spec: ProxySpec, tmp_path: Path
+) -> None:
+    second = TierProcess("proxy_block", spec, tmp_path, port=proxy.port)
+    assert second.process.wait(20) == 2
+    assert f"port 127.0.0.1:{proxy.port} is in use" in second.errors()
+
+
+def test_a_spec_edited_to_nonsense_is_exit_code_2(spec: ProxySpec, tmp_path: Path) -> None:
+    spec = dataclasses.replace(spec, generation_config={"temperature": "hot"})
+    process = TierProcess("proxy_block", spec, tmp_path)
+    assert process.process.wait(20) == 2
+    assert "generation_config: temperature = 'hot'" in process.errors()

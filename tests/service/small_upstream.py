@@ -1,0 +1,147 @@
+"""A small OpenAI-compatible server in a thread, with the failures that a real one has.
+
+What it does is in the last user message: "hang" never answers, "stream then hang" stops after two
+pieces, "refuse" is a 400, "die" breaks the connection off, "die in the middle" after two pieces.
+Anything else is answered with the number of messages and the message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from tests.service.tier_process import free_port, wait_for
+
+MODEL = "demo:model"
+DEPLOYMENT = "demo-1"
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+
+
+class SmallUpstream:
+    """Records every request body and when a client left."""
+
+    def __init__(self, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.requests: list[dict[str, Any]] = []
+        self.left_at: list[float] = []
+        self.reason = ""
+        self.deaths = 0
+        self.too_many_messages = 1000
+        self.in_flight = 0
+        self.most_in_flight = 0
+
+    def __enter__(self) -> SmallUpstream:
+        routes = [
+            Route("/v1/chat/completions", self._answer, methods=["POST"]),
+            Route("/v1/completions", self._answer, methods=["POST"]),
+            Route("/v1/models", self._models),
+            Route("/readyz", self._readyz),
+        ]
+        config = uvicorn.Config(
+            Starlette(routes=routes),
+            host="127.0.0.1",
+            port=self.port,
+            log_level="critical",
+            timeout_graceful_shutdown=0,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        wait_for(lambda: self._server.started)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+
+    async def _models(self, _: Request) -> Response:
+        entries = [{"id": name, "object": "model"} for name in (MODEL, DEPLOYMENT)]
+        return JSONResponse({"object": "list", "data": entries})
+
+    async def _readyz(self, _: Request) -> Response:
+        body = {"ready": not self.reason, "reason": self.reason}
+        return JSONResponse(body, 503 if self.reason else 200)
+
+    async def _answer(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append(body)
+        self.in_flight += 1
+        self.most_in_flight = max(self.in_flight, self.most_in_flight)
+        try:
+            return await self._answer_text(request, body)
+        finally:
+            self.in_flight -= 1
+
+    async def _answer_text(self, request: Request, body: dict[str, Any]) -> Response:
+        messages = body.get("messages", [])
+        text = messages[-1]["content"] if messages else body["prompt"]
+        if self.reason:
+            error = {"message": self.reason, "type": "service_unavailable_error"}
+            return JSONResponse({"error": error}, 503)
+        if text == "refuse" or len(messages) > self.too_many_messages:
+            code = "refused" if text == "refuse" else "context_length_exceeded"
+            error = {"message": f"told to: {code}", "type": "invalid_request_error", "code": code}
+            return JSONResponse({"error": error}, 400)
+        if text == "die" or (text == "die once" and self.deaths == 0):
+            self.deaths += 1
+            return _BrokenOff()
+        if text == "slow":
+            await asyncio.sleep(0.3)
+        if text == "hang":
+            await self._until_left(request)
+        if body.get("stream"):
+            pieces = self._pieces(request, text)
+            return StreamingResponse(pieces, media_type="text/event-stream")
+        reply = f"{len(messages)} messages: {text}"
+        choice = {"index": 0, "message": {"role": "assistant", "content": reply}, "text": reply}
+        return JSONResponse({"model": body["model"], "choices": [choice], "usage": USAGE})
+
+    async def _pieces(self, request: Request, text: str) -> AsyncIterator[str]:
+        yield _event({"role": "assistant", "content": ""})
+        if text == "die in the role" and self.deaths == 0:
+            self.deaths += 1
+            raise ConnectionResetError
+        for number in range(5):
+            if number == 2 and text == "die in the middle":
+                raise ConnectionResetError
+            if number == 2 and text == "stream then hang":
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    self.left_at.append(time.monotonic())
+            await asyncio.sleep(0.05)
+            yield _event({"content": f"piece {number} "})
+        yield "data: [DONE]\n\n"
+
+    async def _until_left(self, request: Request) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.left_at.append(time.monotonic())
+
+
+class _BrokenOff(Response):
+    """Promises more than it sends, so that the server closes the connection."""
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"1000"), (b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        raise ConnectionResetError
+
+
+def _event(delta: dict[str, str]) -> str:
+    return f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}]})}\n\n"

@@ -1,0 +1,23 @@
+"""One JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from service.log_format import JsonLines
+
+
+def test_a_line_is_json_with_its_fields_and_trace() -> None:
+    try:
+        raise RuntimeError("two\nlines")
+    except RuntimeError:
+        record = logging.LogRecord("a.b", 30, "f", 1, "said %s", ("x\ny",), sys.exc_info())
+    record.fields = {"epoch": 3}
+    text = JsonLines("master").format(record)
+    assert "\n" not in text
+    line = json.loads(text)
+    assert (line["tier"], line["level"], line["message"]) == ("master", "warning", "said x\ny")
+    assert line["epoch"] == 3
+    assert "RuntimeError" in line["trace"]

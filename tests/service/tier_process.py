@@ -1,0 +1,70 @@
+"""One tier as the process that users run, on a free port of this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from service.contract import render
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def wait_for(condition: Callable[[], Any], within_s: float = 15.0) -> Any:
+    """The first true value of `condition`; AssertionError when there is none in time."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not true within {within_s} s: {condition}")
+
+
+class TierProcess:
+    """`python -m MODULE --spec FILE`; the spec gets a free port unless it is given one."""
+
+    def __init__(self, module: str, spec: Any, folder: Path, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        spec = dataclasses.replace(spec, bind_address="127.0.0.1", port=self.port)
+        file = folder / f"{module}-{self.port}.json"
+        file.write_text(render(spec))
+        self._errors = (folder / f"{module}-{self.port}.log").open("w+")
+        command = [sys.executable, "-m", module, "--spec", str(file)]
+        self.process = subprocess.Popen(command, stderr=self._errors)
+
+    def __enter__(self) -> TierProcess:
+        wait_for(self._lives)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._errors.close()
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def errors(self) -> str:
+        """What it wrote to standard error."""
+        return Path(self._errors.name).read_text()
+
+    def _lives(self) -> bool:
+        assert self.process.poll() is None, self.errors()
+        try:
+            return httpx.get(f"{self.url}/livez", timeout=1).status_code == 200
+        except httpx.HTTPError:
+            return False
