@@ -1,0 +1,343 @@
+"""The engine: requests in, token events out, whatever happens to the group in between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+from runner.errors import (
+    DeadlineExceeded,
+    EngineFull,
+    InvalidField,
+    NotServing,
+    PromptTooLong,
+    RunnerError,
+)
+from runner.master.formation import Formation, StageInfo
+from runner.master.generation import GenerationRequest, TokenEvent
+from runner.master.micro_batches import MicroBatches
+from runner.master.request_ledger import OpenRequest, RequestLedger
+from runner.master.scheduler import Scheduler
+from runner.master.step_cost import StepCost
+from runner.step import Step, StepResult
+from service.contract import GroupSpec
+
+logger = logging.getLogger(__name__)
+
+WAITING_PER_RUNNING = 4
+FORMING_LIMIT_S = 120.0
+PROBE_AFTER_S = 2.0
+WATCH_INTERVAL_S = 0.25
+
+
+class RankGroup(Protocol):
+    """What the engine needs of the group; `Group` and the tests' stand-in."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def formations(self) -> int: ...
+    def submit(self, step: Step) -> None: ...
+    def abandon_epoch(self, reason: str) -> None: ...
+    def note_progress(self) -> None: ...
+    def stages(self) -> tuple[StageInfo | None, ...]: ...
+    def drain(self) -> None: ...
+
+
+@dataclass
+class EngineStatistics:
+    """Counters since the start, and the present (`running` to `micro_batches`)."""
+
+    requests: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    losses: int = 0
+    replays: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_tokens_reserved: int = 0
+    kv_tokens: int = 0
+    epoch: int = 0
+    formations: int = 0
+    steps_in_flight: int = 0
+    micro_batches: int = 0
+
+
+class Engine:
+    """Owns the ledger and the scheduler; a GroupListener. Everything on one event loop."""
+
+    def __init__(self, spec: GroupSpec) -> None:
+        self._spec = spec
+        self._ledger = RequestLedger()
+        self._cost = StepCost(len(spec.ranks))
+        self._micro_batches = MicroBatches(self._cost)
+        self._scheduler: Scheduler | None = None
+        self._group: RankGroup | None = None
+        self._counters = EngineStatistics()
+        self._formation: Formation | None = None
+        self._lost_at: float | None = None
+        self._failed = False
+        self._turned = False
+        self._draining = False
+        self._pump_due = False
+        self._returned_at = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        self.max_model_len: int | None = None
+
+    def attach(self, group: RankGroup) -> None:
+        self._group = group
+
+    # What the API asks
+
+    @property
+    def ready(self) -> bool:
+        """All ranks of this epoch are loaded, a step has gone round, and none is overdue."""
+        assert self._group is not None
+        return not self._draining and self._turned and self._group.state == "ready"
+
+    @property
+    def reason(self) -> str:
+        assert self._group is not None
+        if self._draining:
+            return "draining: this master is ending"
+        return self._group.reason or "the first step of this epoch has not come back"
+
+    def validate(self, request: GenerationRequest) -> None:
+        """The checks that need no place; raises InvalidField, PromptTooLong, NotServing."""
+        if not request.prompt_ids:
+            raise InvalidField("prompt", "", "must have at least one token")
+        if request.max_new_tokens < 1:
+            raise InvalidField("max_tokens", request.max_new_tokens, "must be at least 1")
+        if self.max_model_len is None:
+            raise NotServing(f"the rank group has not formed yet: {self.reason}")
+        needed = len(request.prompt_ids) + request.max_new_tokens
+        if needed > self.max_model_len:
+            raise PromptTooLong(
+                "max_tokens",
+                request.max_new_tokens,
+                f"with the prompt's {len(request.prompt_ids)} tokens makes {needed}; "
+                f"the model's context is {self.max_model_len} tokens",
+            )
+        if self._scheduler is not None:
+            self._scheduler.check(len(request.prompt_ids), request.max_new_tokens)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+        """The request's tokens. Closing the generator frees its place at once.
+
+        Raises what `validate` does, EngineFull, NotServing, DeadlineExceeded.
+        """
+        self.validate(request)
+        self._check_place()
+        arrived: asyncio.Queue[TokenEvent | RunnerError] = asyncio.Queue()
+        entry = self._ledger.add(request, arrived.put_nowait)
+        self._counters.requests += 1
+        limit_s = request.deadline_s or self._spec.request_deadline_s
+        loop = asyncio.get_running_loop()
+        overdue = DeadlineExceeded(f"not finished within its deadline of {limit_s:g} s")
+        deadline = loop.call_later(limit_s, arrived.put_nowait, overdue)
+        if self._scheduler is not None:
+            self._scheduler.submit(entry)
+            self._pump_soon()
+        try:
+            while True:
+                item = await arrived.get()
+                if isinstance(item, RunnerError):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            deadline.cancel()
+            self._end(entry)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests and wait until the open ones have ended, `timeout_s` at most."""
+        self._draining = True
+        assert self._group is not None
+        self._group.drain()
+        deadline = time.monotonic() + timeout_s
+        while self._ledger.open and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+    def statistics(self) -> EngineStatistics:
+        scheduler, group = self._scheduler, self._group
+        present = EngineStatistics(**vars(self._counters))
+        present.waiting = len(self._ledger.open)
+        if group is not None:
+            present.epoch, present.formations = group.epoch, group.formations
+        if scheduler is not None:
+            present.running, present.waiting = len(scheduler.running), len(scheduler.waiting)
+            present.kv_tokens_reserved = scheduler.kv_reserved
+            present.kv_tokens = scheduler.kv_tokens
+            present.steps_in_flight = len(scheduler.in_flight)
+            present.micro_batches = self._micro_batches.count
+        return present
+
+    def topology(self) -> dict[str, object]:
+        """Epoch, micro-batches in flight, and by rank its layers, bytes and mean times (ms)."""
+        group = self._group
+        assert group is not None
+        ranks = []
+        for rank, stage in zip(self._spec.ranks, group.stages(), strict=True):
+            cost = self._cost.stages[rank.rank]
+            busy, waits = cost.mean_s, cost.wait_s
+            ranks.append(
+                {
+                    "rank": rank.rank,
+                    "node": rank.node,
+                    "devices": rank.visible_devices or rank.device,
+                    "layers": list(rank.layers),
+                    "loaded": stage is not None,
+                    "address": stage.address if stage else None,
+                    "process_id": stage.process_id if stage else None,
+                    "weight_bytes": stage.weight_bytes if stage else None,
+                    "kv_bytes": stage.kv_tokens * stage.kv_bytes_per_token if stage else None,
+                    "dtype": stage.dtype if stage else None,
+                    "compute_ms": round(busy * 1e3, 3),
+                    "wait_ms": round(waits * 1e3, 3),
+                    "bubble_ratio": round(waits / (busy + waits), 4) if busy + waits else None,
+                }
+            )
+        statistics = self.statistics()
+        return {
+            "epoch": group.epoch,
+            "formations": group.formations,
+            "state": group.state,
+            "max_model_len": self.max_model_len,
+            "micro_batches": statistics.micro_batches,
+            "steps": statistics.steps,
+            "steps_in_flight": statistics.steps_in_flight,
+            "kv_tokens": statistics.kv_tokens,
+            "kv_tokens_reserved": statistics.kv_tokens_reserved,
+            "ranks": ranks,
+        }
+
+    # What the group tells
+
+    def group_formed(self, formation: Formation) -> None:
+        stages = formation.stages
+        longest = min(stage.max_positions for stage in stages)
+        self.max_model_len = min(longest, self._spec.max_model_len or longest)
+        self._formation = formation
+        self._lost_at, self._turned = None, False
+        self._scheduler = Scheduler(
+            ranks=len(stages),
+            prefill_token_budget=self._spec.prefill_token_budget,
+            max_concurrent_requests=self._spec.max_concurrent_requests,
+            kv_tokens=min(stage.kv_tokens for stage in stages),
+            rope_boundary=stages[0].rope_boundary,
+            cost=self._cost,
+            micro_batches=self._micro_batches,
+        )
+        for entry in self._ledger.open.values():
+            self._counters.replays += bool(entry.emitted)
+            self._scheduler.submit(entry)
+        self._submit(self._scheduler.probe(time.monotonic()))
+        self._pump()
+        self._watch_soon()
+
+    def step_returned(self, result: StepResult) -> None:
+        scheduler = self._scheduler
+        if scheduler is None:
+            return
+        now = time.monotonic()
+        self._returned_at, self._turned = now, True
+        events = scheduler.returned(result, now)
+        for entry, event in events:
+            if event.finish_reason is not None:
+                self._ledger.remove(entry.number)
+                scheduler.remove(entry)
+            entry.deliver(event)
+        if events:
+            self._counters.generated_tokens += len(events)
+            assert self._group is not None
+            self._group.note_progress()
+        self._pump()
+
+    def group_lost(self, reason: str) -> None:
+        logger.warning("the group is lost: %s; %d open requests", reason, len(self._ledger.open))
+        self._counters.losses += 1
+        self._scheduler, self._turned = None, False
+        self._lost_at = time.monotonic()
+        for entry in self._ledger.open.values():
+            entry.start_over()
+        self._watch_soon()
+
+    def group_failed(self, reason: str) -> None:
+        self._failed = True
+        self._scheduler, self._turned = None, False
+        self._refuse_open(reason)
+
+    # Inside
+
+    def _check_place(self) -> None:
+        if self._draining or self._failed or self._forming_for_too_long():
+            raise NotServing(self.reason)
+        running = self._spec.max_concurrent_requests
+        if len(self._ledger.open) >= running * (1 + WAITING_PER_RUNNING):
+            waiting = running * WAITING_PER_RUNNING
+            raise EngineFull(f"{running} requests run and {waiting} wait: try again later")
+
+    def _forming_for_too_long(self) -> bool:
+        return self._lost_at is not None and time.monotonic() - self._lost_at > FORMING_LIMIT_S
+
+    def _refuse_open(self, reason: str) -> None:
+        for entry in list(self._ledger.open.values()):
+            self._ledger.remove(entry.number)
+            entry.deliver(NotServing(reason))
+
+    def _end(self, entry: OpenRequest) -> None:
+        """The client has what it wanted, or left."""
+        if self._ledger.remove(entry.number) is not None and self._scheduler is not None:
+            self._scheduler.remove(entry)
+            self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        """Requests that arrive in the same turn of the loop start in the same step."""
+        if not self._pump_due:
+            self._pump_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_due = False
+        while self._scheduler is not None:
+            step = self._scheduler.next_step(time.monotonic())
+            if step is None:
+                return
+            self._submit(step)
+
+    def _submit(self, step: Step) -> None:
+        assert self._group is not None
+        self._counters.steps += 1
+        self._group.submit(step)
+
+    def _watch_soon(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        loop = asyncio.get_running_loop()
+        self._watch = loop.call_later(WATCH_INTERVAL_S, self._look_for_trouble)
+
+    def _look_for_trouble(self) -> None:
+        """A step that is overdue, an idle pipeline to be probed, a group that does not form."""
+        now, scheduler = time.monotonic(), self._scheduler
+        if scheduler is not None:
+            overdue = scheduler.overdue(now)
+            if overdue is not None:
+                assert self._group is not None
+                self._group.abandon_epoch(overdue)
+            elif not scheduler.in_flight and now - self._returned_at > PROBE_AFTER_S:
+                self._submit(scheduler.probe(now))
+        elif self._forming_for_too_long():
+            self._refuse_open(
+                f"the group has not formed for {FORMING_LIMIT_S:.0f} s: {self.reason}"
+            )
+        if not self._failed:
+            self._watch_soon()

@@ -1,0 +1,114 @@
+"""What steps cost, learned from their measured times, and what follows from it.
+
+A stage's time for a step of t tokens is taken as fixed + per_token * t: the weights are read once
+a step, whatever is in it. Both are fitted by least squares with exponential forgetting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from runner.step import StageTime
+
+FORGET = 0.97  # weight of the past at each new step
+MIN_CHUNK = 32
+FIRST_CHUNK = 128  # before anything is measured
+
+
+@dataclass(slots=True)
+class StageCost:
+    """The fitted line of one stage, in seconds."""
+
+    weight: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    tokens_squared: float = 0.0
+    product: float = 0.0
+    wait_s: float = 0.0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        self.weight = self.weight * FORGET + 1
+        self.tokens = self.tokens * FORGET + tokens
+        self.seconds = self.seconds * FORGET + seconds
+        self.tokens_squared = self.tokens_squared * FORGET + tokens * tokens
+        self.product = self.product * FORGET + tokens * seconds
+
+    def line(self) -> tuple[float, float]:
+        """(fixed, per token); neither is negative."""
+        if self.weight == 0:
+            return 0.0, 0.0
+        mean_tokens, mean_seconds = self.tokens / self.weight, self.seconds / self.weight
+        variance = self.tokens_squared / self.weight - mean_tokens**2
+        if variance < 0.01 * max(1.0, mean_tokens):
+            return mean_seconds, 0.0
+        slope = (self.product / self.weight - mean_tokens * mean_seconds) / variance
+        slope = min(max(slope, 0.0), mean_seconds / mean_tokens)
+        return mean_seconds - slope * mean_tokens, slope
+
+    def predict(self, tokens: float) -> float:
+        fixed, per_token = self.line()
+        return fixed + per_token * tokens
+
+    @property
+    def mean_s(self) -> float:
+        return self.seconds / self.weight if self.weight else 0.0
+
+
+@dataclass
+class StepCost:
+    """The cost of steps over all stages. Times are in seconds."""
+
+    ranks: int
+    stages: list[StageCost] = field(init=False)
+    overhead_s: float = 0.0
+    largest_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.stages = [StageCost() for _ in range(self.ranks)]
+
+    def observe(self, tokens: int, times: Sequence[StageTime], round_trip_s: float) -> None:
+        """One step of `tokens` tokens that has come back after `round_trip_s`."""
+        busy = 0.0
+        for time in times:
+            seconds = time.compute_ns / 1e9
+            busy += seconds
+            stage = self.stages[time.rank]
+            stage.observe(tokens, seconds)
+            stage.wait_s += (time.wait_ns / 1e9 - stage.wait_s) * (1 - FORGET)
+        outside = max(0.0, round_trip_s - busy)
+        if self.largest_tokens:
+            # The shortest seen counts: the rest is queueing behind other steps.
+            outside = min(outside, self.overhead_s * 1.01)
+        self.overhead_s = outside
+        self.largest_tokens = max(self.largest_tokens, tokens)
+
+    def step_s(self, tokens: float) -> float:
+        """A step's way through an idle pipeline."""
+        return sum(stage.predict(tokens) for stage in self.stages) + self.overhead_s
+
+    def slowest_s(self, tokens: float) -> float:
+        return max(stage.predict(tokens) for stage in self.stages)
+
+    def round_s(self, micro_batches: int, requests: int) -> float:
+        """One token for each of `requests`, decoding in `micro_batches` parts."""
+        tokens = math.ceil(requests / micro_batches)
+        return max(micro_batches * self.slowest_s(tokens), self.step_s(tokens))
+
+    def chunk_tokens(self, prompt_tokens: int, budget: int) -> int:
+        """How many tokens of a prompt go into one step.
+
+        With k chunks over R stages a prompt takes (k + R - 1) * (fixed + per_token * length / k),
+        which is least at k = sqrt((R - 1) * per_token * length / fixed).
+        """
+        if self.ranks == 1:
+            return budget
+        if not self.largest_tokens:
+            return min(budget, FIRST_CHUNK)
+        slowest = max(self.stages, key=lambda stage: stage.predict(budget))
+        fixed, per_token = slowest.line()
+        if per_token == 0 or fixed == 0:
+            return min(budget, FIRST_CHUNK)
+        chunks = math.sqrt((self.ranks - 1) * per_token * prompt_tokens / fixed)
+        return min(budget, max(MIN_CHUNK, math.ceil(prompt_tokens / max(1.0, chunks))))
