@@ -1,0 +1,44 @@
+"""A random-weight Llama of about 350 M parameters with the demo model's tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from runner.model_files import resolve_model
+
+DEMO_MODEL = "demo:smollm2-135m-instruct"
+VOCABULARY = 49152
+
+
+def make_random_model(folder: Path) -> Path:
+    """Write the model to `folder` (once) and return it. It never samples an end of sequence."""
+    if (folder / "config.json").exists():
+        return folder
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=22,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(partial, max_shard_size="300MB")
+    demo = resolve_model(DEMO_MODEL).path
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (demo / name).exists():
+            shutil.copy(demo / name, partial / name)
+    partial.rename(folder)
+    return folder

@@ -1,0 +1,114 @@
+"""Tokens per second of a split model, side by side with its peers in one interleaved run.
+
+    python benchmarks/serving.py            # about 20 minutes on 2 cores
+    python benchmarks/serving.py --quick    # fewer rounds and loads
+
+A random-weight Llama of about 350 M parameters in float32. In every round each engine serves the
+same prompts in turn while the others idle; figures are medians over rounds, and ratios are medians
+of the ratios within a round. Failed requests are counted. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+from pathlib import Path
+
+from engines import Engine, Outcome, Splitstack, Transformers
+from hardware import describe_hardware
+from random_model import VOCABULARY, make_random_model
+
+PROMPT_TOKENS = 32
+FIRST_TOKEN_PROMPT = 512
+LAYERS = 22
+SPLIT = [(0, 12), (12, 22)]  # the head weighs as much as four layers
+
+
+def make_prompts(count: int, length: int, seed: int) -> list[list[int]]:
+    generator = random.Random(seed)
+    return [[generator.randrange(100, VOCABULARY) for _ in range(length)] for _ in range(count)]
+
+
+def start_engines(folder: Path, state: Path) -> list[Engine]:
+    return [
+        Splitstack(folder, SPLIT, 1, state),
+        Splitstack(folder, [(0, LAYERS)], 2, state),
+        Transformers(folder, "pipeline", 2, 1, state),
+        Transformers(folder, "pipeline", 2, 2, state),
+        Transformers(folder, "generate", 1, 2, state),
+        Transformers(folder, "continuous", 1, 2, state),
+    ]
+
+
+def measure(
+    engines: list[Engine], load: int, prompt_tokens: int, new_tokens: int, rounds: int
+) -> dict[str, list[Outcome]]:
+    """Outcomes by engine name, `rounds` of them each, engines taking turns."""
+    outcomes: dict[str, list[Outcome]] = {engine.name: [] for engine in engines}
+    for number in range(rounds + 1):
+        prompts = make_prompts(load, prompt_tokens, seed=number)
+        for engine in engines:
+            outcome = engine.run(prompts, new_tokens)
+            if number > 0:  # the first round warms up
+                outcomes[engine.name].append(outcome)
+    return outcomes
+
+
+def summarize(case: str, outcomes: dict[str, list[Outcome]]) -> dict[str, object]:
+    """Print one case and return it for the JSON line."""
+    ours = next(iter(outcomes))
+    summary: dict[str, object] = {}
+    print(f"\n{case}")
+    for name, runs in outcomes.items():
+        speed = statistics.median(run.tokens / run.seconds for run in runs)
+        seconds = statistics.median(run.seconds for run in runs)
+        failures = sum(run.failures for run in runs)
+        ratio = statistics.median(
+            other.seconds / own.seconds for own, other in zip(outcomes[ours], runs, strict=True)
+        )
+        print(
+            f"  {name:42} {speed:8.1f} tokens/s {seconds:8.2f} s"
+            f"   {ours} is {ratio:5.2f}x   failures {failures}"
+        )
+        summary[name] = {
+            "tokens_per_s": round(speed, 2),
+            "seconds": round(seconds, 3),
+            "first_engine_speedup": round(ratio, 3),
+            "failures": failures,
+        }
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--model", type=Path, default=Path(".cache/random-llama-350m"))
+    arguments = parser.parse_args()
+    rounds = arguments.rounds or (2 if arguments.quick else 5)
+    loads = [1, 32] if arguments.quick else [1, 4, 16, 32, 64]
+    arguments.model.parent.mkdir(parents=True, exist_ok=True)
+    folder = make_random_model(arguments.model)
+    results: dict[str, object] = {}
+    engines: list[Engine] = []
+    with tempfile.TemporaryDirectory(prefix="splitstack-bench-") as state:
+        try:
+            engines = start_engines(folder.resolve(), Path(state))
+            for load in loads:
+                outcomes = measure(engines, load, PROMPT_TOKENS, 32, rounds)
+                case = f"{load} concurrent requests, {PROMPT_TOKENS} + 32 tokens"
+                results[case] = summarize(case, outcomes)
+            outcomes = measure(engines, 1, FIRST_TOKEN_PROMPT, 1, rounds)
+            case = f"first token of a {FIRST_TOKEN_PROMPT}-token prompt"
+            results[case] = summarize(case, outcomes)
+        finally:
+            for engine in engines:
+                engine.stop()
+    print(json.dumps({"results": results, "rounds": rounds, "hardware": describe_hardware()}))
+
+
+if __name__ == "__main__":
+    main()

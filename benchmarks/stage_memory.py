@@ -1,0 +1,72 @@
+"""Peak resident memory of each stage beside its bound.
+
+    python benchmarks/stage_memory.py [--ranks 2]
+
+The bound is the peak of a process that only imports torch and transformers, plus the bytes of the
+rank's own weights, plus 150 MB. The last line is JSON; exit code 1 when a stage is over its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from engines import Splitstack
+from hardware import describe_hardware
+from random_model import make_random_model
+
+ALLOWANCE_BYTES = 150_000_000
+LAYERS = 22
+PEAK = "VmHWM"
+BASELINE = f"""
+import torch, transformers
+print([line.split()[1] for line in open("/proc/self/status") if line.startswith("{PEAK}")][0])
+"""
+
+
+def peak_bytes(process_id: int) -> int:
+    for line in Path(f"/proc/{process_id}/status").read_text().splitlines():
+        if line.startswith(PEAK):
+            return int(line.split()[1]) * 1024
+    raise LookupError(f"no {PEAK} in /proc/{process_id}/status")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--model", type=Path, default=Path(".cache/random-llama-350m"))
+    arguments = parser.parse_args()
+    arguments.model.parent.mkdir(parents=True, exist_ok=True)
+    folder = make_random_model(arguments.model).resolve()
+    output = subprocess.run([sys.executable, "-c", BASELINE], capture_output=True, check=True)
+    baseline = int(output.stdout) * 1024
+    borders = [LAYERS * rank // arguments.ranks for rank in range(arguments.ranks + 1)]
+    layers = list(itertools.pairwise(borders))
+    print(f"import torch, transformers: {baseline / 1e6:.0f} MB")
+    stages = []
+    with tempfile.TemporaryDirectory(prefix="splitstack-bench-") as state:
+        engine = Splitstack(folder, layers, 1, Path(state))
+        try:
+            engine.run([[1, 2, 3, 4]] * 4, 16)
+            weights = [rank["weight_bytes"] for rank in engine.topology()["ranks"]]
+            for rank, process in enumerate(engine.processes[1:]):
+                peak, bound = peak_bytes(process.pid), baseline + weights[rank] + ALLOWANCE_BYTES
+                print(
+                    f"rank {rank}: weights {weights[rank] / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB,"
+                    f" bound {bound / 1e6:.0f} MB: {'ok' if peak <= bound else 'OVER'}"
+                )
+                stages.append({"weights": weights[rank], "peak": peak, "bound": bound})
+        finally:
+            engine.stop()
+    report = {"baseline": baseline, "stages": stages, "hardware": describe_hardware()}
+    print(json.dumps(report))
+    sys.exit(any(stage["peak"] > stage["bound"] for stage in stages))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""A rank group in real processes, for tests that break it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from service.contract import GroupSpec, RankSpec, render
+
+MASTER = -1
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def wait_for(condition: Callable[[], Any], limit_s: float, what: str) -> Any:
+    """Poll until `condition` is true and return its value; AssertionError after `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"{what}: not within {limit_s} s")
+
+
+class RankGroup:
+    """The master and one stage per entry of `layers`. `start`, `kill` and `restart` take a rank,
+    MASTER for the master. Extra keywords go into the GroupSpec; `advertise` maps a rank to the
+    address it announces and `reach_master` is where the stages look for the master."""
+
+    def __init__(
+        self,
+        model: str,
+        layers: list[tuple[int, int]],
+        state: Path,
+        *,
+        advertise: dict[int, str] | None = None,
+        reach_master: str = "127.0.0.1",
+        **settings: Any,
+    ) -> None:
+        ports = free_ports(2 + 2 * len(layers))
+        ranks = tuple(
+            RankSpec(
+                rank=rank,
+                layers=bounds,
+                threads=1,
+                memory_bytes=4 * 2**30,
+                data_port=ports[2 + 2 * rank],
+                health_port=ports[3 + 2 * rank],
+                advertise_address=(advertise or {}).get(rank, ""),
+            )
+            for rank, bounds in enumerate(layers)
+        )
+        self.spec = GroupSpec(
+            deployment_name="fault",
+            model_name=model,
+            ranks=ranks,
+            dtype="float32",
+            max_model_len=1024,
+            bind_address="127.0.0.1",
+            master_host=reach_master,
+            master_port=ports[0],
+            http_port=ports[1],
+            **settings,
+        )
+        self.state = state
+        (state / "spec.json").write_text(render(self.spec))
+        (state / "token").write_text(secrets.token_hex(32))
+        self.url = f"http://127.0.0.1:{ports[1]}"
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, rank: int) -> None:
+        module = ["runner.master"] if rank == MASTER else ["runner.stage", "--rank", str(rank)]
+        files = ["--spec", str(self.state / "spec.json"), "--token-file", str(self.state / "token")]
+        with self.log(rank).open("ab") as log:
+            self.processes[rank] = subprocess.Popen(
+                [sys.executable, "-m", *module, *files], stdout=log, stderr=log
+            )
+
+    def start_all(self) -> None:
+        for rank in (MASTER, *range(len(self.spec.ranks))):
+            self.start(rank)
+        self.wait_ready(120)
+
+    def log(self, rank: int) -> Path:
+        return self.state / ("master.log" if rank == MASTER else f"stage-{rank}.log")
+
+    def signal(self, rank: int, number: signal.Signals) -> None:
+        self.processes[rank].send_signal(number)
+
+    def kill(self, rank: int) -> None:
+        self.signal(rank, signal.SIGKILL)
+        self.processes[rank].wait(10)
+
+    def restart(self, rank: int) -> None:
+        """What a kubelet does with a process that is dead or does not answer."""
+        self.kill(rank)
+        self.start(rank)
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def wait_ready(self, limit_s: float) -> None:
+        try:
+            wait_for(self.ready, limit_s, "the group is ready")
+        except AssertionError as error:
+            logs = [self.log(rank).read_text()[-2000:] for rank in sorted(self.processes)]
+            raise AssertionError(f"{error}\n" + "\n".join(logs)) from None
+
+    def topology(self) -> dict[str, Any]:
+        document: dict[str, Any] = httpx.get(f"{self.url}/topology", timeout=5).json()
+        return document
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGCONT)
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
