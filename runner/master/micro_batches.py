@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from runner.master.step_cost import StepCost
 
 SETTLE_STEPS = 2  # rounds after a change that do not count
-WINDOW_STEPS = 8  # decoding steps that make one measurement
-FRESH_STEPS = 4000  # a measurement older than this is made again
-CLEARLY_BETTER = 1.05
+WINDOW_STEPS = 6  # decoding steps that make one measurement
+FRESH_STEPS = 8000  # a measurement older than this is made again
+CLEARLY_BETTER = 1.03
 SMOOTHING = 0.5
 
 
@@ -22,7 +22,7 @@ class _Measured:
 class MicroBatches:
     """`count` is the number in force, 1 .. ranks + 1.
 
-    The cost model's prediction picks what to try; what was tried is judged by its measured
+    The cost model's prediction says what to try first; the numbers are judged by their measured
     throughput, kept per load (requests, in powers of two) because stages that share cores or
     memory bandwidth slow each other down in ways that no line fits.
     """
@@ -75,21 +75,23 @@ class MicroBatches:
         self.count = self._best(self._requests)
 
     def _best(self, requests: int) -> int:
-        """The number with the best measured or, where that is missing, predicted throughput."""
-        counts = range(1, min(self._cost.ranks + 1, max(1, requests)) + 1)
-        if len(counts) == 1 or not self._cost.largest_tokens:
-            return 1 if len(counts) == 1 else min(self._cost.ranks, len(counts))
+        """A number not measured lately, the most promising first; else the fastest measured."""
+        counts = range(1, min(self._cost.ranks + 1, requests) + 1)
+        if not self._cost.largest_tokens:
+            return min(self._cost.ranks, len(counts))
         speeds = {count: self._speed(count, requests) for count in counts}
-        best = max(speeds, key=lambda count: speeds[count])
-        if self.count in speeds and speeds[best] < speeds[self.count] * CLEARLY_BETTER:
-            return self.count
-        return best
+        unknown = [count for count in counts if speeds[count] is None]
+        if unknown:
+            return min(unknown, key=lambda count: self._cost.round_s(count, requests))
+        best = max(speeds, key=lambda count: speeds[count] or 0.0)
+        current = speeds.get(self.count) or 0.0
+        return best if (speeds[best] or 0.0) > current * CLEARLY_BETTER else self.count
 
-    def _speed(self, count: int, requests: int) -> float:
+    def _speed(self, count: int, requests: int) -> float | None:
         measured = self._measured.get((self._load(requests), count))
-        if measured is not None and self._steps - measured.at_step < FRESH_STEPS:
-            return measured.tokens_per_s
-        return requests / max(self._cost.round_s(count, requests), 1e-9)
+        if measured is None or self._steps - measured.at_step > FRESH_STEPS:
+            return None
+        return measured.tokens_per_s
 
     def _restart(self) -> None:
         self._window_began = None
