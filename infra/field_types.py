@@ -1,0 +1,141 @@
+"""The value types of the stack file: what is accepted for each, and what its schema says."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kMGT]i?|K)?B?")
+_CORES = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m?)")
+_LAYERS = re.compile(r"([0-9]+)(?:-([0-9]+))?")
+_NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
+_LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
+_NODE = re.compile(r"[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?")
+_IMAGE = re.compile(
+    r"(?:[A-Za-z0-9.-]+(?::[0-9]+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+)
+_ADDRESS = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?")
+_INTERFACE = re.compile(r"[^\s/]{1,15}")
+_DEVICES = re.compile(r"[0-9A-Za-z-]+(?:,[0-9A-Za-z-]+)*")
+_ORDINALS = re.compile(r"[0-9]+(?:,[0-9]+)*")
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004
+    return value
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        count: float = value
+    else:
+        match = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
+        if match is None:
+            raise ValueError('must be bytes, as in "24Gi", "80G" or 25769803776')
+        unit = "k" if match[2] == "K" else match[2] or ""
+        count = float(match[1]) * _UNITS[unit]
+    if not 1 <= count <= 2**60:
+        raise ValueError("must be at least 1 byte and at most 1024 Pi")
+    return int(count)
+
+
+def _cores(value: Any) -> float:
+    match = _CORES.fullmatch(str(value).strip()) if not isinstance(value, bool) else None
+    if match is None:
+        raise ValueError('must be CPU cores, as in 2, 0.5 or "500m"')
+    cores = float(match[1]) / (1000 if match[2] else 1)
+    if not 0.001 <= cores <= 4096:
+        raise ValueError('must be from "1m" to 4096 cores')
+    return cores
+
+
+def _layers(value: str) -> str:
+    match = _LAYERS.fullmatch(value) if value else None
+    if value and match is None:
+        raise ValueError('must be "first-last", both inclusive, as in "0-7"; "3" is one layer')
+    if match and match[2] and int(match[2]) < int(match[1]):
+        raise ValueError("the last layer must not lie before the first")
+    return value
+
+
+def _matching(pattern: re.Pattern[str], rule: str, optional: bool = True) -> AfterValidator:
+    def check(value: str) -> str:
+        if (value or not optional) and pattern.fullmatch(value) is None:
+            raise ValueError(rule)
+        return value
+
+    return AfterValidator(check)
+
+
+def _lone_item_is_a_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
+# `pulumi config set --path` writes a bare 0 where "0" is meant.
+_TEXT = {"type": ["string", "integer"]}
+_LABEL_RULE = "must be a DNS-1123 label: lower case letters, digits and -, at most 63 characters"
+_NAME_RULE = _LABEL_RULE + ", starting with a letter (Services are named by it)"
+
+Integer = Annotated[int, BeforeValidator(_no_boolean)]
+Positive = Annotated[Integer, Field(ge=1)]
+Seconds = Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, le=30 * 24 * 3600)]
+Port = Annotated[Integer, Field(ge=1, le=65535)]
+Text = Annotated[str, WithJsonSchema(_TEXT)]
+NonEmptyText = Annotated[str, Field(min_length=1), WithJsonSchema(_TEXT)]
+Name = Annotated[str, _matching(_NAME, _NAME_RULE, False), WithJsonSchema(_TEXT)]
+Label = Annotated[str, _matching(_LABEL, _LABEL_RULE, False), WithJsonSchema(_TEXT)]
+OptionalLabel = Annotated[str, _matching(_LABEL, _LABEL_RULE), WithJsonSchema(_TEXT)]
+Node = Annotated[
+    str,
+    _matching(_NODE, "must be a node's name: lower case letters, digits, - and ."),
+    WithJsonSchema(_TEXT),
+]
+Image = Annotated[
+    str,
+    _matching(_IMAGE, "must be an image reference: host:port/path:tag or ...@sha256:digest"),
+    WithJsonSchema({"type": "string"}),
+]
+Address = Annotated[
+    str,
+    _matching(_ADDRESS, "must be a host name or an IP address, without a port"),
+    WithJsonSchema(_TEXT),
+]
+Interface = Annotated[
+    str,
+    _matching(_INTERFACE, "must be a network interface's name, at most 15 characters"),
+    WithJsonSchema(_TEXT),
+]
+Devices = Annotated[
+    str,
+    _matching(_DEVICES, 'must list devices by index or UUID, as in "0" or "0,1"'),
+    WithJsonSchema(_TEXT),
+]
+Ordinals = Annotated[
+    str,
+    _matching(_ORDINALS, "must list CUDA ordinals, counted from 0 within the visible devices"),
+    WithJsonSchema(_TEXT),
+]
+EnvironmentName = Annotated[
+    str, _matching(_ENVIRONMENT_NAME, "must be an environment variable's name", False)
+]
+Layers = Annotated[str, AfterValidator(_layers), WithJsonSchema(_TEXT | {"format": "layers"})]
+Bytes = Annotated[
+    int, BeforeValidator(_bytes), WithJsonSchema({"type": ["integer", "string"], "format": "bytes"})
+]
+Cores = Annotated[
+    float,
+    BeforeValidator(_cores),
+    WithJsonSchema({"type": ["number", "string"], "format": "cores"}),
+]
+LabelList = Annotated[
+    list[Label],
+    BeforeValidator(_lone_item_is_a_list),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": _TEXT}, {"type": "string"}]}),
+]

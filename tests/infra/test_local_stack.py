@@ -1,0 +1,143 @@
+"""The shipped stack in real processes: about a minute."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.child_process import start_time
+from infra.machine import free_ports
+
+LOCAL = str(Path(__file__).parents[2] / "stacks" / "Pulumi.local.yaml")
+UP_LIMIT_S = 420
+pytestmark = pytest.mark.slow
+
+
+def splitstack(
+    folder: Path, *arguments: str, limit_s: float = 60
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infra.cli", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+        check=False,
+    )
+
+
+def wait_for(condition: Callable[[], Any], limit_s: float, what: str) -> Any:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.2)
+    raise AssertionError(f"{what}: not within {limit_s} s")
+
+
+def status(folder: Path) -> dict[str, Any]:
+    return json.loads(splitstack(folder, "status", "-s", "local", "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The folder that the stack runs in, of four ranks, and what `up --detach` said."""
+    folder = tmp_path_factory.mktemp("project")
+    with free_ports(1) as (port,):
+        pass
+    sets = ["--set", "nnodes=4", "--set", f"inference_server.node_port={port}"]
+    up = splitstack(folder, "up", "-s", LOCAL, "--detach", *sets, limit_s=UP_LIMIT_S)
+    try:
+        assert up.returncode == 0, up.stdout + up.stderr
+        yield folder, up.stdout
+    finally:
+        splitstack(folder, "down", "-s", "local", "--now")
+
+
+def test_the_curl_line_that_up_prints_works_when_pasted(running: tuple[Path, str]) -> None:
+    _, said = running
+    (line,) = [line for line in said.splitlines() if line.startswith("curl ")]
+    words = shlex.split(line)
+    body, url = json.loads(words[words.index("-d") + 1]), words[3]
+    answer = httpx.post(url, json=body, timeout=60)
+    assert answer.status_code == 200
+    assert answer.json()["data"]["generated"] == "The capital of France is Paris."
+
+
+def test_up_shows_the_plan_and_the_urls(running: tuple[Path, str]) -> None:
+    _, said = running
+    assert "demo:smollm2-135m-instruct (llama, float32) over 4 ranks" in said
+    for tier in ("master", "block", "inference server"):
+        assert any(
+            line.startswith(tier) and "http://127.0.0.1:" in line for line in said.split("\n")
+        )
+
+
+def test_status_shows_every_process_ready(running: tuple[Path, str]) -> None:
+    found = status(running[0])
+    assert found["phase"] == "ready"
+    assert found["epoch"] == 1
+    assert [row["name"] for row in found["processes"]] == [
+        "master",
+        "stage-0",
+        "stage-1",
+        "stage-2",
+        "stage-3",
+        "proxy-pytorch-block-3",
+        "inference-server",
+    ]
+    assert all(row["ready"] for row in found["processes"])
+
+
+def test_logs_name_their_process(running: tuple[Path, str]) -> None:
+    lines = splitstack(running[0], "logs", "-s", "local", "stage-2").stdout.splitlines()
+    assert lines
+    assert all(line.startswith("stage-2 | ") for line in lines)
+
+
+def test_a_second_up_is_refused_by_name(running: tuple[Path, str]) -> None:
+    second = splitstack(running[0], "up", "-s", LOCAL)
+    assert second.returncode == 2
+    assert "deployment local is already running on this machine" in second.stderr
+    port = status(running[0])["url"].rpartition(":")[2]
+    sets = ("--set", "deployment_name=other", "--set", f"inference_server.node_port={port}")
+    other = splitstack(running[0], "up", "-s", LOCAL, *sets)
+    assert other.returncode == 2
+    assert f"node_port = {port}: the port is in use by deployment local" in other.stderr
+
+
+def test_a_killed_stage_comes_back(running: tuple[Path, str]) -> None:
+    folder, _ = running
+    before = status(folder)
+    (stage,) = [row for row in before["processes"] if row["name"] == "stage-3"]
+    os.kill(stage["pid"], signal.SIGKILL)
+
+    def formed_again() -> bool:
+        now = status(folder)
+        return now["phase"] == "ready" and now["epoch"] > before["epoch"]
+
+    wait_for(formed_again, 120, "a new epoch")
+
+
+def test_nothing_outlives_a_killed_supervisor(running: tuple[Path, str]) -> None:
+    """The last test of the module: the stack is gone after it."""
+    folder, _ = running
+    found = status(folder)
+    os.kill(found["supervisor_pid"], signal.SIGKILL)
+    pids = [row["pid"] for row in found["processes"]]
+    wait_for(lambda: not any(start_time(pid) for pid in pids), 5, "every process gone")
+    assert "its supervisor was killed" in status(folder)["phase"]
+    down = splitstack(folder, "down", "-s", "local")
+    assert (down.returncode, down.stdout.partition(" is ")[0]) == (0, "local")
+    assert splitstack(folder, "status", "-s", "local").returncode == 2
