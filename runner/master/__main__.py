@@ -1,0 +1,73 @@
+"""The master's process: `python -m runner.master --spec FILE --token-file FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from runner.errors import ModelUnavailable
+from runner.master.api import create_app
+from runner.master.engine import Engine
+from runner.master.generation_defaults import GenerationDefaults
+from runner.master.group import Group
+from runner.master.master_service import MasterService
+from runner.master.metrics import Metrics
+from runner.master.text import ModelText
+from runner.model_files import resolve_model
+from service.contract import GroupSpec, SpecError, load, read_token
+from service.drain import EXIT_USAGE, serve
+from service.listener import PortError, bind
+from service.log_format import configure_logging
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until SIGTERM. Returns 0 after a drain; 2 for what the user can mend: one sentence."""
+    parser = argparse.ArgumentParser(prog="python -m runner.master", description=__doc__)
+    parser.add_argument("--spec", type=Path, required=True, help="the rank group's spec, JSON")
+    parser.add_argument("--token-file", type=Path, required=True, help="the group's shared token")
+    parsed = parser.parse_args(arguments)
+    configure_logging("master")
+    try:
+        spec = load(parsed.spec, GroupSpec)
+        token = read_token(parsed.token_file)
+        # The group binds this port on the event loop, too late for a plain sentence and an exit.
+        bind(spec.bind_address, spec.master_port).close()
+        folder = resolve_model(spec.model_name, spec.model_revision, spec.model_cache)
+        text = ModelText.load(folder.path)
+    except (SpecError, ModelUnavailable, PortError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    return _serve(spec, token, text)
+
+
+def _serve(spec: GroupSpec, token: bytes, text: ModelText) -> int:
+    engine = Engine(spec)
+    group = Group(spec, token, engine)
+    engine.attach(group)
+    service = MasterService(
+        spec,
+        engine,
+        text,
+        GenerationDefaults(text.generation_defaults),
+        Metrics(spec.model_name, engine.statistics),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        await group.start()
+        yield
+        await group.stop()
+
+    app = create_app(service, lifespan)
+    return serve(
+        app, spec.bind_address, spec.http_port, spec.request_deadline_s, on_signal=group.drain
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""A model's chat template, rendered as transformers renders it, without importing transformers.
+
+The environment (sandbox, extensions, filters, globals) is that of
+transformers.utils.chat_template_utils; a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from runner.errors import InvalidField, ModelUnavailable
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}` marks the assistant's text for training; here it only passes through."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _TemplateNamespace(Namespace):
+    """Refuses names that begin with an underscore: templates come from the hub, untrusted."""
+
+    def __init__(*arguments: Any, **attributes: Any) -> None:
+        self, rest = arguments[0], arguments[1:]
+        for name in dict(*rest, **attributes):
+            _check_name(name)
+        Namespace.__init__(self, *rest, **attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+class _TemplateDict:
+    """`dict(...)` without the class itself and its attributes."""
+
+    def __call__(self, *arguments: Any, **items: Any) -> dict[Any, Any]:
+        return dict(*arguments, **items)
+
+    def fromkeys(self, *arguments: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*arguments)
+
+
+def _check_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace may not hold the name {name!r}")
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes HTML characters; prompts must not be escaped."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+    )
+    functions: dict[str, Callable[..., Any]] = {
+        "raise_exception": _raise_exception,
+        "strftime_now": _strftime_now,
+        "dict": _TemplateDict(),
+        "namespace": _TemplateNamespace,
+    }
+    environment.globals.update(functions)
+    environment.filters["tojson"] = _tojson
+    return environment
+
+
+class ChatTemplate:
+    """One compiled template. `special_tokens`: names such as bos_token, as the template sees them.
+
+    Raises ModelUnavailable when the template's source does not compile.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelUnavailable(
+                f"the model's chat template does not compile: {error}"
+            ) from error
+        self._special_tokens = dict(special_tokens)
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt's text; raises InvalidField with the template's own words when it refuses.
+
+        Keys whose value is None are left out, as transformers does: templates take a missing
+        key, not None.
+        """
+        plain = [
+            {key: value for key, value in message.items() if value is not None}
+            for message in messages
+        ]
+        try:
+            return self._template.render(
+                messages=plain,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special_tokens,
+            )
+        except Exception as error:  # a template is foreign code and may raise anything
+            rule = f"the model's chat template refuses them: {error}"
+            raise InvalidField("messages", f"{len(plain)} messages", rule) from error

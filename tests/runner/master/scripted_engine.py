@@ -1,0 +1,63 @@
+"""An engine that plays prepared tokens: for text, streams and errors that need no model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+from runner.errors import RunnerError
+from runner.master.engine import EngineStatistics
+from runner.master.generation import (
+    FINISHED_BY_LENGTH,
+    FINISHED_BY_STOP,
+    GenerationRequest,
+    TokenEvent,
+)
+
+
+class ScriptedEngine:
+    """Plays `script(request)` as the generated ids. `fail_after` raises after that many tokens."""
+
+    def __init__(self, script: Callable[[GenerationRequest], list[int]]) -> None:
+        self.script = script
+        self.ready, self.reason = True, ""
+        self.max_model_len: int | None = 512
+        self.requests: list[GenerationRequest] = []
+        self.open = 0
+        self.delay_s = 0.0
+        self.failure: RunnerError | None = None
+        self.fail_after = 0
+
+    def validate(self, request: GenerationRequest) -> None:
+        if self.failure is not None and self.fail_after == 0:
+            raise self.failure
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+        self.requests.append(request)
+        self.open += 1
+        try:
+            ids = self.script(request)[: request.max_new_tokens]
+            for place, token_id in enumerate(ids):
+                if self.failure is not None and place == self.fail_after:
+                    raise self.failure
+                await asyncio.sleep(self.delay_s)
+                reason = FINISHED_BY_LENGTH if place == len(ids) - 1 else None
+                if token_id in request.sampling.stop_token_ids:
+                    reason = FINISHED_BY_STOP
+                reported = request.sampling.logprobs
+                yield TokenEvent(
+                    token_id,
+                    -0.5 if reported >= 0 else None,
+                    tuple((token_id + other, -0.5 - other) for other in range(max(reported, 0))),
+                    reason,
+                )
+                if reason is not None:
+                    return
+        finally:
+            self.open -= 1
+
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics(running=self.open)
+
+    def topology(self) -> dict[str, object]:
+        return {"epoch": 1, "ranks": []}

@@ -1,0 +1,83 @@
+"""The master's application on a real socket, in a thread of the test's process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from runner.master.api import Lifespan, create_app
+from runner.master.generation_defaults import GenerationDefaults
+from runner.master.master_service import MasterService
+from runner.master.metrics import Metrics
+from runner.master.text import ModelText
+from service.contract import GroupSpec, RankSpec
+
+MODEL = "test/model"
+DEPLOYMENT = "test-deployment"
+
+
+def group_spec(**changes: Any) -> GroupSpec:
+    values = {
+        "deployment_name": DEPLOYMENT,
+        "model_name": MODEL,
+        "ranks": (RankSpec(0, (0, 30)),),
+        "bind_address": "127.0.0.1",
+    }
+    return GroupSpec(**{**values, **changes})
+
+
+def service_with(
+    engine: Any, text: ModelText, *, spec: GroupSpec | None = None, defaults: Any = None
+) -> MasterService:
+    return MasterService(
+        spec or group_spec(),
+        engine,
+        text,
+        GenerationDefaults(text.generation_defaults if defaults is None else defaults),
+        Metrics(MODEL, engine.statistics),
+    )
+
+
+@contextmanager
+def served(app: Starlette) -> Iterator[str]:
+    """The base URL; the server has ended when the block ends."""
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert thread.is_alive()
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+@contextmanager
+def served_engine(
+    engine: Any, text: ModelText, lifespan: Lifespan | None = None, **changes: Any
+) -> Iterator[str]:
+    with served(create_app(service_with(engine, text, **changes), lifespan)) as url:
+        yield url
+
+
+def wait_until(condition: Any, seconds: float = 10.0) -> float:
+    """Polls until `condition()`; returns how long it took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "the condition never came true"
+        time.sleep(0.005)
+    return time.monotonic() - began

@@ -1,0 +1,131 @@
+"""The master as a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.contract import GroupSpec, render
+from tests.runner.master.conftest import DEMO_MODEL
+from tests.runner.master.serving import group_spec, wait_until
+
+IMPORTED = """
+import sys
+import runner.master.__main__
+print([name for name in ("torch", "transformers", "numpy") if name in sys.modules])
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def spec(demo_folder: Path) -> GroupSpec:
+    return group_spec(model_name=DEMO_MODEL, master_port=free_port(), http_port=free_port())
+
+
+def start(folder: Path, spec: GroupSpec | str) -> subprocess.Popen[str]:
+    (folder / "spec.json").write_text(spec if isinstance(spec, str) else render(spec))
+    (folder / "token").write_text("0123456789abcdef")
+    command = [sys.executable, "-m", "runner.master", "--spec", str(folder / "spec.json")]
+    return subprocess.Popen(
+        [*command, "--token-file", str(folder / "token")], stderr=subprocess.PIPE, text=True
+    )
+
+
+def answer(url: str) -> httpx.Response | None:
+    try:
+        return httpx.get(url)
+    except httpx.TransportError:
+        return None
+
+
+@pytest.fixture
+def master(tmp_path: Path, spec: GroupSpec) -> Iterator[subprocess.Popen[str]]:
+    process = start(tmp_path, spec)
+    wait_until(lambda: answer(f"http://127.0.0.1:{spec.http_port}/livez"), 60)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_it_imports_neither_torch_nor_transformers_nor_numpy() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_running_process_maps_no_torch(master: subprocess.Popen[str]) -> None:
+    libraries = Path(f"/proc/{master.pid}/maps").read_text()
+    assert "tokenizers" in libraries
+    assert "libtorch" not in libraries
+    assert "numpy" not in libraries
+
+
+def test_without_its_stages_it_lives_is_not_ready_and_says_who_is_missing(
+    master: subprocess.Popen[str], spec: GroupSpec
+) -> None:
+    url = f"http://127.0.0.1:{spec.http_port}"
+    response = httpx.get(f"{url}/readyz")
+    assert response.status_code == 503
+    assert "rank 0" in response.json()["reason"]
+    body = {"model": DEMO_MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+    refused = httpx.post(f"{url}/v1/chat/completions", json=body)
+    assert refused.status_code == 503
+    assert "rank 0" in refused.json()["error"]["message"]
+    assert httpx.get(f"{url}/metrics").status_code == 200
+    assert httpx.get(f"{url}/topology").json()["ready"] is False
+
+
+def test_sigterm_ends_it_with_zero(master: subprocess.Popen[str]) -> None:
+    master.send_signal(signal.SIGTERM)
+    assert master.wait(10) == 0
+
+
+@pytest.mark.parametrize("port", ["master_port", "http_port"])
+def test_a_busy_port_is_named_in_one_sentence(tmp_path: Path, spec: GroupSpec, port: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = listener.getsockname()[1]
+        changes: Any = {port: taken}
+        process = start(tmp_path, replace(spec, **changes))
+        _, text = process.communicate(timeout=60)
+    assert process.returncode == 2
+    [line] = [line for line in text.splitlines() if not line.startswith("{")]
+    assert f":{taken} is in use" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_name": "/no/such/folder"}, "/no/such/folder"),
+        ({"model_name": "demo:nothing"}, "demo:nothing"),
+    ],
+)
+def test_a_missing_model_is_named(
+    tmp_path: Path, spec: GroupSpec, changes: Any, named: str
+) -> None:
+    process = start(tmp_path, replace(spec, **changes))
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert named in text
+    assert "Traceback" not in text
+
+
+def test_a_broken_spec_is_named(tmp_path: Path) -> None:
+    process = start(tmp_path, '{"deployment_name": 5, "nonsense": 1}')
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "nonsense: unknown key" in text
+    assert "deployment_name = 5: must be str" in text
