@@ -1,0 +1,58 @@
+"""What this machine has: cores, memory, GPUs, free ports. Linux."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+_GPUS = Path("/proc/driver/nvidia/gpus")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without swapping, within this process's cgroup."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+            break
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return available
+    return min(available, max(0, limit - used))
+
+
+def gpu_count() -> int:
+    """NVIDIA GPUs with a loaded driver."""
+    return len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server can bind the loopback port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+@contextmanager
+def free_ports(count: int) -> Iterator[list[int]]:
+    """Distinct free loopback ports, held until the block is left."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for item in sockets:
+            item.bind((LOOPBACK, 0))
+        yield [item.getsockname()[1] for item in sockets]
