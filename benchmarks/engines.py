@@ -113,15 +113,17 @@ class Splitstack:
         ) as client:
             start = time.perf_counter()
             answers = await asyncio.gather(
-                *(self._complete(client, prompt, new_tokens) for prompt in prompts)
+                *(self._complete(client, self.name, prompt, new_tokens) for prompt in prompts)
             )
             seconds = time.perf_counter() - start
         failures = sum(tokens != new_tokens for tokens in answers)
         return Outcome(seconds, sum(answers), failures)
 
     @staticmethod
-    async def _complete(client: httpx.AsyncClient, prompt: list[int], new_tokens: int) -> int:
-        body = {"prompt": prompt, "max_tokens": new_tokens, "temperature": 0}
+    async def _complete(
+        client: httpx.AsyncClient, model: str, prompt: list[int], new_tokens: int
+    ) -> int:
+        body = {"model": model, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0}
         try:
             answer = await client.post("/v1/completions", json=body)
             answer.raise_for_status()

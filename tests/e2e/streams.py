@@ -49,13 +49,27 @@ class Stream:
             self.started.set()
 
 
+SUBJECTS = (
+    "The lighthouse keeper climbed the stairs and",
+    "In the history of mathematics, the number zero",
+    "A river begins in the mountains, where",
+    "The old library had a secret door that",
+    "Bread is made from flour, water and",
+    "When the train left the station, she",
+    "The planets move around the sun because",
+    "He opened the letter slowly, for",
+)
+
+
 def make_bodies(count: int, new_tokens: int) -> list[dict[str, Any]]:
     """Half greedy, half seeded sampling, of unequal prompts."""
     bodies = []
     for number in range(count):
         body: dict[str, Any] = {
-            "prompt": f"Story number {number}: once upon a time" + " and then" * number,
+            "model": "fault",
+            "prompt": f"Chapter {number}. {SUBJECTS[number % len(SUBJECTS)]} " * (1 + number % 3),
             "max_tokens": new_tokens,
+            "ignore_eos": True,
             "stream": True,
             "temperature": 0,
         }
