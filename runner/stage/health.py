@@ -1,0 +1,44 @@
+"""A stage's /livez and /readyz, served from the control thread."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+Check = Callable[[], str]
+
+
+def health_app(livez: Check, readyz: Check) -> Starlette:
+    """200 where the check returns "", else 503 and what it returned as the reason."""
+
+    def answer(check: Check) -> Callable[[Request], JSONResponse]:
+        def respond(_: Request) -> JSONResponse:
+            reason = check()
+            body = {"status": "unavailable", "reason": reason} if reason else {"status": "ok"}
+            return JSONResponse(body, status_code=503 if reason else 200)
+
+        return respond
+
+    async def live(request: Request) -> JSONResponse:
+        return answer(livez)(request)
+
+    async def ready(request: Request) -> JSONResponse:
+        return answer(readyz)(request)
+
+    return Starlette(routes=[Route("/livez", live), Route("/readyz", ready)])
+
+
+async def serve_health(app: Starlette, listening: socket.socket) -> None:
+    """Until cancelled. Access is not logged: a probe comes every second."""
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+    server = uvicorn.Server(config)
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        listening.close()

@@ -1,0 +1,209 @@
+"""Stages in real processes, and a master in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+
+from runner.master.formation import Formation
+from runner.master.group import Group
+from runner.sampling_parameters import SamplingParameters
+from runner.step import Admission, Segment, Step, StepResult
+from service.contract import GroupSpec, RankSpec, render
+
+GREEDY = SamplingParameters(temperature=0)
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+class Recorder:
+    """A group's listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.formations: list[Formation] = []
+        self.results: asyncio.Queue[StepResult] = asyncio.Queue()
+        self.losses: list[str] = []
+        self.failure = ""
+
+    def group_formed(self, formation: Formation) -> None:
+        self.formations.append(formation)
+
+    def step_returned(self, result: StepResult) -> None:
+        self.results.put_nowait(result)
+
+    def group_lost(self, reason: str) -> None:
+        self.losses.append(reason)
+
+    def group_failed(self, reason: str) -> None:
+        self.failure = reason
+
+
+class Master:
+    """A group, its recorder, and greedy decoding by hand."""
+
+    def __init__(self, group: Group, recorder: Recorder) -> None:
+        self.group, self.recorder = group, recorder
+        self._step = 0
+
+    async def until(self, condition: Callable[[], object], limit_s: float, what: str) -> float:
+        """Poll; seconds that it took; AssertionError with the group's state after `limit_s`."""
+        began = time.monotonic()
+        while not condition():
+            if time.monotonic() - began > limit_s:
+                state = f"{self.group.state}: {self.group.reason}"
+                raise AssertionError(f"{what}: not within {limit_s} s; the group is {state}")
+            await asyncio.sleep(0.01)
+        return time.monotonic() - began
+
+    async def until_formed(self, limit_s: float = 60) -> Formation:
+        count = len(self.recorder.formations)
+        if self.group.state != "ready":
+            await self.until(lambda: len(self.recorder.formations) > count, limit_s, "formed")
+        return self.recorder.formations[-1]
+
+    async def until_lost(self, limit_s: float = 5) -> float:
+        """Seconds until the group was no longer ready."""
+        return await self.until(lambda: self.group.state != "ready", limit_s, "lost")
+
+    async def step(
+        self,
+        segments: tuple[Segment, ...],
+        token_ids: tuple[int, ...],
+        admissions: tuple[Admission, ...] = (),
+        releases: tuple[int, ...] = (),
+    ) -> StepResult:
+        self._step += 1
+        self.group.submit(Step(self._step, segments, token_ids, admissions, releases))
+        return await asyncio.wait_for(self.recorder.results.get(), 20)
+
+    async def generate(self, request: int, prompt: tuple[int, ...], count: int) -> list[int]:
+        """Greedy: the prompt in two chunks, then one token a step."""
+        size, cut = len(prompt), len(prompt) // 2
+        admission = Admission(request, size + count, size, 0, 1, GREEDY)
+        chunk = Segment(request, 0, cut, size, False)
+        result = await self.step((chunk,), prompt[:cut], (admission,))
+        assert result.tokens == ()
+        chunk = Segment(request, cut, size - cut, size, True)
+        result = await self.step((chunk,), prompt[cut:])
+        ids = [result.tokens[0].token_id]
+        while len(ids) < count:
+            position = size + len(ids) - 1
+            segment = Segment(request, position, 1, position + 1, True)
+            result = await self.step((segment,), (ids[-1],))
+            ids.append(result.tokens[0].token_id)
+        await self.step((), (), releases=(request,))
+        return ids
+
+
+class Stages:
+    """One process per entry of `layers`. Extra keywords go into the GroupSpec; `advertise` maps a
+    rank to the address that it announces."""
+
+    def __init__(
+        self,
+        model: str,
+        layers: list[tuple[int, int]],
+        state: Path,
+        *,
+        advertise: dict[int, str] | None = None,
+        **settings: object,
+    ) -> None:
+        ports = free_ports(2 + 2 * len(layers))
+        ranks = tuple(
+            RankSpec(
+                rank=rank,
+                layers=bounds,
+                threads=1,
+                memory_bytes=2 * 10**9,
+                data_port=ports[2 + 2 * rank],
+                health_port=ports[3 + 2 * rank],
+                advertise_address=(advertise or {}).get(rank, ""),
+            )
+            for rank, bounds in enumerate(layers)
+        )
+        fields = {"bind_address": "127.0.0.1", "dtype": "float32", "request_deadline_s": 60.0}
+        self.spec = GroupSpec(
+            "stages",
+            model,
+            ranks,
+            master_port=ports[0],
+            http_port=ports[1],
+            **(fields | settings),  # type: ignore[arg-type]
+        )
+        self.state = state
+        self.token = secrets.token_hex(16).encode()
+        self.spec_file = self._write("spec.json", render(self.spec))
+        self.token_file = self._write("token", self.token.decode())
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def _write(self, name: str, text: str) -> Path:
+        path = self.state / name
+        path.write_text(text)
+        return path
+
+    def launch(
+        self, rank: int, *, token_file: Path | None = None, spec_file: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """A stage's process; its log is appended to stage-RANK.log."""
+        command = [sys.executable, "-m", "runner.stage", "--rank", str(rank)]
+        command += ["--spec", str(spec_file or self.spec_file)]
+        command += ["--token-file", str(token_file or self.token_file)]
+        with (self.state / f"stage-{rank}.log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log)
+
+    def start(self, *ranks: int) -> None:
+        for rank in ranks or range(len(self.spec.ranks)):
+            self.processes[rank] = self.launch(rank)
+
+    def signal(self, rank: int, number: signal.Signals) -> None:
+        self.processes[rank].send_signal(number)
+
+    def restart(self, rank: int) -> None:
+        """What a kubelet does with a process that is dead or does not answer."""
+        self.processes[rank].kill()
+        self.processes[rank].wait(10)
+        self.start(rank)
+
+    def process_ids(self) -> dict[int, int]:
+        return {rank: process.pid for rank, process in self.processes.items()}
+
+    def log(self, rank: int) -> str:
+        return (self.state / f"stage-{rank}.log").read_text()
+
+    def health(self, rank: int, path: str) -> httpx.Response:
+        return httpx.get(f"http://127.0.0.1:{self.spec.ranks[rank].health_port}{path}", timeout=1)
+
+    @contextlib.asynccontextmanager
+    async def master(self) -> AsyncIterator[Master]:
+        """One life of a master; the stages outlive it."""
+        recorder = Recorder()
+        group = Group(self.spec, self.token, recorder)
+        await group.start()
+        try:
+            yield Master(group, recorder)
+        finally:
+            await group.stop()
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGCONT)
+                process.kill()
+            process.wait(10)
