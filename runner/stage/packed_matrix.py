@@ -1,0 +1,111 @@
+"""One matrix as oneDNN wants it on this CPU.
+
+torch's two operators for this are private (they serve torch.compile), so everything here is
+guarded: where they are missing, `supported` says no and the plain modules stay.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from functools import cache
+
+import torch
+from torch import nn
+
+SWITCH = "SPLITSTACK_PACKED_WEIGHTS"
+# An upcast copy of a low-precision matrix is made in blocks of this many elements (16 MiB).
+UPCAST_BLOCK_ELEMENTS = 4 * 2**20
+# More rows than this never change how a row is summed: what fewer rows are compared with.
+PROBE_ROWS = 8
+
+
+class Layout(Enum):
+    PACKED = "packed"  # reordered once for oneDNN: fastest from one row to about 64
+    DENSE = "dense"  # the module's own matrix, which somebody else reads too
+    UPCAST = "upcast"  # 16 bits kept, 32 bits computed: the CPU cannot multiply this dtype fast
+
+
+def supported() -> bool:
+    """This torch has the operators, oneDNN, and nobody switched packing off."""
+    return (
+        os.environ.get(SWITCH, "1") != "0"
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+class PackedMatrix:
+    """A matrix [out, in] for `rows @ matrix.T + bias` on CPU; bytes as given, plus no copy.
+
+    A row's result is bit-equal however many rows are computed with it. Where oneDNN sums a lone
+    row in another order (a probe at packing finds out), it gets zero rows for company.
+    """
+
+    def __init__(self, dense: torch.Tensor, *, shared: bool = False) -> None:
+        self.tensor, self.layout = _arrange(dense.detach(), shared)
+        self._minimum_rows = 1
+        self._minimum_rows = self._probe(dense.shape[1])
+
+    @property
+    def bytes_packed(self) -> int:
+        """Bytes that this object holds beside what the model held anyway."""
+        if self.layout is not Layout.PACKED:
+            return 0
+        return self.tensor.numel() * self.tensor.element_size()
+
+    def apply(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """[..., in] -> [..., out], in the dtype of `rows`."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        count = flat.shape[0]
+        if count < self._minimum_rows:
+            flat = nn.functional.pad(flat, (0, 0, 0, self._minimum_rows - count))
+        if self.layout is Layout.UPCAST:
+            result = self._upcast(flat, bias)
+        else:
+            result = _multiply(flat, self.tensor, bias)
+        return result[:count].view(*rows.shape[:-1], result.shape[-1])
+
+    def _upcast(self, flat: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        wide = flat.float()
+        height = max(1, UPCAST_BLOCK_ELEMENTS // self.tensor.shape[1])
+        blocks = [
+            _multiply(wide, block.float(), None) for block in torch.split(self.tensor, height)
+        ]
+        result = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
+        return (result if bias is None else result + bias.float()).to(flat.dtype)
+
+    def _probe(self, width: int) -> int:
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(PROBE_ROWS, width, generator=generator)
+        if self.layout is not Layout.UPCAST:  # rounding to 16 bits would hide a difference
+            rows = rows.to(self.tensor.dtype)
+        together = self.apply(rows, None)
+        for count in (1, 2):
+            if torch.equal(self.apply(rows[:count], None), together[:count]):
+                return count
+        return 4
+
+
+def _arrange(dense: torch.Tensor, shared: bool) -> tuple[torch.Tensor, Layout]:
+    if not _multiplies(dense.dtype):
+        return dense, Layout.UPCAST
+    if shared:
+        return dense, Layout.DENSE
+    return torch.ops.mkldnn._reorder_linear_weight(dense.contiguous()), Layout.PACKED
+
+
+@cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """oneDNN has instructions for this dtype on this CPU; without them it raises."""
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _multiply(rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, matrix, bias, "none", [], "")
+    return result
