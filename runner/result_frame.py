@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 from runner.errors import ProtocolError
+from runner.sampling_parameters import MAX_LOGPROBS
 from runner.step import SampledToken, StageTime, StepResult
 from runner.wire import (
     ALTERNATIVE,
-    MAX_ALTERNATIVES,
     SAMPLED,
     TIME,
     Header,
@@ -64,7 +64,7 @@ def decode_result(header: Header, body: bytes | bytearray, limits: Limits) -> St
         view[:end_of_tokens]
     ):
         _check_token(token_id, logprob if has_logprob else 0.0, limits)
-        if position > limits.positions or more > MAX_ALTERNATIVES:
+        if position > limits.positions or more > MAX_LOGPROBS:
             raise ProtocolError(f"a token at position {position} with {more} alternatives")
         own = tuple(pairs[taken : taken + more]) if more else ()
         taken += more

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from runner.errors import InvalidField
 
+MAX_LOGPROBS = 20
 _REALS: dict[str, tuple[float, float, str]] = {
     "temperature": (0.0, 2.0, "a number from 0 (greedy) to 2"),
     "top_p": (0.0, 1.0, "a number above 0 and up to 1"),
@@ -19,7 +19,7 @@ _REALS: dict[str, tuple[float, float, str]] = {
 }
 _INTEGERS: dict[str, tuple[int, int, str]] = {
     "top_k": (0, 2**31 - 1, "an integer from 0 (off) up"),
-    "logprobs": (-1, 20, "an integer from 0 to 20"),
+    "logprobs": (-1, MAX_LOGPROBS, f"an integer from 0 to {MAX_LOGPROBS}"),
 }
 _ABOVE_ZERO = ("top_p", "repetition_penalty")
 MAX_LOGIT_BIAS_ENTRIES = 1024
@@ -56,7 +56,7 @@ class SamplingParameters:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise InvalidField(name, value, f"must be {rule}")
-            if not math.isfinite(value) or not low <= value <= high:
+            if not low <= value <= high:  # false for NaN too
                 raise InvalidField(name, value, f"must be {rule}")
             if name in _ABOVE_ZERO and value == 0:
                 raise InvalidField(name, value, f"must be {rule}")

@@ -15,6 +15,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from runner.errors import ProtocolError
+from runner.sampling_parameters import MAX_LOGPROBS
 from runner.step import StageTime
 from service.contract import GroupSpec
 
@@ -22,7 +23,6 @@ MAGIC = b"SPLS"
 VERSION = 1
 DTYPES = ("", "float32", "bfloat16", "float16")
 ITEM_BYTES = (0, 4, 2, 2)
-MAX_ALTERNATIVES = 20  # sampling_parameters' limit of `logprobs`
 ADMISSION_BYTES = 64 * 1024  # one admission: the largest logit_bias is half of it
 
 _HEADER = struct.Struct("<4sBBBBQIQH6I")
@@ -79,7 +79,7 @@ class Limits:
     def of_master(cls, spec: GroupSpec, *, vocab: int, positions: int) -> Limits:
         """What the master accepts from the last stage."""
         segments = max_segments(spec)
-        tokens = segments * MAX_ALTERNATIVES
+        tokens = segments * MAX_LOGPROBS
         return cls(Operation.RESULT, len(spec.ranks), tokens, segments, 0, vocab, positions)
 
 
@@ -167,7 +167,7 @@ def _check_step_counts(header: Header, limits: Limits) -> None:
 
 def _check_result_counts(header: Header, limits: Limits) -> None:
     tokens, alternatives, *rest = header.counts
-    if tokens > limits.segments or alternatives > tokens * MAX_ALTERNATIVES:
+    if tokens > limits.segments or alternatives > tokens * MAX_LOGPROBS:
         raise ProtocolError(f"a result of {tokens} tokens with {alternatives} alternatives")
     if header.dtype or any(rest):
         raise ProtocolError("a result with a tensor")

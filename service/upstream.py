@@ -77,17 +77,22 @@ class Upstream:
 
     async def ready(self) -> str:
         """Why it does not serve, in one sentence; "" when it does."""
+        return (await self._readiness())[0]
+
+    async def _readiness(self) -> tuple[str, bool]:
+        """What `ready` says, and whether that is the end: no waiting will change it."""
         try:
             answer = await self._client.get("/readyz", timeout=READY_TIMEOUT_S)
         except httpx.HTTPError as error:
-            return f"{self.name} at {self.url} does not answer: {_reason(error)}"
+            return f"{self.name} at {self.url} does not answer: {_reason(error)}", False
         if answer.is_success:
-            return ""
+            return "", False
         try:
-            reason = str(answer.json()["reason"])
-        except (ValueError, KeyError, TypeError):
-            reason = f"HTTP {answer.status_code}"
-        return f"{self.name} is not ready: {reason}"
+            document = answer.json()
+            reason, failed = str(document["reason"]), document.get("state") == "failed"
+        except (ValueError, KeyError, TypeError, AttributeError):
+            reason, failed = f"HTTP {answer.status_code}", False
+        return f"{self.name} is not ready: {reason}", failed
 
     async def get(self, path: str) -> dict[str, Any]:
         """A JSON object by GET; raises ApiError."""
@@ -128,12 +133,13 @@ class Upstream:
         return answer
 
     async def _returned(self) -> bool:
-        """True as soon as the upstream is ready, False after `patience_s`."""
+        """True as soon as the upstream is ready, False after `patience_s` or in its end state."""
         try:
             async with asyncio.timeout(self._patience_s):
                 while True:
-                    if not await self.ready():
-                        return True
+                    reason, failed = await self._readiness()
+                    if failed or not reason:
+                        return not failed
                     await asyncio.sleep(READY_POLL_S)
         except TimeoutError:
             return False

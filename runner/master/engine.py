@@ -104,6 +104,12 @@ class Engine:
         return not self._draining and self._turned and self._group.state == "ready"
 
     @property
+    def state(self) -> str:
+        """The group's: starting, forming, ready or failed (the end); or draining."""
+        assert self._group is not None
+        return "draining" if self._draining else self._group.state
+
+    @property
     def reason(self) -> str:
         assert self._group is not None
         if self._draining:
@@ -118,6 +124,11 @@ class Engine:
             raise InvalidField("max_tokens", request.max_new_tokens, "must be at least 1")
         if self.max_model_len is None:
             raise NotServing(f"the rank group has not formed yet: {self.reason}")
+        if self._formation is not None:
+            vocabulary = min(stage.vocab_size for stage in self._formation.stages)
+            if not 0 <= (largest := max(request.prompt_ids)) < vocabulary:
+                rule = f"must be a token id below the model's vocabulary size {vocabulary}"
+                raise InvalidField("prompt", largest, rule)
         needed = len(request.prompt_ids) + request.max_new_tokens
         if needed > self.max_model_len:
             raise PromptTooLong(
@@ -256,8 +267,10 @@ class Engine:
                 self._ledger.remove(entry.number)
                 scheduler.remove(entry)
             entry.deliver(event)
-        if events:
-            self._counters.generated_tokens += len(events)
+        self._counters.generated_tokens += len(events)
+        if events or not self._ledger.open:
+            # Of an idle group nothing is asked but to pass its probes. A request that ends one
+            # epoch after the other stays open, and then probes do not count.
             assert self._group is not None
             self._group.note_progress()
         self._pump()

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict
 
 from runner.errors import InvalidField
 from runner.master.request_body import SamplingBody
+from runner.sampling_parameters import MAX_LOGPROBS
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
-MAX_ALTERNATIVES = 20
 _IGNORED = frozenset(
     {
         "user",
@@ -172,5 +172,5 @@ def _are_ids(value: object) -> bool:
 
 
 def _check_alternatives(field: str, value: int) -> None:
-    if not 0 <= value <= MAX_ALTERNATIVES:
-        raise InvalidField(field, value, f"must be an integer from 0 to {MAX_ALTERNATIVES}")
+    if not 0 <= value <= MAX_LOGPROBS:
+        raise InvalidField(field, value, f"must be an integer from 0 to {MAX_LOGPROBS}")

@@ -21,7 +21,8 @@ async def readyz(request: Request) -> Response:
     engine = service_of(request).engine
     if engine.ready:
         return JSONResponse({"ready": True})
-    return JSONResponse({"ready": False, "reason": engine.reason}, status_code=503)
+    state = {"ready": False, "state": engine.state, "reason": engine.reason}
+    return JSONResponse(state, status_code=503)
 
 
 async def models(request: Request) -> Response:

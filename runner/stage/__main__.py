@@ -41,7 +41,7 @@ def main() -> int:
     except (ModelUnavailable, UnsupportedModel) as error:
         logger.error("%s", error)
         control.report_load_failure(str(error))
-        return 1
+        return 2  # trying again would not help
     except Exception as error:  # whatever a broken checkpoint makes of its reader
         logger.exception("the weights cannot be loaded")
         control.report_load_failure(f"{type(error).__name__}: {error}"[:500])

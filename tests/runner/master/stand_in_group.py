@@ -8,13 +8,14 @@ import hashlib
 from runner.master.formation import Formation, GroupListener, StageInfo
 from runner.step import Admission, SampledToken, StageTime, Step, StepResult
 
-VOCABULARY = 1000
+VOCABULARY = 49152  # the demo model's, whose tokenizer some tests use
+SAMPLED_BELOW = 1000
 
 
 def next_token(ids: list[int], seed: int, choice: int) -> int:
     """What the stand-in samples after `ids`: any change of its inputs changes it."""
     text = f"{ids}/{seed}/{choice}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") % VOCABULARY
+    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") % SAMPLED_BELOW
 
 
 def expected_tokens(prompt: tuple[int, ...], count: int, seed: int, choice: int = 0) -> list[int]:
@@ -74,7 +75,7 @@ class StandInGroup:
         self.epoch = self.formations = self.progress = 0
         self.steps: list[Step] = []
         self.pipeline = Pipeline(kv_tokens)
-        self.frozen = False
+        self.frozen = self.frozen_segments = False
         self.abandoned: list[str] = []
         self._queue: list[Step] = []
         self._running: asyncio.Task[None] | None = None
@@ -129,6 +130,8 @@ class StandInGroup:
         while self._queue:
             await asyncio.sleep(self.delay_s)
             if self._queue and not self.frozen:
+                if self.frozen_segments and self._queue[0].segments:
+                    continue  # a probe before it has passed, this does not
                 step = self._queue.pop(0)
                 times = tuple(StageTime(rank, 1_000_000, 0) for rank in range(self.ranks))
                 tokens = tuple(self.pipeline.run(step))

@@ -41,11 +41,15 @@ def test_the_models_are_the_model_and_its_alias(client: OpenAI) -> None:
 def test_live_always_ready_only_when_served(url: str, engine: ScriptedEngine) -> None:
     assert httpx.get(f"{url}/livez").status_code == 200
     assert httpx.get(f"{url}/readyz").status_code == 200
-    engine.ready, engine.reason = False, "rank 1 has been lost"
+    engine.ready, engine.state, engine.reason = False, "starting", "rank 1 has been lost"
     assert httpx.get(f"{url}/livez").status_code == 200
     response = httpx.get(f"{url}/readyz")
     assert response.status_code == 503
-    assert response.json() == {"ready": False, "reason": "rank 1 has been lost"}
+    assert response.json() == {
+        "ready": False,
+        "state": "starting",
+        "reason": "rank 1 has been lost",
+    }
 
 
 def test_topology_names_the_deployment(url: str) -> None:

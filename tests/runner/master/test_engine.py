@@ -8,13 +8,19 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from runner.errors import DeadlineExceeded, EngineFull, NotServing, PromptTooLong
+from runner.errors import (
+    DeadlineExceeded,
+    EngineFull,
+    InvalidField,
+    NotServing,
+    PromptTooLong,
+)
 from runner.master import engine as engine_module
 from runner.master.engine import Engine
 from runner.master.generation import GenerationRequest
 from runner.sampling_parameters import SamplingParameters
 from service.contract import GroupSpec, RankSpec
-from tests.runner.master.stand_in_group import StandInGroup, expected_tokens
+from tests.runner.master.stand_in_group import VOCABULARY, StandInGroup, expected_tokens
 
 
 def make_spec(ranks: int = 2, **settings: object) -> GroupSpec:
@@ -182,6 +188,36 @@ def test_refusals() -> None:
                 await task
         with pytest.raises(NotServing, match="three epochs"):
             await collect(engine, make_request(3, 3))
+
+    run(body)
+
+
+def test_id_outside_the_vocabulary_never_reaches_a_stage() -> None:
+    async def body() -> None:
+        engine, group = make_engine()
+        group.form()
+        request = GenerationRequest((1, VOCABULARY), 3, SamplingParameters())
+        with pytest.raises(InvalidField, match="vocabulary"):
+            await collect(engine, request)
+        assert not any(step.segments for step in group.steps)
+
+    run(body)
+
+
+def test_probes_count_as_progress_only_while_nothing_is_asked() -> None:
+    async def body() -> None:
+        engine, group = make_engine(delay_s=0.001)
+        group.form()
+        await asyncio.sleep(0.02)
+        assert group.progress == 1
+        group.lose()
+        tasks = [asyncio.create_task(collect(engine, make_request(600, 3)))]
+        await asyncio.sleep(0.02)
+        group.form()
+        group.frozen_segments = True
+        await asyncio.sleep(0.05)
+        assert group.progress == 1
+        tasks[0].cancel()
 
     run(body)
 

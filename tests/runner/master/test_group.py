@@ -335,7 +335,7 @@ def test_weights_that_cannot_be_loaded_are_told(tmp_path: Path) -> None:
                     lambda: "rank 0 cannot load the model" in master.group.reason, 30, "told"
                 )
                 assert "no-such-model" in master.group.reason
-                assert stages.processes[0].wait(5) == 1
+                assert stages.processes[0].wait(5) == 2
                 assert master.group.state == "starting"
         finally:
             stages.end()
