@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Protocol
 
 from runner.errors import (
@@ -17,6 +16,7 @@ from runner.errors import (
     PromptTooLong,
     RunnerError,
 )
+from runner.master.engine_report import EngineStatistics, describe_topology
 from runner.master.formation import Formation, StageInfo
 from runner.master.generation import GenerationRequest, TokenEvent
 from runner.master.micro_batches import MicroBatches
@@ -50,25 +50,6 @@ class RankGroup(Protocol):
     def note_progress(self) -> None: ...
     def stages(self) -> tuple[StageInfo | None, ...]: ...
     def drain(self) -> None: ...
-
-
-@dataclass
-class EngineStatistics:
-    """Counters since the start, and the present (`running` to `micro_batches`)."""
-
-    requests: int = 0
-    generated_tokens: int = 0
-    steps: int = 0
-    losses: int = 0
-    replays: int = 0
-    running: int = 0
-    waiting: int = 0
-    kv_tokens_reserved: int = 0
-    kv_tokens: int = 0
-    epoch: int = 0
-    formations: int = 0
-    steps_in_flight: int = 0
-    micro_batches: int = 0
 
 
 class Engine:
@@ -196,39 +177,9 @@ class Engine:
         """Epoch, micro-batches in flight, and by rank its layers, bytes and mean times (ms)."""
         group = self._group
         assert group is not None
-        ranks = []
-        for rank, stage in zip(self._spec.ranks, group.stages(), strict=True):
-            cost = self._cost.stages[rank.rank]
-            busy, waits = cost.mean_s, cost.wait_s
-            ranks.append(
-                {
-                    "rank": rank.rank,
-                    "node": rank.node,
-                    "devices": rank.visible_devices or rank.device,
-                    "layers": list(rank.layers),
-                    "loaded": stage is not None,
-                    "address": stage.address if stage else None,
-                    "process_id": stage.process_id if stage else None,
-                    "weight_bytes": stage.weight_bytes if stage else None,
-                    "kv_bytes": stage.kv_tokens * stage.kv_bytes_per_token if stage else None,
-                    "dtype": stage.dtype if stage else None,
-                    "compute_ms": round(busy * 1e3, 3),
-                    "wait_ms": round(waits * 1e3, 3),
-                    "bubble_ratio": round(waits / (busy + waits), 4) if busy + waits else None,
-                }
-            )
-        statistics = self.statistics()
-        return {
-            "epoch": group.epoch,
-            "formations": group.formations,
+        return describe_topology(self._spec, group.stages(), self._cost, self.statistics()) | {
             "state": group.state,
             "max_model_len": self.max_model_len,
-            "micro_batches": statistics.micro_batches,
-            "steps": statistics.steps,
-            "steps_in_flight": statistics.steps_in_flight,
-            "kv_tokens": statistics.kv_tokens,
-            "kv_tokens_reserved": statistics.kv_tokens_reserved,
-            "ranks": ranks,
         }
 
     # What the group tells

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 
 from runner.errors import RunnerError
-from runner.master.engine import EngineStatistics
+from runner.master.engine_report import EngineStatistics
 from runner.master.generation import (
     FINISHED_BY_LENGTH,
     FINISHED_BY_STOP,

@@ -1,0 +1,74 @@
+"""What the engine says of itself: counters for /metrics, the ranks for /topology."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runner.master.formation import StageInfo
+from runner.master.step_cost import StageCost, StepCost
+from service.contract import GroupSpec, RankSpec
+
+
+@dataclass
+class EngineStatistics:
+    """Counters since the start, and the present (`running` to `micro_batches`)."""
+
+    requests: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    losses: int = 0
+    replays: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_tokens_reserved: int = 0
+    kv_tokens: int = 0
+    epoch: int = 0
+    formations: int = 0
+    steps_in_flight: int = 0
+    micro_batches: int = 0
+
+
+def describe_topology(
+    spec: GroupSpec,
+    stages: Sequence[StageInfo | None],
+    cost: StepCost,
+    statistics: EngineStatistics,
+) -> dict[str, object]:
+    """Epoch, micro-batches in flight, and by rank its layers, bytes and mean step times (ms).
+
+    `stages` by rank, None where one has not joined. A rank's bubble ratio is the share of its time
+    that it waits for work.
+    """
+    return {
+        "epoch": statistics.epoch,
+        "formations": statistics.formations,
+        "micro_batches": statistics.micro_batches,
+        "steps": statistics.steps,
+        "steps_in_flight": statistics.steps_in_flight,
+        "kv_tokens": statistics.kv_tokens,
+        "kv_tokens_reserved": statistics.kv_tokens_reserved,
+        "ranks": [
+            _describe_rank(rank, stage, cost.stages[rank.rank])
+            for rank, stage in zip(spec.ranks, stages, strict=True)
+        ],
+    }
+
+
+def _describe_rank(rank: RankSpec, stage: StageInfo | None, cost: StageCost) -> dict[str, object]:
+    busy_s, wait_s = cost.mean_s, cost.wait_s
+    return {
+        "rank": rank.rank,
+        "node": rank.node,
+        "devices": rank.visible_devices or rank.device,
+        "layers": list(rank.layers),
+        "loaded": stage is not None,
+        "address": stage.address if stage else None,
+        "process_id": stage.process_id if stage else None,
+        "weight_bytes": stage.weight_bytes if stage else None,
+        "kv_bytes": stage.kv_tokens * stage.kv_bytes_per_token if stage else None,
+        "dtype": stage.dtype if stage else None,
+        "compute_ms": round(busy_s * 1e3, 3),
+        "wait_ms": round(wait_s * 1e3, 3),
+        "bubble_ratio": round(wait_s / (busy_s + wait_s), 4) if busy_s + wait_s else None,
+    }
