@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,52 @@ def test_a_killed_stage_comes_back(running: tuple[Path, str]) -> None:
         return now["phase"] == "ready" and now["epoch"] > before["epoch"]
 
     wait_for(formed_again, 120, "a new epoch")
+
+
+def test_a_stopped_stage_is_killed_and_comes_back(running: tuple[Path, str]) -> None:
+    """A stopped process answers no probe and ignores SIGTERM: three failures and it is killed."""
+    folder, _ = running
+    before = status(folder)
+    (stage,) = [row for row in before["processes"] if row["name"] == "stage-1"]
+    os.kill(stage["pid"], signal.SIGSTOP)
+    wait_for(lambda: status(folder)["phase"] != "ready", 8, "not ready")
+
+    def formed_again() -> bool:
+        now = status(folder)
+        return now["phase"] == "ready" and now["epoch"] > before["epoch"]
+
+    wait_for(formed_again, 120, "a new epoch")
+    assert start_time(stage["pid"]) is None
+
+
+def test_a_request_survives_the_masters_death(running: tuple[Path, str]) -> None:
+    """Nothing of it was delivered, so the proxy block asks the next master."""
+    folder, _ = running
+    before = status(folder)
+    (master,) = [row for row in before["processes"] if row["name"] == "master"]
+    body = {
+        "model": "pytorch-block-3",
+        "session_id": "survivor",
+        "seq_no": 1,
+        "data": {
+            "mode": "completions",
+            "message": "Count from one to fifty in words.",
+            "generation_config": {"max_new_tokens": 80, "do_sample": False},
+        },
+    }
+    url = f"{before['url']}/v1/infer"
+    calm = httpx.post(url, json=body, timeout=120).json()["data"]["generated"]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, url, json=body, timeout=120)
+        running_requests = 'vllm:num_requests_running{model_name="demo:smollm2-135m-instruct"} 1.0'
+        wait_for(
+            lambda: running_requests in httpx.get(f"{master['url']}/metrics").text, 10, "running"
+        )
+        os.kill(master["pid"], signal.SIGKILL)
+        assert answer.result().json()["data"]["generated"] == calm
+    assert [
+        row["pid"] for row in status(folder)["processes"] if row["name"].startswith("stage")
+    ] == [row["pid"] for row in before["processes"] if row["name"].startswith("stage")]
 
 
 def test_nothing_outlives_a_killed_supervisor(running: tuple[Path, str]) -> None:
