@@ -17,9 +17,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from engines import Engine, Outcome, Splitstack, Transformers
-from hardware import describe_hardware
-from random_model import VOCABULARY, make_random_model
+from benchmarks.engines import Engine, Outcome, Splitstack, Transformers
+from benchmarks.hardware import describe_hardware
+from benchmarks.random_model import VOCABULARY, make_random_model
 
 PROMPT_TOKENS = 32
 FIRST_TOKEN_PROMPT = 512

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from hardware import describe_hardware
-from random_model import make_random_model
+from benchmarks.hardware import describe_hardware
+from benchmarks.random_model import make_random_model
 from serving import PROMPT_TOKENS, make_prompts
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 

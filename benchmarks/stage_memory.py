@@ -16,9 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from engines import Splitstack
-from hardware import describe_hardware
-from random_model import make_random_model
+from benchmarks.engines import Splitstack
+from benchmarks.hardware import describe_hardware
+from benchmarks.random_model import make_random_model
 
 ALLOWANCE_BYTES = 150_000_000
 LAYERS = 22

@@ -18,7 +18,7 @@ import time
 
 import torch
 import torch.distributed as distributed
-from hardware import describe_hardware
+from benchmarks.hardware import describe_hardware
 
 SIZES = (4 * 1024, 1024 * 1024)
 

@@ -13,9 +13,14 @@ from functools import cache
 import torch
 from torch import nn
 
+from runner.stage.allocator import give_back
+
 SWITCH = "SPLITSTACK_PACKED_WEIGHTS"
 # An upcast copy of a low-precision matrix is made in blocks of this many elements (16 MiB).
 UPCAST_BLOCK_ELEMENTS = 4 * 2**20
+# A matrix that may be consumed is packed in blocks of this size, each block's pages given back
+# before the next: a head of gigabytes would double otherwise.
+CONSUMED_BLOCK_BYTES = 64 * 2**20
 # More rows than this never change how a row is summed: what fewer rows are compared with.
 PROBE_ROWS = 8
 
@@ -41,10 +46,22 @@ class PackedMatrix:
 
     A row's result is bit-equal however many rows are computed with it. Where oneDNN sums a lone
     row in another order (a probe at packing finds out), it gets zero rows for company.
+    `shared`: others read `dense` too, it stays where it lies. `consumed`: nobody reads `dense`
+    afterwards, and its memory is given back while a large one is packed (`tensor` is then on the
+    meta device).
     """
 
-    def __init__(self, dense: torch.Tensor, *, shared: bool = False) -> None:
-        self.tensor, self.layout = _arrange(dense.detach(), shared)
+    def __init__(
+        self, dense: torch.Tensor, *, shared: bool = False, consumed: bool = False
+    ) -> None:
+        dense = dense.detach()
+        self.layout = _choose_layout(dense.dtype, shared)
+        self.tensor = dense
+        self._blocks: tuple[torch.Tensor, ...] = (dense,)
+        if self.layout is Layout.PACKED:
+            self._blocks = _reorder(dense, consumed)
+            whole = len(self._blocks) == 1
+            self.tensor = self._blocks[0] if whole else dense.to("meta")
         self._minimum_rows = 1
         self._minimum_rows = self._probe(dense.shape[1])
 
@@ -53,7 +70,7 @@ class PackedMatrix:
         """Bytes that this object holds beside what the model held anyway."""
         if self.layout is not Layout.PACKED:
             return 0
-        return self.tensor.numel() * self.tensor.element_size()
+        return sum(block.numel() * block.element_size() for block in self._blocks)
 
     def apply(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """[..., in] -> [..., out], in the dtype of `rows`."""
@@ -64,8 +81,15 @@ class PackedMatrix:
         if self.layout is Layout.UPCAST:
             result = self._upcast(flat, bias)
         else:
-            result = _multiply(flat, self.tensor, bias)
+            result = self._multiply_blocks(flat, bias)
         return result[:count].view(*rows.shape[:-1], result.shape[-1])
+
+    def _multiply_blocks(self, flat: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if len(self._blocks) == 1:
+            return _multiply(flat, self._blocks[0], bias)
+        parts = [_multiply(flat, block, None) for block in self._blocks]
+        result = torch.cat(parts, dim=-1)
+        return result if bias is None else result.add_(bias)
 
     def _upcast(self, flat: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         wide = flat.float()
@@ -88,12 +112,22 @@ class PackedMatrix:
         return 4
 
 
-def _arrange(dense: torch.Tensor, shared: bool) -> tuple[torch.Tensor, Layout]:
-    if not _multiplies(dense.dtype):
-        return dense, Layout.UPCAST
-    if shared:
-        return dense, Layout.DENSE
-    return torch.ops.mkldnn._reorder_linear_weight(dense.contiguous()), Layout.PACKED
+def _choose_layout(dtype: torch.dtype, shared: bool) -> Layout:
+    if not _multiplies(dtype):
+        return Layout.UPCAST
+    return Layout.DENSE if shared else Layout.PACKED
+
+
+def _reorder(dense: torch.Tensor, consumed: bool) -> tuple[torch.Tensor, ...]:
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+    if not consumed or not dense.is_contiguous() or dense.nbytes <= CONSUMED_BLOCK_BYTES:
+        return (reorder(dense.contiguous()),)
+    height = max(1, CONSUMED_BLOCK_BYTES // dense[0].nbytes)
+    blocks = []
+    for rows in torch.split(dense, height):
+        blocks.append(reorder(rows))
+        give_back(rows)
+    return tuple(blocks)
 
 
 @cache

@@ -67,7 +67,7 @@ def _pack(module: nn.Linear, tied: bool) -> int:
     linear = type(module) is nn.Linear
     dense = module.weight.detach() if linear else module.weight.detach().t()
     shared = tied and dense.numel() * dense.element_size() > TIED_COPY_LIMIT_BYTES
-    matrix = PackedMatrix(dense, shared=shared)
+    matrix = PackedMatrix(dense, shared=shared, consumed=not tied)
     if matrix.layout is Layout.PACKED:
         # Takes the original's place, so that shape and dtype can still be asked for.
         module.weight = nn.Parameter(matrix.tensor, requires_grad=False)
