@@ -1,7 +1,7 @@
 """Tokens per second of a split model, side by side with its peers in one interleaved run.
 
-    python benchmarks/serving.py            # about 20 minutes on 2 cores
-    python benchmarks/serving.py --quick    # fewer rounds and loads
+    python -m benchmarks.serving              # about an hour on 2 cores
+    python -m benchmarks.serving --quick      # loads 1 and 32, three rounds, no continuous batching
 
 A random-weight Llama of about 350 M parameters in float32. In every round each engine serves the
 same prompts in turn while the others idle; figures are medians over rounds, and ratios are medians
@@ -21,10 +21,10 @@ from benchmarks.engines import Engine, Outcome, Splitstack, Transformers
 from benchmarks.hardware import describe_hardware
 from benchmarks.random_model import VOCABULARY, make_random_model
 
-PROMPT_TOKENS = 32
+PROMPT_TOKENS, NEW_TOKENS = 32, 64
 FIRST_TOKEN_PROMPT = 512
 LAYERS = 22
-SPLIT = [(0, 12), (12, 22)]  # the head weighs as much as four layers
+SPLIT = [(0, 13), (13, 22)]  # as `splitstack plan` cuts it: the head weighs as much as 4 layers
 
 
 def make_prompts(count: int, length: int, seed: int) -> list[list[int]]:
@@ -32,15 +32,17 @@ def make_prompts(count: int, length: int, seed: int) -> list[list[int]]:
     return [[generator.randrange(100, VOCABULARY) for _ in range(length)] for _ in range(count)]
 
 
-def start_engines(folder: Path, state: Path) -> list[Engine]:
-    return [
+def start_engines(folder: Path, state: Path, quick: bool) -> list[Engine]:
+    engines: list[Engine] = [
         Splitstack(folder, SPLIT, 1, state),
         Splitstack(folder, [(0, LAYERS)], 2, state),
         Transformers(folder, "pipeline", 2, 1, state),
         Transformers(folder, "pipeline", 2, 2, state),
         Transformers(folder, "generate", 1, 2, state),
-        Transformers(folder, "continuous", 1, 2, state),
     ]
+    if not quick:
+        engines.append(Transformers(folder, "continuous", 1, 2, state))
+    return engines
 
 
 def measure(
@@ -88,7 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--model", type=Path, default=Path(".cache/random-llama-350m"))
     arguments = parser.parse_args()
-    rounds = arguments.rounds or (2 if arguments.quick else 5)
+    rounds = arguments.rounds or (3 if arguments.quick else 5)
     loads = [1, 32] if arguments.quick else [1, 4, 16, 32, 64]
     arguments.model.parent.mkdir(parents=True, exist_ok=True)
     folder = make_random_model(arguments.model)
@@ -96,10 +98,10 @@ def main() -> None:
     engines: list[Engine] = []
     with tempfile.TemporaryDirectory(prefix="splitstack-bench-") as state:
         try:
-            engines = start_engines(folder.resolve(), Path(state))
+            engines = start_engines(folder.resolve(), Path(state), arguments.quick)
             for load in loads:
-                outcomes = measure(engines, load, PROMPT_TOKENS, 32, rounds)
-                case = f"{load} concurrent requests, {PROMPT_TOKENS} + 32 tokens"
+                outcomes = measure(engines, load, PROMPT_TOKENS, NEW_TOKENS, rounds)
+                case = f"{load} concurrent requests, {PROMPT_TOKENS} + {NEW_TOKENS} tokens"
                 results[case] = summarize(case, outcomes)
             outcomes = measure(engines, 1, FIRST_TOKEN_PROMPT, 1, rounds)
             case = f"first token of a {FIRST_TOKEN_PROMPT}-token prompt"

@@ -1,7 +1,7 @@
 """Our engine's loop in one process against transformers' generate and generate_batch.
 
-    python benchmarks/single_rank.py            # minutes
-    python benchmarks/single_rank.py --loads 1 --rounds 2 --threads 1
+    python -m benchmarks.single_rank            # minutes
+    python -m benchmarks.single_rank --loads 1 --rounds 2 --threads 1
 
 StageModel and Sampler without sockets or scheduler: what the stage's own code costs and gains.
 Everything is resident in this process and takes turns within each round; figures are medians over
@@ -20,11 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from benchmarks.hardware import describe_hardware
-from benchmarks.random_model import make_random_model
-from serving import PROMPT_TOKENS, make_prompts
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from benchmarks.hardware import describe_hardware
+from benchmarks.random_model import make_random_model
+from benchmarks.serving import PROMPT_TOKENS, make_prompts
 from runner.sampling_parameters import SamplingParameters
 from runner.stage.sampler import Sampler
 from runner.stage.split_model import StageModel

@@ -1,6 +1,6 @@
 """Peak resident memory of each stage beside its bound.
 
-    python benchmarks/stage_memory.py [--ranks 2]
+    python -m benchmarks.stage_memory [--ranks 2]
 
 The bound is the peak of a process that only imports torch and transformers, plus the bytes of the
 rank's own weights, plus 150 MB. The last line is JSON; exit code 1 when a stage is over its bound.

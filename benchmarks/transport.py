@@ -1,6 +1,6 @@
 """One-way latency between two processes on loopback: a plain TCP socket beside gloo.
 
-    python benchmarks/transport.py
+    python -m benchmarks.transport
 
 Both are timed in interleaved rounds of the same run; a one-way time is half a round trip. The
 last line is JSON.
@@ -18,6 +18,7 @@ import time
 
 import torch
 import torch.distributed as distributed
+
 from benchmarks.hardware import describe_hardware
 
 SIZES = (4 * 1024, 1024 * 1024)

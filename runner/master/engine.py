@@ -107,9 +107,10 @@ class Engine:
             raise NotServing(f"the rank group has not formed yet: {self.reason}")
         if self._formation is not None:
             vocabulary = min(stage.vocab_size for stage in self._formation.stages)
-            if not 0 <= (largest := max(request.prompt_ids)) < vocabulary:
-                rule = f"must be a token id below the model's vocabulary size {vocabulary}"
-                raise InvalidField("prompt", largest, rule)
+            for token_id in (min(request.prompt_ids), max(request.prompt_ids)):
+                if not 0 <= token_id < vocabulary:
+                    rule = f"must be a token id from 0 to {vocabulary - 1}, the vocabulary's last"
+                    raise InvalidField("prompt", token_id, rule)
         needed = len(request.prompt_ids) + request.max_new_tokens
         if needed > self.max_model_len:
             raise PromptTooLong(
@@ -199,9 +200,8 @@ class Engine:
             cost=self._cost,
             micro_batches=self._micro_batches,
         )
-        for entry in self._ledger.open.values():
-            self._counters.replays += bool(entry.emitted)
-            self._scheduler.submit(entry)
+        for entry in list(self._ledger.open.values()):
+            self._enter_again(entry, self._scheduler)
         self._submit(self._scheduler.probe(time.monotonic()))
         self._pump()
         self._watch_soon()
@@ -253,6 +253,18 @@ class Engine:
     def _forming_for_too_long(self) -> bool:
         return self._lost_at is not None and time.monotonic() - self._lost_at > FORMING_LIMIT_S
 
+    def _enter_again(self, entry: OpenRequest, scheduler: Scheduler) -> None:
+        """A restarted stage may have less room than before: what can never fit must not stand at
+        the head of the queue."""
+        try:
+            scheduler.check(len(entry.prompt_ids), entry.max_new_tokens)
+        except PromptTooLong as error:
+            self._ledger.remove(entry.number)
+            entry.deliver(error)
+            return
+        self._counters.replays += bool(entry.emitted)
+        scheduler.submit(entry)
+
     def _refuse_open(self, reason: str) -> None:
         for entry in list(self._ledger.open.values()):
             self._ledger.remove(entry.number)
@@ -271,8 +283,10 @@ class Engine:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
+        assert self._group is not None
         self._pump_due = False
-        while self._scheduler is not None:
+        # A group that has just lost its epoch says so in its state first, and tells us after.
+        while self._scheduler is not None and self._group.state == "ready":
             step = self._scheduler.next_step(time.monotonic())
             if step is None:
                 return
@@ -291,15 +305,15 @@ class Engine:
 
     def _look_for_trouble(self) -> None:
         """A step that is overdue, an idle pipeline to be probed, a group that does not form."""
+        assert self._group is not None
         now, scheduler = time.monotonic(), self._scheduler
-        if scheduler is not None:
+        if scheduler is not None and self._group.state == "ready":
             overdue = scheduler.overdue(now)
             if overdue is not None:
-                assert self._group is not None
                 self._group.abandon_epoch(overdue)
             elif not scheduler.in_flight and now - self._returned_at > PROBE_AFTER_S:
                 self._submit(scheduler.probe(now))
-        elif self._forming_for_too_long():
+        elif scheduler is None and self._forming_for_too_long():
             self._refuse_open(
                 f"the group has not formed for {FORMING_LIMIT_S:.0f} s: {self.reason}"
             )

@@ -18,8 +18,7 @@ from runner.master.step_cost import StepCost
 from runner.step import Admission, Segment, Step, StepResult
 
 STEP_LIMIT_S, STEP_LIMIT_FACTOR = 5.0, 8.0
-UNKNOWN_STEP_LIMIT_S = 60.0  # for a size of step that was never measured
-KNOWN_FACTOR = 2  # a step this many times the largest measured one is still predicted
+UNKNOWN_STEP_LIMIT_S = 60.0  # for a step larger than any that was measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +211,10 @@ class Scheduler:
         self._next_number += 1
         cost, tokens = self._cost, len(step.token_ids)
         ahead = sum(cost.slowest_s(len(item.step.token_ids)) for item in self.in_flight.values())
-        limit_s = max(STEP_LIMIT_S, STEP_LIMIT_FACTOR * (ahead + cost.step_s(tokens)))
-        if tokens > KNOWN_FACTOR * cost.largest_tokens:
-            limit_s = max(limit_s, UNKNOWN_STEP_LIMIT_S)
+        longest = cost.longest_s(tokens) if tokens else cost.overhead_s
+        if longest is None:
+            limit_s = UNKNOWN_STEP_LIMIT_S
+        else:
+            limit_s = max(STEP_LIMIT_S, STEP_LIMIT_FACTOR * (ahead + longest))
         limit_s = max([limit_s, *(item.limit_s for item in self.in_flight.values())])
         self.in_flight[step.number] = InFlight(step, decodes, now, limit_s)

@@ -15,6 +15,7 @@ from runner.step import StageTime
 FORGET = 0.97  # weight of the past at each new step
 MIN_CHUNK = 32
 FIRST_CHUNK = 128  # before anything is measured
+LONGEST_FORGET = 0.98  # of a size's longest time, at each new step of that size
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class StepCost:
     stages: list[StageCost] = field(init=False)
     overhead_s: float = 0.0
     largest_tokens: int = 0
+    _longest: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.stages = [StageCost() for _ in range(self.ranks)]
@@ -77,6 +79,8 @@ class StepCost:
             stage = self.stages[time.rank]
             stage.observe(tokens, seconds)
             stage.wait_s += (time.wait_ns / 1e9 - stage.wait_s) * (1 - FORGET)
+        size = tokens.bit_length()
+        self._longest[size] = max(busy, self._longest.get(size, 0.0) * LONGEST_FORGET)
         outside = max(0.0, round_trip_s - busy)
         if self.largest_tokens:
             # The shortest seen counts: the rest is queueing behind other steps.
@@ -87,6 +91,18 @@ class StepCost:
     def step_s(self, tokens: float) -> float:
         """A step's way through an idle pipeline."""
         return sum(stage.predict(tokens) for stage in self.stages) + self.overhead_s
+
+    def longest_s(self, tokens: int) -> float | None:
+        """What a step may take when all goes well; None where none as large was measured.
+
+        The line forgets: after a long answer it knows decoding steps only, and would have a chunk
+        of the next prompt cost no more than one of those. So does a long context make a step
+        slower than its tokens say.
+        """
+        sizes = [size for size in self._longest if size >= tokens.bit_length()]
+        if not sizes:
+            return None
+        return max(self._longest[min(sizes)], self.step_s(tokens))
 
     def slowest_s(self, tokens: float) -> float:
         return max(stage.predict(tokens) for stage in self.stages)

@@ -192,14 +192,54 @@ def test_refusals() -> None:
     run(body)
 
 
-def test_id_outside_the_vocabulary_never_reaches_a_stage() -> None:
+@pytest.mark.parametrize("outside", [VOCABULARY, -1])
+def test_id_outside_the_vocabulary_never_reaches_a_stage(outside: int) -> None:
     async def body() -> None:
         engine, group = make_engine()
         group.form()
-        request = GenerationRequest((1, VOCABULARY), 3, SamplingParameters())
+        request = GenerationRequest((1, outside), 3, SamplingParameters())
         with pytest.raises(InvalidField, match="vocabulary"):
             await collect(engine, request)
         assert not any(step.segments for step in group.steps)
+
+    run(body)
+
+
+def test_request_that_no_longer_fits_does_not_block_the_others() -> None:
+    async def body() -> None:
+        engine, group = make_engine(kv_tokens=200, delay_s=0.001)
+        group.form()
+        large = asyncio.create_task(collect(engine, make_request(50, 100)))
+        small = make_request(3, 30)
+        waiting = asyncio.create_task(collect(engine, small))
+        await asyncio.sleep(0.01)
+        group.lose()
+        group.kv_tokens = 100
+        group.form()
+        with pytest.raises(PromptTooLong, match=r"150.*100"):
+            await large
+        assert await waiting == wanted(small)
+
+    run(body)
+
+
+def test_nothing_is_sent_into_an_epoch_that_is_over_already() -> None:
+    async def body() -> None:
+        faults: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, fault: faults.append(fault))
+        engine, group = make_engine()
+        group.form()
+        await asyncio.sleep(0.01)
+        request = make_request(5, 5)
+        result = asyncio.create_task(collect(engine, request))
+        await asyncio.sleep(0)  # it is submitted, its first step is due in the next turn
+        group.state = "forming"
+        await asyncio.sleep(0.01)
+        assert not any(step.segments for step in group.steps)
+        group.lose()
+        group.form()
+        assert await result == wanted(request)
+        assert not faults
 
     run(body)
 

@@ -32,6 +32,18 @@ def test_never_negative() -> None:
     assert per_token == 0
 
 
+def test_a_long_answer_does_not_make_it_forget_what_a_prompt_costs() -> None:
+    cost = StepCost(1)
+    assert cost.longest_s(1) is None
+    cost.observe(512, (StageTime(0, 6_000_000_000, 0),), 6.0)
+    for _ in range(1000):
+        cost.observe(1, (StageTime(0, 100_000_000, 0),), 0.1)
+    assert cost.longest_s(1) == pytest.approx(0.1)
+    assert cost.longest_s(512) == pytest.approx(6.0)
+    assert cost.longest_s(100) == pytest.approx(6.0)
+    assert cost.longest_s(2000) is None
+
+
 def test_round_and_chunks() -> None:
     cost = StepCost(2)
     assert cost.chunk_tokens(1000, 512) == 128  # nothing measured yet
