@@ -5,37 +5,17 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from service.contract import GroupSpec, RankSpec, render
+from tests.waiting import free_ports, wait_for
 
 MASTER = -1
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-def wait_for(condition: Callable[[], Any], limit_s: float, what: str) -> Any:
-    """Poll until `condition` is true and return its value; AssertionError after `limit_s`."""
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"{what}: not within {limit_s} s")
 
 
 class RankGroup:

@@ -11,9 +11,10 @@ import httpx
 import pytest
 
 from runner.model_files import resolve_model
-from tests.e2e.rank_group import MASTER, RankGroup, wait_for
+from tests.e2e.rank_group import MASTER, RankGroup
 from tests.e2e.streams import Stream, make_bodies, run_streams
 from tests.e2e.tcp_proxy import TcpProxy
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,8 @@ import pytest
 
 from service.contract import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
 from tests.service.small_upstream import DEPLOYMENT, MODEL, USAGE, SmallUpstream
-from tests.service.tier_process import TierProcess, free_port, wait_for
+from tests.service.tier_process import TierProcess
+from tests.waiting import free_ports, wait_for
 
 BLOCK = "pytorch-block-3"
 REQUEST: dict[str, Any] = {
@@ -53,7 +54,7 @@ def server(
     sessions = SessionsSpec(str(folder / "sessions.sqlite3"))
     proxy_spec = ProxySpec(BLOCK, DEPLOYMENT, MODEL, upstream.url, sessions=sessions)
     with TierProcess("proxy_block", proxy_spec, folder) as proxy:
-        dead = BlockSpec("dead-block", f"http://127.0.0.1:{free_port()}")
+        dead = BlockSpec("dead-block", f"http://127.0.0.1:{free_ports(1)[0]}")
         spec = InferenceServerSpec(DEPLOYMENT, (BlockSpec(BLOCK, proxy.url), dead))
         with TierProcess("inference_server", spec, folder) as server:
             yield server

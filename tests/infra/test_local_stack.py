@@ -8,8 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 
 from infra.child_process import start_time
 from infra.machine import free_ports
+from tests.waiting import wait_for
 
 LOCAL = str(Path(__file__).parents[2] / "stacks" / "Pulumi.local.yaml")
 UP_LIMIT_S = 420
@@ -36,15 +36,6 @@ def splitstack(
         timeout=limit_s,
         check=False,
     )
-
-
-def wait_for(condition: Callable[[], Any], limit_s: float, what: str) -> Any:
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"{what}: not within {limit_s} s")
 
 
 def status(folder: Path) -> dict[str, Any]:

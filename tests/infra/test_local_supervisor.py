@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 from infra.child_process import start_time
 from infra.local_supervisor import last_words
 from infra.machine import free_ports
+from tests.waiting import wait_for
 
 SERVER = Path(__file__).with_name("small_server.py")
 # Runs a supervisor over small servers in a process of its own, as the command line does.
@@ -43,15 +42,6 @@ sys.exit(asyncio.run(supervisor.run()))
 """
 
 
-def wait_for(condition: Callable[[], Any], what: str, limit_s: float = 20.0) -> Any:
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"{what}: not within {limit_s} s")
-
-
 class SmallStack:
     """A supervisor process over one small server per tier; `extra` goes to the stage's."""
 
@@ -75,7 +65,7 @@ class SmallStack:
         return text in (self.folder / "output").read_text()
 
     def until_ready(self) -> None:
-        wait_for(lambda: self.said("all of it is ready"), "ready")
+        wait_for(lambda: self.said("all of it is ready"), what="ready")
 
     def pids(self) -> list[int]:
         return [int(pid) for file in self.folder.glob("*.pids") for pid in file.read_text().split()]
@@ -104,7 +94,7 @@ def test_no_child_outlives_a_killed_supervisor(small_stack: Any) -> None:
     stack.until_ready()
     assert len(stack.alive()) == 4
     stack.process.kill()
-    wait_for(lambda: not stack.alive(), "all children gone", 5)
+    wait_for(lambda: not stack.alive(), 5, "all children gone")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -127,7 +117,7 @@ def test_a_second_signal_does_not_wait(small_stack: Any) -> None:
     for pid in stack.alive():
         os.kill(pid, signal.SIGSTOP)  # it will not heed SIGTERM
     stack.process.send_signal(signal.SIGINT)
-    wait_for(lambda: "draining" in (stack.folder / "phases").read_text(), "draining")
+    wait_for(lambda: "draining" in (stack.folder / "phases").read_text(), what="draining")
     stack.process.send_signal(signal.SIGINT)
     assert stack.process.wait(3) == 0
     assert not stack.alive()
@@ -155,7 +145,7 @@ def test_a_death_after_ready_is_told_and_mended(small_stack: Any) -> None:
     stack = small_stack()
     stack.until_ready()
     os.kill(int((stack.folder / "master.pids").read_text()), signal.SIGKILL)
-    wait_for(lambda: stack.said("ready again"), "ready again")
+    wait_for(lambda: stack.said("ready again"), what="ready again")
     assert stack.said("master was killed by signal 9; it is started again")
     assert len(stack.alive()) == 4
 

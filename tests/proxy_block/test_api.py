@@ -13,7 +13,8 @@ import pytest
 
 from service.contract import ProxySpec
 from tests.service.small_upstream import MODEL, SmallUpstream
-from tests.service.tier_process import TierProcess, wait_for
+from tests.service.tier_process import TierProcess
+from tests.waiting import wait_for
 
 
 def chat(text: str, *, stream: bool = False) -> dict[str, object]:

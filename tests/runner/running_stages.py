@@ -7,7 +7,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,16 +20,9 @@ from runner.master.group import Group
 from runner.sampling_parameters import SamplingParameters
 from runner.step import Admission, Segment, Step, StepResult
 from service.contract import GroupSpec, RankSpec, render
+from tests.waiting import free_ports
 
 GREEDY = SamplingParameters(temperature=0)
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 class Recorder:

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from tests.service.tier_process import free_port, wait_for
+from tests.waiting import free_ports, wait_for
 
 MODEL = "demo:model"
 DEPLOYMENT = "demo-1"
@@ -32,7 +32,7 @@ class SmallUpstream:
     """Records every request body and when a client left."""
 
     def __init__(self, port: int | None = None) -> None:
-        self.port = port or free_port()
+        self.port = port or free_ports(1)[0]
         self.url = f"http://127.0.0.1:{self.port}"
         self.requests: list[dict[str, Any]] = []
         self.left_at: list[float] = []

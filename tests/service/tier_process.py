@@ -4,39 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from service.contract import render
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-def wait_for(condition: Callable[[], Any], within_s: float = 15.0) -> Any:
-    """The first true value of `condition`; AssertionError when there is none in time."""
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"not true within {within_s} s: {condition}")
+from tests.waiting import free_ports, wait_for
 
 
 class TierProcess:
     """`python -m MODULE --spec FILE`; the spec gets a free port unless it is given one."""
 
     def __init__(self, module: str, spec: Any, folder: Path, port: int | None = None) -> None:
-        self.port = port or free_port()
+        self.port = port or free_ports(1)[0]
         self.url = f"http://127.0.0.1:{self.port}"
         spec = dataclasses.replace(spec, bind_address="127.0.0.1", port=self.port)
         file = folder / f"{module}-{self.port}.json"

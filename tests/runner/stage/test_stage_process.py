@@ -9,20 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.runner.running_stages import Stages
-
-
-def wait_for(condition: Callable[[], bool], limit_s: float, what: str) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {limit_s} s"
-        time.sleep(0.05)
+from tests.waiting import wait_for
 
 
 @pytest.fixture
