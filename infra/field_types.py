@@ -85,6 +85,7 @@ _NAME_RULE = _LABEL_RULE + ", starting with a letter (Services are named by it)"
 
 Integer = Annotated[int, BeforeValidator(_no_boolean)]
 Positive = Annotated[Integer, Field(ge=1)]
+WorldSize = Annotated[Integer, Field(ge=1, le=1024)]  # more layers than any model has
 Seconds = Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, le=30 * 24 * 3600)]
 Port = Annotated[Integer, Field(ge=1, le=65535)]
 Text = Annotated[str, WithJsonSchema(_TEXT)]

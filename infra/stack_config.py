@@ -228,7 +228,7 @@ class DeploymentConfig(_Section):
 
     deployment_name: types.Name
     """Prefix of every name."""
-    nnodes: types.Positive
+    nnodes: types.WorldSize
     """World size: the number of ranks."""
     common_params: CommonParams
     """What all ranks share."""

@@ -214,8 +214,8 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
         return f"; secrets are keys of their own beside {DEPLOYMENT_KEY}"
     section: Any = DeploymentConfig
     for part in location[:-1]:
-        if isinstance(part, int) or not hasattr(section, "model_fields"):
-            continue
+        if part not in getattr(section, "model_fields", ()):
+            continue  # an index, or a name of the user's own as in clusters
         annotation = section.model_fields[part].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         section = next(

@@ -150,6 +150,16 @@ def test_a_set_of_an_unknown_key_is_refused_by_name(tmp_path):
     assert "common_params.modelname = 'x': unknown key; did you mean model_name?" in str(error)
 
 
+def test_an_unknown_key_under_a_name_of_the_users_own():
+    with pytest.raises(StackConfigError, match="unknown key"):
+        parse_deployment(DEPLOYMENT | {"clusters": {"gcp-cluster-2": {"contxt": "x"}}})
+
+
+def test_a_world_size_beyond_all_models_is_refused_before_ranks_are_made():
+    with pytest.raises(StackConfigError, match="nnodes = 1000000000000"):
+        parse_deployment(DEPLOYMENT | {"nnodes": 10**12})
+
+
 def places(value, path=()):
     """The path of every value inside a document."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
