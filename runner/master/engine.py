@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
-from typing import Protocol
 
 from runner.errors import (
     DeadlineExceeded,
@@ -17,7 +16,7 @@ from runner.errors import (
     RunnerError,
 )
 from runner.master.engine_report import EngineStatistics, describe_topology
-from runner.master.formation import Formation, StageInfo
+from runner.master.formation import Formation, RankGroup
 from runner.master.generation import GenerationRequest, TokenEvent
 from runner.master.micro_batches import MicroBatches
 from runner.master.request_ledger import OpenRequest, RequestLedger
@@ -32,24 +31,6 @@ WAITING_PER_RUNNING = 4
 FORMING_LIMIT_S = 120.0
 PROBE_AFTER_S = 2.0
 WATCH_INTERVAL_S = 0.25
-
-
-class RankGroup(Protocol):
-    """What the engine needs of the group; `Group` and the tests' stand-in."""
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def formations(self) -> int: ...
-    def submit(self, step: Step) -> None: ...
-    def abandon_epoch(self, reason: str) -> None: ...
-    def note_progress(self) -> None: ...
-    def stages(self) -> tuple[StageInfo | None, ...]: ...
-    def drain(self) -> None: ...
 
 
 class Engine:

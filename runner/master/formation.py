@@ -1,11 +1,11 @@
-"""What the group tells the engine."""
+"""What the group and the engine are to each other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from runner.step import StepResult
+from runner.step import Step, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +56,21 @@ class GroupListener(Protocol):
 
     def group_failed(self, reason: str) -> None:
         """The group will not form again: the end state."""
+
+
+class RankGroup(Protocol):
+    """The group, as the engine sees it: `Group`, and the tests' stand-in."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def formations(self) -> int: ...
+    def submit(self, step: Step) -> None: ...
+    def abandon_epoch(self, reason: str) -> None: ...
+    def note_progress(self) -> None: ...
+    def stages(self) -> tuple[StageInfo | None, ...]: ...
+    def drain(self) -> None: ...
