@@ -35,6 +35,7 @@ def make_prompts(count: int, length: int, seed: int) -> list[list[int]]:
 def start_engines(folder: Path, state: Path, quick: bool) -> list[Engine]:
     engines: list[Engine] = [
         Splitstack(folder, SPLIT, 1, state),
+        Splitstack(folder, SPLIT, 2, state),
         Splitstack(folder, [(0, LAYERS)], 2, state),
         Transformers(folder, "pipeline", 2, 1, state),
         Transformers(folder, "pipeline", 2, 2, state),
@@ -88,10 +89,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--loads", type=int, nargs="+", default=[])
     parser.add_argument("--model", type=Path, default=Path(".cache/random-llama-350m"))
     arguments = parser.parse_args()
     rounds = arguments.rounds or (3 if arguments.quick else 5)
-    loads = [1, 32] if arguments.quick else [1, 4, 16, 32, 64]
+    loads = arguments.loads or ([1, 32] if arguments.quick else [1, 4, 16, 32, 64])
     arguments.model.parent.mkdir(parents=True, exist_ok=True)
     folder = make_random_model(arguments.model)
     results: dict[str, object] = {}
