@@ -35,8 +35,8 @@ class Outcome:
 class Engine(Protocol):
     name: str
 
-    def run(self, prompts: list[list[int]], new_tokens: int) -> Outcome:
-        """Generate `new_tokens` greedy tokens for every prompt, all at the same time."""
+    def run(self, prompts: list[list[int]], new_tokens: list[int]) -> Outcome:
+        """Generate so many greedy tokens for each prompt, all at the same time."""
 
     def stop(self) -> None: ...
 
@@ -104,19 +104,22 @@ class Splitstack:
         self.stop()
         raise TimeoutError(f"{self.name} was not ready after {READY_LIMIT_S:.0f} s")
 
-    def run(self, prompts: list[list[int]], new_tokens: int) -> Outcome:
+    def run(self, prompts: list[list[int]], new_tokens: list[int]) -> Outcome:
         return asyncio.run(self._run(prompts, new_tokens))
 
-    async def _run(self, prompts: list[list[int]], new_tokens: int) -> Outcome:
+    async def _run(self, prompts: list[list[int]], new_tokens: list[int]) -> Outcome:
         async with httpx.AsyncClient(
             base_url=self.url, timeout=600, limits=httpx.Limits()
         ) as client:
             start = time.perf_counter()
             answers = await asyncio.gather(
-                *(self._complete(client, self.name, prompt, new_tokens) for prompt in prompts)
+                *(
+                    self._complete(client, self.name, prompt, count)
+                    for prompt, count in zip(prompts, new_tokens, strict=True)
+                )
             )
             seconds = time.perf_counter() - start
-        failures = sum(tokens != new_tokens for tokens in answers)
+        failures = sum(came != asked for came, asked in zip(answers, new_tokens, strict=True))
         return Outcome(seconds, sum(answers), failures)
 
     @staticmethod
@@ -183,14 +186,13 @@ class Transformers:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def run(self, prompts: list[list[int]], new_tokens: int) -> Outcome:
+    def run(self, prompts: list[list[int]], new_tokens: list[int]) -> Outcome:
         first = self.processes[0]
         assert first.stdin is not None
         first.stdin.write(json.dumps({"prompts": prompts, "new_tokens": new_tokens}) + "\n")
         first.stdin.flush()
         answer = self._read(first)
-        wanted = len(prompts) * new_tokens
-        failures = 0 if answer["tokens"] == wanted else len(prompts)
+        failures = 0 if answer["tokens"] == sum(new_tokens) else len(prompts)
         return Outcome(answer["seconds"], answer["tokens"], failures)
 
     def stop(self) -> None:

@@ -12,6 +12,8 @@ from runner.model_files import resolve_model
 
 DEMO_MODEL = "demo:smollm2-135m-instruct"
 VOCABULARY = 49152
+HIDDEN, INTERMEDIATE, LAYERS = 1024, 2816, 22
+HEADS, KEY_VALUE_HEADS = 16, 8
 
 
 def make_random_model(folder: Path) -> Path:
@@ -23,11 +25,11 @@ def make_random_model(folder: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=22,
-        num_attention_heads=16,
-        num_key_value_heads=8,
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KEY_VALUE_HEADS,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
         bos_token_id=None,

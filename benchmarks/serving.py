@@ -3,33 +3,64 @@
     python -m benchmarks.serving              # about an hour on 2 cores
     python -m benchmarks.serving --quick      # loads 1 and 32, three rounds, no continuous batching
 
-A random-weight Llama of about 350 M parameters in float32. In every round each engine serves the
-same prompts in turn while the others idle; figures are medians over rounds, and ratios are medians
-of the ratios within a round. Failed requests are counted. The last line is JSON.
+A random-weight Llama of about 350 M parameters in float32. Requests of one length are the best case
+of a peer that pads; `mixed` draws prompts and answers of 8 to 128 tokens, as users send them. In
+every round each engine serves the same prompts in turn while the others idle; figures are medians
+over rounds, and ratios are medians of the ratios within a round. Failed requests are counted. The
+last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import statistics
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.engines import Engine, Outcome, Splitstack, Transformers
 from benchmarks.hardware import describe_hardware
-from benchmarks.random_model import VOCABULARY, make_random_model
+from benchmarks.random_model import LAYERS, VOCABULARY, make_random_model
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 64
+MIXED_TOKENS = (8, 128)  # of prompts and of answers, drawn evenly over the logarithm
 FIRST_TOKEN_PROMPT = 512
-LAYERS = 22
 SPLIT = [(0, 13), (13, 22)]  # as `splitstack plan` cuts it: the head weighs as much as 4 layers
 
 
-def make_prompts(count: int, length: int, seed: int) -> list[list[int]]:
+@dataclass(frozen=True)
+class Work:
+    """What one round asks of every engine."""
+
+    prompts: list[list[int]]
+    new_tokens: list[int]
+
+
+def make_work(count: int, prompt_tokens: int, new_tokens: int, seed: int) -> Work:
+    """`count` requests of one length."""
     generator = random.Random(seed)
-    return [[generator.randrange(100, VOCABULARY) for _ in range(length)] for _ in range(count)]
+    prompts = [_draw_prompt(generator, prompt_tokens) for _ in range(count)]
+    return Work(prompts, [new_tokens] * count)
+
+
+def make_mixed_work(count: int, seed: int) -> Work:
+    generator = random.Random(seed)
+    prompts = [_draw_prompt(generator, _draw_length(generator)) for _ in range(count)]
+    return Work(prompts, [_draw_length(generator) for _ in range(count)])
+
+
+def _draw_prompt(generator: random.Random, length: int) -> list[int]:
+    return [generator.randrange(100, VOCABULARY) for _ in range(length)]
+
+
+def _draw_length(generator: random.Random) -> int:
+    least, most = MIXED_TOKENS
+    return round(math.exp(generator.uniform(math.log(least), math.log(most))))
 
 
 def start_engines(folder: Path, state: Path, quick: bool) -> list[Engine]:
@@ -47,14 +78,14 @@ def start_engines(folder: Path, state: Path, quick: bool) -> list[Engine]:
 
 
 def measure(
-    engines: list[Engine], load: int, prompt_tokens: int, new_tokens: int, rounds: int
+    engines: list[Engine], rounds: int, make: Callable[[int], Work]
 ) -> dict[str, list[Outcome]]:
-    """Outcomes by engine name, `rounds` of them each, engines taking turns."""
+    """Outcomes by engine name, `rounds` of them each, engines taking turns; `make` takes a seed."""
     outcomes: dict[str, list[Outcome]] = {engine.name: [] for engine in engines}
     for number in range(rounds + 1):
-        prompts = make_prompts(load, prompt_tokens, seed=number)
+        work = make(number)
         for engine in engines:
-            outcome = engine.run(prompts, new_tokens)
+            outcome = engine.run(work.prompts, work.new_tokens)
             if number > 0:  # the first round warms up
                 outcomes[engine.name].append(outcome)
     return outcomes
@@ -102,12 +133,18 @@ def main() -> None:
         try:
             engines = start_engines(folder.resolve(), Path(state), arguments.quick)
             for load in loads:
-                outcomes = measure(engines, load, PROMPT_TOKENS, NEW_TOKENS, rounds)
                 case = f"{load} concurrent requests, {PROMPT_TOKENS} + {NEW_TOKENS} tokens"
-                results[case] = summarize(case, outcomes)
-            outcomes = measure(engines, 1, FIRST_TOKEN_PROMPT, 1, rounds)
+                make = partial(make_work, load, PROMPT_TOKENS, NEW_TOKENS)
+                results[case] = summarize(case, measure(engines, rounds, make))
+            mixed = max(loads)
+            case = "{} concurrent requests, {} to {} tokens".format(mixed, *MIXED_TOKENS)
+            # generate_batch takes one length of answer for all.
+            able = [engine for engine in engines if "continuous" not in engine.name]
+            make = partial(make_mixed_work, mixed)
+            results[case] = summarize(case, measure(able, rounds, make))
             case = f"first token of a {FIRST_TOKEN_PROMPT}-token prompt"
-            results[case] = summarize(case, outcomes)
+            make = partial(make_work, 1, FIRST_TOKEN_PROMPT, 1)
+            results[case] = summarize(case, measure(engines, rounds, make))
         finally:
             for engine in engines:
                 engine.stop()

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from benchmarks.hardware import describe_hardware
 from benchmarks.random_model import make_random_model
-from benchmarks.serving import PROMPT_TOKENS, make_prompts
+from benchmarks.serving import NEW_TOKENS, PROMPT_TOKENS, make_work
 from runner.sampling_parameters import SamplingParameters
 from runner.stage.sampler import Sampler
 from runner.stage.split_model import StageModel
@@ -109,7 +109,7 @@ def measure(
     failures = dict.fromkeys(contenders, 0)
     differing = 0
     for number in range(rounds + 1):
-        prompts = make_prompts(load, PROMPT_TOKENS, seed=number)
+        prompts = make_work(load, PROMPT_TOKENS, NEW_TOKENS, seed=number).prompts
         answers: dict[str, list[list[int]]] = {}
         for name, contender in contenders.items():
             start = time.perf_counter()

@@ -20,10 +20,9 @@ from pathlib import Path
 
 from benchmarks.engines import Splitstack
 from benchmarks.hardware import describe_hardware
-from benchmarks.random_model import make_random_model
+from benchmarks.random_model import LAYERS, make_random_model
 
 ALLOWANCE_BYTES = 150_000_000
-LAYERS = 22
 PEAK = "VmHWM"
 IMPORTS = ("torch, transformers", "torch, transformers.modeling_utils")
 PRINT_PEAK = f"""
@@ -59,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="splitstack-bench-") as state:
         engine = Splitstack(folder, layers, 1, Path(state))
         try:
-            engine.run([[1, 2, 3, 4]] * 4, 16)
+            engine.run([[1, 2, 3, 4]] * 4, [16] * 4)
             weights = [rank["weight_bytes"] for rank in engine.topology()["ranks"]]
             for rank, process in enumerate(engine.processes[1:]):
                 peak, bound = peak_bytes(process.pid), baseline + weights[rank] + ALLOWANCE_BYTES

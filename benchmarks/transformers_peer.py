@@ -1,9 +1,10 @@
 """One process of the peer: transformers' own generation, plain or pipeline-parallel.
 
-Rank 0 reads a JSON line {"prompts": [[id, ...], ...], "new_tokens": n} from standard input and
-answers with {"seconds": s, "tokens": n}. All prompts of a line have the same length, so that the
-peer pads nothing. Mode `pipeline` is DistributedConfig(pp_size=WORLD_SIZE) over gloo, `generate`
-one process, `continuous` its generate_batch.
+Rank 0 reads a JSON line {"prompts": [[id, ...], ...], "new_tokens": [n, ...]} from standard input
+and answers with {"seconds": s, "tokens": n}, where only tokens that were asked for count. A batch
+is padded on the left to its longest prompt and runs to its longest answer, as `generate` does it.
+Mode `pipeline` is DistributedConfig(pp_size=WORLD_SIZE) over gloo, `generate` one process,
+`continuous` its generate_batch.
 """
 
 from __future__ import annotations
@@ -31,20 +32,24 @@ def load(folder: str, mode: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, **arguments).eval()
 
 
-def generate(model: Any, mode: str, work: dict[str, Any]) -> int:
-    prompts, new_tokens = work["prompts"], work["new_tokens"]
+def generate(model: Any, mode: str, prompts: list[list[int]], new_tokens: list[int]) -> int:
+    """Returns how many tokens came of those that were asked for."""
     settings = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+        max_new_tokens=max(new_tokens), do_sample=False, eos_token_id=None, pad_token_id=0
     )
     if mode == "continuous":
         outputs = model.generate_batch(inputs=prompts, generation_config=settings)
-        return sum(len(output.generated_tokens) for output in outputs.values())
-    ids = torch.tensor(prompts)
-    with torch.inference_mode():
-        output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), generation_config=settings
+        counts = [len(output.generated_tokens) for output in outputs.values()]
+    else:
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor(
+            [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         )
-    return (output.shape[1] - ids.shape[1]) * output.shape[0]
+        with torch.inference_mode():
+            output = model.generate(ids, attention_mask=mask, generation_config=settings)
+        counts = [output.shape[1] - longest] * len(prompts)
+    return sum(min(count, wanted) for count, wanted in zip(counts, new_tokens, strict=True))
 
 
 def main() -> None:
@@ -64,7 +69,8 @@ def main() -> None:
         if not line[0]:
             return
         start = time.perf_counter()
-        tokens = generate(model, arguments.mode, json.loads(line[0]))
+        work = json.loads(line[0])
+        tokens = generate(model, arguments.mode, work["prompts"], work["new_tokens"])
         if rank == 0:
             seconds = time.perf_counter() - start
             print(json.dumps({"seconds": seconds, "tokens": tokens}), flush=True)
