@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 STACK ?= local
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check bench
+.PHONY: help up test lint check bench
 
 help: ## Show these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -15,13 +15,15 @@ up: $(STAMP) ## Install what is needed and run stacks/Pulumi.local.yaml here (ST
 	$(BIN)/splitstack up -s $(STACK)
 
 test: $(STAMP) ## Install what is needed and run every test
+	$(BIN)/python -m tests.programs
 	$(BIN)/python -m pytest
 
-check: $(STAMP) ## Lint, format, types, then every test
+lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+check: lint test ## Lint, format, types, then every test
 
 bench: $(STAMP) ## Measure against transformers, side by side; JSON on standard output
 	$(BIN)/python -m benchmarks.serving

@@ -1,0 +1,1 @@
+"""A small Kubernetes provider of Pulumi for tests, where the real plugin cannot be reached."""

@@ -1,0 +1,177 @@
+"""The provider as the engine calls it: what it does to objects, and how it says what went wrong.
+
+https://github.com/pulumi/pulumi/blob/master/proto/pulumi/provider.proto
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+from google.rpc.status_pb2 import Status
+from pulumi.runtime.proto import plugin_pb2
+from pulumi.runtime.proto import provider_pb2 as wire
+from pulumi.runtime.proto.provider_pb2_grpc import ResourceProviderServicer
+
+from tests.cluster.kubernetes_plugin.cluster import Cluster, ClusterError
+from tests.cluster.kubernetes_plugin.object_diff import diff
+from tests.cluster.kubernetes_plugin.property_values import from_wire, has_unknown, to_wire
+from tests.cluster.kubernetes_plugin.readiness import awaited, why_not_ready
+
+_DEFAULT_TIMEOUT_S = 600.0
+_TRAILER = "grpc-status-details-bin"
+
+
+def _explained(method: Callable[..., Any]) -> Callable[..., Any]:
+    """What the cluster refused becomes the call's error."""
+
+    @wraps(method)
+    def call(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return method(self, request, context)
+        except ClusterError as error:
+            context.abort(grpc.StatusCode.UNKNOWN, str(error))
+
+    return call
+
+
+class KubernetesProvider(ResourceProviderServicer):
+    """One process serves one provider resource of the program."""
+
+    def __init__(self, version: str) -> None:
+        self._version = version
+        self._cancelled = threading.Event()
+        self._cluster = Cluster("", "", self._cancelled.is_set)
+
+    def Handshake(self, request: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name, as below)
+        return wire.ProviderHandshakeResponse(accept_secrets=True, accept_resources=False)
+
+    def GetPluginInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return plugin_pb2.PluginInfo(version=self._version)
+
+    def CheckConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return wire.CheckResponse(inputs=request.news)
+
+    def DiffConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Another cluster identifier is another cluster: everything on it is replaced."""
+        olds, news = from_wire(request.old_inputs or request.olds), from_wire(request.news)
+        changed = sorted(name for name in {**olds, **news} if olds.get(name) != news.get(name))
+        replaces = [name for name in changed if name == "clusterIdentifier"]
+        some, none = wire.DiffResponse.DIFF_SOME, wire.DiffResponse.DIFF_NONE
+        return wire.DiffResponse(
+            changes=some if changed else none, diffs=changed, replaces=replaces
+        )
+
+    def Configure(self, request: Any, context: Any) -> Any:  # noqa: N802
+        settings = from_wire(request.args)
+        kubeconfig, context_name = settings.get("kubeconfig", ""), settings.get("context", "")
+        self._cluster = Cluster(kubeconfig, context_name, self._cancelled.is_set)
+        return wire.ConfigureResponse(acceptSecrets=True, supportsPreview=True)
+
+    def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+        news = from_wire(request.news)
+        if news["kind"] == "Secret" and not has_unknown(news):
+            _fold_string_data(news)
+        return wire.CheckResponse(inputs=_wire(news))
+
+    def Diff(self, request: Any, context: Any) -> Any:  # noqa: N802
+        news = from_wire(request.news)
+        return diff(news["kind"], from_wire(request.old_inputs), news)
+
+    @_explained
+    def Create(self, request: Any, context: Any) -> Any:  # noqa: N802
+        manifest = from_wire(request.properties)
+        if request.preview:
+            return wire.CreateResponse(properties=_wire(manifest))
+        self._cluster.create(manifest)
+        found = self._await(manifest, request.timeout, context)
+        return wire.CreateResponse(id=_id(manifest), properties=_wire(found))
+
+    @_explained
+    def Read(self, request: Any, context: Any) -> Any:  # noqa: N802
+        manifest = from_wire(request.inputs) or from_wire(request.properties)
+        found = self._cluster.read(manifest)
+        if found is None:
+            return wire.ReadResponse()
+        reason = why_not_ready(found) if awaited(manifest) else ""
+        if reason:
+            _abort(context, manifest, found, reason)
+        return wire.ReadResponse(id=request.id, properties=_wire(found), inputs=_wire(manifest))
+
+    @_explained
+    def Update(self, request: Any, context: Any) -> Any:  # noqa: N802
+        manifest = from_wire(request.news)
+        if request.preview:
+            return wire.UpdateResponse(properties=_wire(manifest))
+        self._cluster.apply(manifest)
+        found = self._await(manifest, request.timeout, context)
+        return wire.UpdateResponse(properties=_wire(found))
+
+    @_explained
+    def Delete(self, request: Any, context: Any) -> Any:  # noqa: N802
+        manifest = from_wire(request.old_inputs) or from_wire(request.properties)
+        self._cluster.delete(manifest, request.timeout or _DEFAULT_TIMEOUT_S)
+        return Empty()
+
+    def Cancel(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._cancelled.set()
+        return Empty()
+
+    def _await(
+        self, manifest: Mapping[str, Any], timeout_s: float, context: grpc.ServicerContext
+    ) -> dict[str, Any]:
+        """The object once it is ready; one that is not in time is entered with its reason."""
+        found = self._cluster.read(manifest) or dict(manifest)
+        if not awaited(manifest):
+            return found
+
+        def ready() -> bool:
+            nonlocal found
+            found = self._cluster.read(manifest) or dict(manifest)
+            return not why_not_ready(found)
+
+        if not self._cluster.wait(ready, timeout_s or _DEFAULT_TIMEOUT_S):
+            _abort(context, manifest, found, why_not_ready(found))
+        return found
+
+
+def _abort(
+    context: grpc.ServicerContext, manifest: Mapping[str, Any], found: Mapping[str, Any], why: str
+) -> NoReturn:
+    """The object is there and did not get ready: the engine keeps both in its state."""
+    name = manifest["metadata"]["name"]
+    message = f"{manifest['kind']} '{name}' failed to become ready: {why}"
+    details = AnyMessage()
+    details.Pack(
+        wire.ErrorResourceInitFailed(
+            id=_id(manifest), properties=_wire(found), inputs=_wire(manifest), reasons=[message]
+        )
+    )
+    code = grpc.StatusCode.UNKNOWN
+    status = Status(code=code.value[0], message=message, details=[details])
+    context.set_trailing_metadata(((_TRAILER, status.SerializeToString()),))
+    context.abort(code, message)
+
+
+def _wire(values: Mapping[str, Any]) -> Any:
+    secret = {"data", "stringData"} if values.get("kind") == "Secret" else set()
+    return to_wire(values, frozenset(secret & values.keys()))
+
+
+def _id(manifest: Mapping[str, Any]) -> str:
+    metadata = manifest["metadata"]
+    return "/".join(filter(None, [metadata.get("namespace"), metadata["name"]]))
+
+
+def _fold_string_data(manifest: dict[str, Any]) -> None:
+    """As the API server does: what is read back has no stringData."""
+    texts = manifest.pop("stringData", None) or {}
+    encoded = {name: base64.b64encode(text.encode()).decode() for name, text in texts.items()}
+    if encoded or "data" in manifest:
+        manifest["data"] = (manifest.get("data") or {}) | encoded

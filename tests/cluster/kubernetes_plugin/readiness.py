@@ -1,0 +1,65 @@
+"""When an object counts as created: what the real provider waits for, by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+SKIP = "pulumi.com/skipAwait"
+
+
+def awaited(manifest: Mapping[str, Any]) -> bool:
+    """Whether somebody waits for this object at all."""
+    annotations = manifest["metadata"].get("annotations") or {}
+    return manifest["kind"] in _WHY_NOT and annotations.get(SKIP) != "true"
+
+
+def why_not_ready(found: Mapping[str, Any]) -> str:
+    """One sentence; "" when it is ready."""
+    check = _WHY_NOT.get(found["kind"])
+    return check(found) if check else ""
+
+
+def _pod(found: Mapping[str, Any]) -> str:
+    status = found.get("status", {})
+    conditions = {item["type"]: item for item in status.get("conditions", [])}
+    if conditions.get("Ready", {}).get("status") == "True":
+        return ""
+    waiting = [
+        f"container {item['name']}: {item['state']['waiting'].get('reason')} "
+        f"{item['state']['waiting'].get('message', '')}".strip()
+        for item in status.get("containerStatuses", [])
+        if "waiting" in item.get("state", {})
+    ]
+    unscheduled = conditions.get("PodScheduled", {}).get("message", "")
+    return "; ".join([*waiting, unscheduled]).strip("; ") or "containers are not ready"
+
+
+def _deployment(found: Mapping[str, Any]) -> str:
+    wanted, status = found["spec"].get("replicas", 1), found.get("status", {})
+    fresh = status.get("observedGeneration", 0) >= found["metadata"]["generation"]
+    counts = [status.get(f"{name}Replicas", 0) for name in ("updated", "available")]
+    old = status.get("replicas", 0) - counts[0]
+    ready = fresh and min(counts) >= wanted and old <= 0
+    return "" if ready else f"{counts[1]} of {wanted} replicas are available"
+
+
+def _stateful_set(found: Mapping[str, Any]) -> str:
+    wanted, status = found["spec"].get("replicas", 1), found.get("status", {})
+    fresh = status.get("observedGeneration", 0) >= found["metadata"]["generation"]
+    counts = [status.get(f"{name}Replicas", 0) for name in ("updated", "ready")]
+    ready = fresh and min(counts) >= wanted
+    return "" if ready else f"{counts[1]} of {wanted} replicas are ready"
+
+
+def _claim(found: Mapping[str, Any]) -> str:
+    phase = found.get("status", {}).get("phase")
+    return "" if phase == "Bound" else f"the claim is {phase}"
+
+
+_WHY_NOT: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "Pod": _pod,
+    "Deployment": _deployment,
+    "StatefulSet": _stateful_set,
+    "PersistentVolumeClaim": _claim,
+}

@@ -1,0 +1,84 @@
+"""The programs beside Python that tests run: `python -m tests.programs` brings what is missing.
+
+Debian packages come by apt-get where that is allowed, Go programs are built once into a cache
+folder. What cannot be had is said in one line, and the tests that need it are skipped with it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import go_programs
+
+# The program and the Debian package that brings it.
+_DEBIAN_PACKAGES = {
+    "redis-server": "redis-server",
+    "chromium": "chromium",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+}
+CONTROL_PLANE = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubectl",
+    "kwok",
+)
+PULUMI = ("pulumi", "pulumi-language-python")
+
+
+def program(name: str) -> Path | None:
+    """Where the program lies; None when it is not on this machine in the right version."""
+    if name in _DEBIAN_PACKAGES:
+        found = shutil.which(name)
+        return Path(found) if found else None
+    return go_programs.find(name)
+
+
+def needs(*names: str) -> pytest.MarkDecorator:
+    """Skips a test, or with `pytestmark` a module, when one of the programs is missing."""
+    missing = [name for name in names if program(name) is None]
+    reason = f"{', '.join(missing)} missing: run `python -m tests.programs`"
+    return pytest.mark.skipif(bool(missing), reason=reason)
+
+
+def main() -> int:
+    """Bring what is missing. 0 also where that cannot be: the tests say what they skip."""
+    _install_packages()
+    try:
+        reason = go_programs.build_missing()
+    except subprocess.CalledProcessError as failure:
+        print(f"{' '.join(failure.cmd)}\n{failure.output}", file=sys.stderr)
+        return 1
+    if reason:
+        print(f"Tests will be skipped. {reason}")
+    return 0
+
+
+def _install_packages() -> None:
+    missing = sorted({_DEBIAN_PACKAGES[name] for name in _DEBIAN_PACKAGES if program(name) is None})
+    if not missing:
+        return
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        print(f"Tests will be skipped. Missing: {' '.join(missing)} (`sudo {' '.join(install)}`)")
+        return
+    print(f"apt-get install {' '.join(missing)}", flush=True)
+    # Runlevel 1: packages that bring a service do not start it.
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    for command in (["apt-get", "update", "--quiet=2"], [*install, "--quiet=2"]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            print(f"Tests will be skipped. {' '.join(command)}: {done.stderr[-1000:]}")
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())
