@@ -87,6 +87,7 @@ Integer = Annotated[int, BeforeValidator(_no_boolean)]
 Positive = Annotated[Integer, Field(ge=1)]
 WorldSize = Annotated[Integer, Field(ge=1, le=1024)]  # more layers than any model has
 Seconds = Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, le=30 * 24 * 3600)]
+Window = Annotated[Integer, Field(ge=0, le=3600)]  # what an autoscaler's stabilisation takes
 Port = Annotated[Integer, Field(ge=1, le=65535)]
 Text = Annotated[str, WithJsonSchema(_TEXT)]
 NonEmptyText = Annotated[str, Field(min_length=1), WithJsonSchema(_TEXT)]

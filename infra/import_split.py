@@ -6,11 +6,10 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from infra.faults import Fault, StackConfigError
 from infra.stack_config import DEPLOYMENT_KEY
 from infra.stack_file import parse_deployment
+from infra.stack_text import stack_text
 
 _SOURCE = "the splits/create request"
 _HEADER = """\
@@ -41,21 +40,6 @@ class ImportedStack:
     warnings: tuple[str, ...]
 
 
-class _Dumper(yaml.SafeDumper):
-    """Indented lists, and quotes around strings that look like numbers."""
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002
-        super().increase_indent(flow, False)
-
-
-def _quoted_where_numeric(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if text[:1].isdigit() else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _quoted_where_numeric)
-
-
 def import_split(document: object) -> ImportedStack:
     """Import a request; keys of ours beside AIOS's own are kept (layers, advertise_address, ...).
 
@@ -69,8 +53,7 @@ def import_split(document: object) -> ImportedStack:
     parse_deployment(deployment, source=_SOURCE)
     ordered = {key: deployment[key] for key in _KEY_ORDER if key in deployment}
     stack = {"config": {DEPLOYMENT_KEY: ordered | deployment}}
-    body = yaml.dump(stack, Dumper=_Dumper, sort_keys=False, width=100)
-    return ImportedStack(_HEADER + body, tuple(warnings))
+    return ImportedStack(_HEADER + stack_text(stack), tuple(warnings))
 
 
 def _rank_items(deployment: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:

@@ -31,6 +31,11 @@ class ModelConfig:
     reason: str = ""
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a model of this name comes from the hub where there is no folder of this name."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def read_model_config(name: str, revision: str = "") -> ModelConfig:
     """The config.json of a demo model, a folder or a hub id; raises BadModel."""
     if name.startswith("demo:"):
@@ -47,7 +52,7 @@ def read_model_config(name: str, revision: str = "") -> ModelConfig:
             return ModelConfig(_parsed((folder / "config.json").read_text("utf-8")))
         except (OSError, UnicodeDecodeError) as error:
             raise BadModel(f"is a folder whose config.json cannot be read: {error}") from error
-    if not _HUB_ID.fullmatch(name):
+    if not is_hub_id(name):
         # The folder may be there where the ranks run, so that this is not an error yet.
         return ModelConfig(None, f"there is no folder {name} here")
     return _cached(name, revision) or _downloaded(name, revision)

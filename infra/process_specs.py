@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from infra.layer_plan import RankPlan
-from infra.stack_config import DeploymentConfig, ProxyBlock, RankParams
+from infra.stack_config import DeploymentConfig, RankParams
+from infra.tier_config import ProxyBlock
 from service.contract import (
     MASTER_HTTP_PORT,
     STAGE_DATA_PORT,
@@ -53,6 +54,7 @@ def group_spec(
     addresses: Addresses,
     *,
     commit: str = "",
+    model_cache: str = GroupSpec.model_cache,
 ) -> GroupSpec:
     """The file of the master and of every stage; `commit` pins the model for all of them."""
     common = deployment.common_params
@@ -74,6 +76,7 @@ def group_spec(
         master_host=addresses.master_host,
         master_port=addresses.master_port,
         http_port=addresses.http_port,
+        model_cache=model_cache,
     )
 
 
@@ -96,7 +99,7 @@ def _rank_spec(
         data_port=ports.data,
         health_port=ports.health,
         node=params.node_id,
-        visible_devices=params.nvidia_visible_devices,
+        visible_devices=params.nvidia_visible_devices or params.device_uuid,
     )
 
 
@@ -106,12 +109,12 @@ def proxy_spec(
     addresses: Addresses,
     *,
     sessions_path: str = SessionsSpec.path,
+    sessions_url: str = SessionsSpec.url,
 ) -> ProxySpec:
-    """The file of one proxy block; `sessions_path` is where it keeps histories."""
+    """The file of one proxy block; `sessions_path` or `sessions_url` is where histories are."""
     return ProxySpec(
         block_id=block.block_id,
         deployment_name=deployment.deployment_name,
-        model_name=deployment.common_params.model_name,
         upstream_url=addresses.master_url,
         component=block.component,
         labels=dict(block.labels),
@@ -119,6 +122,7 @@ def proxy_spec(
         generation_config=dict(block.generation_config),
         sessions=SessionsSpec(
             path=sessions_path,
+            url=sessions_url,
             max_turns=block.sessions.max_turns,
             max_tokens=block.sessions.max_tokens,
             max_age_s=block.sessions.max_age_s,
@@ -126,13 +130,25 @@ def proxy_spec(
         bind_address=addresses.bind_address,
         port=addresses.block_ports[block.block_id],
         request_deadline_s=deployment.common_params.request_deadline_s,
+        # What the inference server takes, a block takes from it.
+        max_body_bytes=deployment.inference_server.max_body_bytes,
     )
 
 
 def inference_server_spec(
-    deployment: DeploymentConfig, addresses: Addresses
+    deployment: DeploymentConfig,
+    addresses: Addresses,
+    *,
+    discovery_namespace: str = "",
+    request_log_path: str = "",
 ) -> InferenceServerSpec:
-    """The file of the inference server, with the static table of this deployment's blocks."""
+    """The file of the inference server.
+
+    Without `discovery_namespace` it has the static table of this deployment's blocks.
+    `request_log_path` is where the request log lies if there is to be one.
+    """
+    server = deployment.inference_server
+    blocks = () if discovery_namespace else deployment.proxy_blocks
     return InferenceServerSpec(
         deployment_name=deployment.deployment_name,
         blocks=tuple(
@@ -142,9 +158,14 @@ def inference_server_spec(
                 component=block.component,
                 labels=dict(block.labels),
             )
-            for block in deployment.proxy_blocks
+            for block in blocks
         ),
         bind_address=addresses.bind_address,
         port=addresses.inference_port,
         request_deadline_s=deployment.common_params.request_deadline_s,
+        max_body_bytes=server.max_body_bytes,
+        discovery_namespace=discovery_namespace,
+        request_log_path=request_log_path if server.request_log.enabled else "",
+        request_log_rows=server.request_log.rows,
+        log_texts=server.request_log.texts,
     )

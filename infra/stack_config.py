@@ -6,37 +6,27 @@ Rules that join several keys are in `stack_validation`, the JSON Schema in `stac
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from infra import field_types as types
-from service.contract import (
-    INFERENCE_PORT,
-    PROXY_PORT,
-    RANK_MASTER_PORT,
-    GroupSpec,
-    ProxySpec,
-    SessionsSpec,
+from infra.stack_section import Section
+from infra.tier_config import (
+    InferenceServer,
+    NetworkPolicies,
+    Observability,
+    ProxyBlock,
+    SessionStore,
 )
+from service.contract import RANK_MASTER_PORT, GroupSpec
 
 DEPLOYMENT_KEY = "splitstack:deployment"
 GpuPinning = Literal["visible-devices", "resource", "dra", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class _Section(BaseModel):
-    # Numbers stand for strings because `pulumi config set --path` writes a bare 0.
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        coerce_numbers_to_str=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-
-class CommonParams(_Section):
+class CommonParams(Section):
     """What all ranks share."""
 
     model_name: types.NonEmptyText
@@ -61,7 +51,7 @@ class CommonParams(_Section):
     """Prompt tokens per step: longer prompts are prefilled in chunks."""
 
 
-class RankParams(_Section):
+class RankParams(Section):
     """What one rank has of its own."""
 
     rank: Annotated[types.Integer, Field(ge=0)]
@@ -83,9 +73,9 @@ class RankParams(_Section):
     device_uuid: types.Devices = ""
     """UUID of its GPU (gpu_pinning dra)."""
     cpu: types.Cores | None = None
-    """CPU cores: the container's limit and the stage's threads; null: the machine's share."""
+    """CPU cores: the container's limit and the stage's threads; null: the machine's share, or 2."""
     memory: types.Bytes | None = None
-    """Main memory: the container's limit; null: not checked."""
+    """Main memory: the container's limit; null: not checked, in a cluster weights + 6 Gi."""
     advertise_address: types.Address = ""
     """Address at which the other ranks reach it; empty: its own."""
 
@@ -105,7 +95,7 @@ class RankParams(_Section):
         return devices[ordinal] if ordinal < len(devices) else ""
 
 
-class Images(_Section):
+class Images(Section):
     """Where images come from. The local stack uses none."""
 
     builder: Literal["docker", "reference"] = "docker"
@@ -114,52 +104,13 @@ class Images(_Section):
     """Proxy block image; empty with builder docker: beside common_params.image."""
     inference_server: types.Image = ""
     """Inference server image; empty with builder docker: beside common_params.image."""
+    platform: types.Text = ""
+    """What builder docker builds for, as in linux/amd64; empty: this machine's architecture."""
+    build_arguments: dict[types.EnvironmentName, types.Text] = Field(default_factory=dict)
+    """Build arguments of the Dockerfiles: BASE_IMAGE, TORCH, TORCH_INDEX, DEMO_MODEL, ..."""
 
 
-class Sessions(_Section):
-    """How far a session's history grows."""
-
-    max_turns: types.Positive = SessionsSpec.max_turns
-    """Turns kept of one session."""
-    max_tokens: types.Positive = SessionsSpec.max_tokens
-    """Tokens kept of one session."""
-    max_age_s: types.Seconds = SessionsSpec.max_age_s
-    """Seconds after its last request at which a session is forgotten."""
-
-
-class ProxyBlock(_Section):
-    """One block: chat sessions and the block protocol in front of rank 0."""
-
-    block_id: types.Label
-    """The `model` of /v1/infer."""
-    component: types.NonEmptyText = ProxySpec.component
-    """Component that the block is an instance of."""
-    system_message: types.Text = ""
-    """System message of requests that bring none."""
-    generation_config: dict[str, Any] = Field(default_factory=dict)
-    """Generation parameters of requests that bring none."""
-    labels: dict[str, types.Text] = Field(default_factory=dict)
-    """What selection queries pick blocks by."""
-    min_instances: types.Positive = 1
-    """Instances at least."""
-    max_instances: types.Positive = 1
-    """Instances at most; above min_instances an autoscaler decides."""
-    sessions: Sessions = Sessions()
-    """How far a session's history grows."""
-    port: types.Port = PROXY_PORT
-    """Port of its HTTP API in the cluster."""
-
-
-class InferenceServer(_Section):
-    """The public API."""
-
-    enabled: bool = True
-    """Whether this stack has one."""
-    node_port: types.Port = INFERENCE_PORT
-    """Port on every node; on one machine the port itself."""
-
-
-class Cluster(_Section):
+class Cluster(Section):
     """How a cluster is reached."""
 
     kubeconfig: types.Text = ""
@@ -168,7 +119,7 @@ class Cluster(_Section):
     """Context in that file; empty: its current one."""
 
 
-class Namespaces(_Section):
+class Namespaces(Section):
     """Namespaces beside `namespace`, which the ranks are in."""
 
     create: bool = True
@@ -179,29 +130,29 @@ class Namespaces(_Section):
     """Namespace of the inference server."""
 
 
-class Timeouts(_Section):
+class Timeouts(Section):
     """How long a deployment waits for an object."""
 
     create_s: types.Seconds | None = None
     """Seconds for a rank or tier to get ready; null: load_timeout_s + 300."""
     delete_s: types.Seconds = 300
-    """Seconds for an object to go."""
+    """Seconds for an object to go, beyond the time in which it drains."""
 
 
-class ModelCache(_Section):
+class ModelCache(Section):
     """Where ranks in a cluster keep downloaded weights."""
 
     mode: Literal["empty-dir", "existing-claim", "own-claim"] = "empty-dir"
-    """empty-dir lives as long as its pod; own-claim needs namespaces.create: false."""
+    """empty-dir lives as long as its pod, own-claim as long as the stack."""
     claim_name: types.OptionalLabel = ""
     """The existing claim."""
     size: types.Bytes | None = None
-    """Size of our own claim."""
+    """Size of each rank's own claim."""
     storage_class: types.Text = ""
-    """Storage class of our own claim; empty: the cluster's default."""
+    """Storage class of our own claims; empty: the cluster's default."""
 
 
-class Toleration(_Section):
+class Toleration(Section):
     """One toleration of the rank pods, as in Kubernetes."""
 
     key: types.Text = ""
@@ -223,7 +174,7 @@ _EMPTY_CLUSTERS = BeforeValidator(
 )
 
 
-class DeploymentConfig(_Section):
+class DeploymentConfig(Section):
     """One split model with its tiers."""
 
     deployment_name: types.Name
@@ -266,8 +217,14 @@ class DeploymentConfig(_Section):
     """How long a deployment waits."""
     model_cache: ModelCache = ModelCache()
     """Where weights are kept in a cluster."""
+    session_store: SessionStore = SessionStore()
+    """Where histories are kept in a cluster."""
+    network_policies: NetworkPolicies = NetworkPolicies()
+    """Who may reach whom."""
+    observability: Observability = Observability()
+    """What Prometheus and Grafana find."""
     extra_env: dict[types.EnvironmentName, types.Text] = Field(default_factory=dict)
-    """Environment variables of every stage."""
+    """Environment variables of every stage; in a cluster of the master too."""
     tolerations: list[Toleration] = Field(default_factory=list)
     """Tolerations of the rank pods."""
     priority_class: types.OptionalLabel = ""
@@ -307,6 +264,10 @@ class DeploymentConfig(_Section):
     @property
     def inference_server_name(self) -> str:
         return f"{self.deployment_name}-inference-server"
+
+    @property
+    def session_store_name(self) -> str:
+        return f"{self.deployment_name}-session-store"
 
     def proxy_name(self, block_id: str) -> str:
         return f"{self.deployment_name}-proxy-{block_id}"

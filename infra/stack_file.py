@@ -20,7 +20,7 @@ from infra.stack_validation import cluster_deployment_faults, deployment_faults
 
 _SET = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 _PATH_PART = re.compile(r"\.?([^.\[\]]+)|\[([0-9]+)\]")
-_SECRETS = ("secure", "group_token", "hub_token", "api_keys")
+_SECRETS = ("secure", "group_token", "hub_token", "api_keys", "session_store_password")
 _NUMBER_RULES = {"greater_than": "more than", "greater_than_equal": "at least"}
 _NUMBER_RULES |= {"less_than": "less than", "less_than_equal": "at most"}
 _TYPE_WORDS = {
@@ -71,13 +71,18 @@ def load_stack_file(path: str | Path, sets: Sequence[str] = ()) -> StackFile:
     Keys other than splitstack:deployment are ignored, secrets among them. Raises StackConfigError.
     """
     path = Path(path)
-    mapping = _deployment_mapping(path)
+    mapping = read_stack_document(path)["config"][DEPLOYMENT_KEY]
     deployment = parse_deployment(apply_sets(mapping, sets), source=str(path))
     return StackFile(path, path.stem.removeprefix("Pulumi."), deployment)
 
 
-def parse_deployment(mapping: object, source: str = DEPLOYMENT_KEY) -> DeploymentConfig:
-    """The value of splitstack:deployment, validated; raises StackConfigError with every fault."""
+def parse_deployment(
+    mapping: object, source: str = DEPLOYMENT_KEY, *, on_clusters: bool = False
+) -> DeploymentConfig:
+    """The value of splitstack:deployment, validated; raises StackConfigError with every fault.
+
+    `on_clusters` asks for what `pulumi up` needs beyond one machine.
+    """
     try:
         deployment = DeploymentConfig.model_validate(mapping)
     except ValidationError as error:
@@ -85,6 +90,8 @@ def parse_deployment(mapping: object, source: str = DEPLOYMENT_KEY) -> Deploymen
         faults += _faults_of_the_rest(mapping, error, {fault.path for fault in faults})
         raise StackConfigError(source, faults) from None
     faults = list(deployment_faults(deployment))
+    if on_clusters:
+        faults += cluster_deployment_faults(deployment)
     if faults:
         raise StackConfigError(source, faults)
     return deployment
@@ -151,8 +158,12 @@ def _wrong_container(part: str | int, place: object) -> str:
     return f"[{part}] is an index, and there is no list"
 
 
-def _deployment_mapping(path: Path) -> dict[str, Any]:
-    source = str(path)
+def read_stack_document(path: str | Path) -> dict[str, Any]:
+    """The whole of a stack file, other programs' keys too; raises StackConfigError.
+
+    It has splitstack:deployment, which may have every fault of its own.
+    """
+    source, path = str(path), Path(path)
     try:
         text = path.read_text("utf-8")
     except OSError as error:
@@ -170,6 +181,11 @@ def _deployment_mapping(path: Path) -> dict[str, Any]:
         raise StackConfigError(
             source, [Fault(where, MISSING, f"broken YAML: {problem}")]
         ) from error
+    _deployment_mapping(document, source)
+    return document  # type: ignore[no-any-return]
+
+
+def _deployment_mapping(document: Any, source: str) -> dict[str, Any]:
     place, place_path = document, "the file"
     for key, rule in (
         ("config", "is required; everything of a stack is under it"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from infra.faults import MISSING, Fault
+from infra.image_names import registry_of
 from infra.stack_config import DeploymentConfig, RankParams
+from infra.tier_validation import cluster_tier_faults, tier_faults
 from service.contract import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
 
 NAME_LIMIT = 63
@@ -45,7 +47,7 @@ def deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     yield from _name_faults(deployment)
     yield from _cluster_faults(deployment)
     yield from _layer_faults(deployment)
-    yield from _block_faults(deployment)
+    yield from tier_faults(deployment)
     yield from _cache_faults(deployment)
     port = deployment.common_params.master_port
     if port in _TAKEN_PORTS:
@@ -64,21 +66,41 @@ def cluster_deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     if not deployment.clusters:
         rule = "must declare each cluster, as in {my-cluster: {context: my-context}}"
         yield Fault("clusters", {}, rule)
-    if not 30000 <= deployment.inference_server.node_port <= 32767:
-        port = deployment.inference_server.node_port
-        yield Fault("inference_server.node_port", port, "must be from 30000 to 32767 in a cluster")
-    images = {"common_params.image": deployment.common_params.image}
+    yield from cluster_tier_faults(deployment)
+    yield from _meeting_point_faults(deployment)
+    yield from _image_faults(deployment)
+
+
+def _meeting_point_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    clusters = {deployment.cluster_of(params.rank) for params in deployment.ranks}
+    if len(clusters) > 1 and not deployment.rank_params(0).advertise_address:
+        rule = (
+            "rank 0 needs advertise_address, at which the other clusters reach its pod: "
+            "their DNS does not know its Service"
+        )
+        yield Fault("per_rank_params", MISSING, rule)
+
+
+def _image_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    given = {"common_params.image": deployment.common_params.image}
+    if deployment.proxy_blocks:
+        given["images.proxy_block"] = deployment.images.proxy_block
+    if deployment.inference_server.enabled:
+        given["images.inference_server"] = deployment.images.inference_server
     if deployment.images.builder == "reference":
-        if deployment.proxy_blocks:
-            images["images.proxy_block"] = deployment.images.proxy_block
-        if deployment.inference_server.enabled:
-            images["images.inference_server"] = deployment.images.inference_server
-        for path, image in images.items():
+        for path, image in given.items():
             if "@sha256:" not in image:
                 rule = "must end in @sha256:<digest> with images.builder reference"
                 yield Fault(path, image, rule)
-    elif not deployment.common_params.image:
+        return
+    if not deployment.common_params.image:
         yield Fault("common_params.image", "", "is required: where the runner image is pushed to")
+    for path, image in given.items():
+        if "@" in image:
+            rule = "must not end in a digest with images.builder docker: pushing gives it one"
+            yield Fault(path, image, rule)
+        elif image and not registry_of(image):
+            yield Fault(path, image, "must begin with its registry, as in docker.io/me/runner:1")
 
 
 def _rank_number_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
@@ -239,28 +261,9 @@ def _layer_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
         expected = layers[1]
 
 
-def _block_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
-    seen: set[str] = set()
-    for index, block in enumerate(deployment.proxy_blocks):
-        path = f"proxy_blocks[{index}]"
-        if block.block_id in seen:
-            yield Fault(f"{path}.block_id", block.block_id, "is listed twice")
-        seen.add(block.block_id)
-        if block.max_instances < block.min_instances:
-            rule = f"must be at least min_instances ({block.min_instances})"
-            yield Fault(f"{path}.max_instances", block.max_instances, rule)
-    if deployment.inference_server.enabled and not deployment.proxy_blocks:
-        rule = "must list a block: the inference server would have none to serve"
-        yield Fault("proxy_blocks", [], rule)
-
-
 def _cache_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     cache = deployment.model_cache
     if cache.mode == "existing-claim" and not cache.claim_name:
         yield Fault("model_cache.claim_name", "", "is required with mode existing-claim")
-    if cache.mode == "own-claim":
-        if cache.size is None:
-            yield Fault("model_cache.size", None, "is required with mode own-claim")
-        if deployment.namespaces.create:
-            rule = "own-claim needs namespaces.create: false (it would go with our namespace)"
-            yield Fault("model_cache.mode", cache.mode, rule)
+    if cache.mode == "own-claim" and cache.size is None:
+        yield Fault("model_cache.size", None, "is required with mode own-claim")

@@ -72,9 +72,14 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class SessionsSpec:
-    """Where chat histories lie and how far they grow."""
+    """Where chat histories lie and how far they grow.
+
+    `url` redis://host:port/0 is a Redis or Valkey that several instances share; "": SQLite at
+    `path`, for one instance.
+    """
 
     path: str = "sessions.sqlite3"
+    url: str = ""
     max_turns: int = 64
     max_tokens: int = 8192
     max_age_s: float = 7 * 24 * 3600.0
@@ -82,11 +87,13 @@ class SessionsSpec:
 
 @dataclass(frozen=True)
 class ProxySpec:
-    """One proxy block. `upstream_url` is the master's API (any OpenAI server will do)."""
+    """One proxy block. `upstream_url` is the master's API (any OpenAI server will do).
+
+    The model goes by the deployment's name: an edit of the model leaves the block as it is.
+    """
 
     block_id: str
     deployment_name: str
-    model_name: str
     upstream_url: str
     component: str = "model.pytorch-runner:1.0.0-stable"
     labels: dict[str, str] = field(default_factory=dict)
@@ -96,21 +103,30 @@ class ProxySpec:
     bind_address: str = ""
     port: int = PROXY_PORT
     request_deadline_s: float = 600.0
+    max_body_bytes: int = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One row of the inference server's static block table."""
+    """One row of the inference server's static block table.
+
+    `replica_urls` are the block's instances where they are known one by one; empty: `url` alone.
+    """
 
     block_id: str
     url: str
     component: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    replica_urls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class InferenceServerSpec:
-    """The public API."""
+    """The public API.
+
+    With `discovery_namespace` the blocks are found in that namespace of the cluster and `blocks`
+    is empty. `request_log_path` "" keeps no request log; `log_texts` writes messages into it.
+    """
 
     deployment_name: str
     blocks: tuple[BlockSpec, ...]
@@ -118,6 +134,10 @@ class InferenceServerSpec:
     port: int = INFERENCE_PORT
     request_deadline_s: float = 600.0
     max_body_bytes: int = 4 * 1024 * 1024
+    discovery_namespace: str = ""
+    request_log_path: str = ""
+    request_log_rows: int = 100_000
+    log_texts: bool = False
 
 
 Spec = TypeVar("Spec", GroupSpec, ProxySpec, InferenceServerSpec)

@@ -152,8 +152,7 @@ def test_layers_cover_each_layer_once(layers, told):
         ({"proxy_blocks": [{"block_id": "b", "min_instances": 2}]},
          "proxy_blocks[0].max_instances = 1: must be at least min_instances (2)"),
         ({"model_cache": {"mode": "existing-claim"}}, "model_cache.claim_name = '': is required"),
-        ({"model_cache": {"mode": "own-claim", "size": "1Gi"}},
-         "model_cache.mode = 'own-claim': own-claim needs namespaces.create: false"),
+        ({"model_cache": {"mode": "own-claim"}}, "model_cache.size = None: is required"),
         ({"tolerations": [{"value": "x"}]}, "tolerations[0].key = '': is required"),
         ({"common_params": {"model_name": "m", "master_port": 8080}},
          "common_params.master_port = 8080: is taken: the master's API"),
@@ -177,3 +176,33 @@ def test_pulumi_refuses_what_one_machine_does_not_need():
     ]
     image = {"model_name": "m", "image": "registry.example/runner:1"}
     require_clusters(parse_deployment(MINIMAL | {"clusters": {"c": {}}, "common_params": image}))
+
+
+def test_ranks_on_several_clusters_need_a_meeting_point():
+    clusters = {"clusters": {"a": {}, "b": {}}, "multi_cluster": True}
+    clusters["routable_pod_addresses"] = True
+    image = {"model_name": "m", "image": "registry.example/runner:1"}
+    ranks = [{"rank": 0, "cluster_id": "a"}, {"rank": 1, "cluster_id": "b"}]
+    mapping = MINIMAL | clusters | {"common_params": image, "per_rank_params": ranks}
+    with pytest.raises(StackConfigError, match="rank 0 needs advertise_address"):
+        parse_deployment(mapping, on_clusters=True)
+    ranks[0]["advertise_address"] = "10.0.0.1"
+    assert parse_deployment(mapping, on_clusters=True).cluster_of(1) == "b"
+
+
+@pytest.mark.parametrize(
+    ("image", "rule"),
+    [
+        ("runner:1", "must begin with its registry, as in docker.io/me/runner:1"),
+        ("me/runner", "must begin with its registry"),
+        ("registry.example/runner@sha256:" + "0" * 64, "must not end in a digest"),
+        ("", "is required: where the runner image is pushed to"),
+    ],
+)
+def test_images_to_build_are_named_where_they_can_be_pushed(image, rule):
+    common = {"model_name": "m", "image": image}
+    deployment = parsed(clusters={"c": {}}, common_params=common)
+    with pytest.raises(StackConfigError) as raised:
+        require_clusters(deployment)
+    assert [fault.path for fault in raised.value.faults] == ["common_params.image"]
+    assert rule in str(raised.value)
