@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from dataclasses import replace
 
 from infra import machine
 from infra.child_process import start_time
+from infra.curl_line import curl_line
 from infra.local_deployment import addresses, check_inference_port, fit, port_count
 from infra.local_processes import define_processes
 from infra.local_state import (
@@ -117,26 +117,9 @@ def _with_urls(
         front = f"http://{machine.LOOPBACK}:{places.inference_port}"
         lines.append(f"inference server  {front}")
         if places.block_urls:
-            lines += ["", "try it:", _curl(front, next(iter(places.block_urls)))]
+            lines += ["", "try it:", curl_line(front, next(iter(places.block_urls)))]
     lines += ["", f"ready; logs: splitstack logs -f -s {deployment.deployment_name}"]
     return replace(state, master_url=places.master_url, front_url=front, summary="\n".join(lines))
-
-
-def _curl(front: str, block_id: str) -> str:
-    body = {
-        "model": block_id,
-        "session_id": "session-1",
-        "seq_no": 1,
-        "data": {
-            "mode": "completions",
-            "message": "What is the capital of France?",
-            "generation_config": {"max_new_tokens": 64, "do_sample": False},
-        },
-        "graph": {},
-        "selection_query": {},
-    }
-    header = "-H 'Content-Type: application/json'"
-    return f"curl -X POST {front}/v1/infer {header} -d '{json.dumps(body)}'"
 
 
 def start_detached(stack_file: StackFile, sets: Sequence[str]) -> int:
