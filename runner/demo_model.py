@@ -26,6 +26,8 @@ from typing import Any
 from runner.errors import ModelUnavailable
 
 PREFIX = "demo:"
+# Environment variable: the folder of an image's own models, each under its name.
+BAKED_MODELS = "SPLITSTACK_BAKED_MODELS"
 MANIFEST = "manifest.json"
 # Raised when the files made from the same wheel change, so that an older folder is not taken.
 CONVERSION = 1
@@ -70,7 +72,13 @@ def find_demo_model(name: str) -> DemoModel:
 
 
 def prepare(model: DemoModel, cache: Path) -> Path:
-    """The converted folder below `cache`, made now if need be; raises ModelUnavailable."""
+    """The image's own copy, or the folder below `cache`, made now if need be.
+
+    Raises ModelUnavailable.
+    """
+    baked = Path(os.environ.get(BAKED_MODELS, ""), model.name)
+    if baked.is_absolute() and is_complete(baked):
+        return baked
     folder = cache / f"{model.name}-{model.digest[:12]}"
     if not is_complete(folder):
         command = [sys.executable, "-m", "runner.demo_model", PREFIX + model.name, str(folder)]

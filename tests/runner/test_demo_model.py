@@ -106,3 +106,15 @@ def test_a_killed_conversion_leaves_nothing_half_made_and_others_wait(tmp_path: 
     assert sum("converting" in text for text in said) == 1
     assert sum("waiting for it" in text for text in said) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.lock"]
+
+
+def test_an_images_own_model_is_taken_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = demo_model.find_demo_model(NAME)
+    baked = tmp_path / "baked" / model.name
+    baked.mkdir(parents=True)
+    (baked / demo_model.MANIFEST).write_text('{"files": {}}')
+    monkeypatch.setenv(demo_model.BAKED_MODELS, str(tmp_path / "baked"))
+    assert demo_model.prepare(model, tmp_path / "cache") == baked
+    assert not (tmp_path / "cache").exists()
