@@ -32,6 +32,7 @@ def create_app(service: MasterService, lifespan: Lifespan | None = None) -> Star
             Route("/readyz", state_api.readyz, methods=["GET"]),
             Route("/metrics", state_api.metrics, methods=["GET"]),
             Route("/topology", state_api.topology, methods=["GET"]),
+            Route("/topology/events", state_api.topology_events, methods=["GET"]),
         ],
         lifespan=lifespan,
     )

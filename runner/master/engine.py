@@ -15,7 +15,7 @@ from runner.errors import (
     PromptTooLong,
     RunnerError,
 )
-from runner.master.engine_report import EngineStatistics, describe_topology
+from runner.master.engine_report import EngineStatistics, describe_topology, rank_statistics
 from runner.master.formation import Formation, RankGroup
 from runner.master.generation import GenerationRequest, TokenEvent
 from runner.master.micro_batches import MicroBatches
@@ -113,7 +113,8 @@ class Engine:
         arrived: asyncio.Queue[TokenEvent | RunnerError] = asyncio.Queue()
         entry = self._ledger.add(request, arrived.put_nowait)
         self._counters.requests += 1
-        limit_s = request.deadline_s or self._spec.request_deadline_s
+        given = request.deadline_s
+        limit_s = self._spec.request_deadline_s if given is None else given
         loop = asyncio.get_running_loop()
         overdue = DeadlineExceeded(f"not finished within its deadline of {limit_s:g} s")
         deadline = loop.call_later(limit_s, arrived.put_nowait, overdue)
@@ -147,6 +148,7 @@ class Engine:
         present.waiting = len(self._ledger.open)
         if group is not None:
             present.epoch, present.formations = group.epoch, group.formations
+            present.ready, present.ranks = self.ready, rank_statistics(group, self._cost)
         if scheduler is not None:
             present.running, present.waiting = len(scheduler.running), len(scheduler.waiting)
             present.kv_tokens_reserved = scheduler.kv_reserved
@@ -157,11 +159,18 @@ class Engine:
 
     def topology(self) -> dict[str, object]:
         """Epoch, micro-batches in flight, and by rank its layers, bytes and mean times (ms)."""
-        group = self._group
+        group, scheduler = self._group, self._scheduler
         assert group is not None
-        return describe_topology(self._spec, group.stages(), self._cost, self.statistics()) | {
-            "state": group.state,
+        in_flight = [] if scheduler is None else scheduler.in_flight.values()
+        return describe_topology(self._spec, self.statistics()) | {
+            "state": self.state,
+            "reason": "" if self.ready else self.reason,
             "max_model_len": self.max_model_len,
+            "in_flight": [
+                {"requests": len(item.step.segments), "tokens": len(item.step.token_ids)}
+                for item in in_flight
+                if item.step.segments
+            ],
         }
 
     # What the group tells

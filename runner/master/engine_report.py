@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.master.formation import StageInfo
+from runner.master.formation import RankGroup, StageInfo
 from runner.master.step_cost import StageCost, StepCost
 from service.contract import GroupSpec, RankSpec
 
 
+@dataclass(frozen=True)
+class RankStatistics:
+    """One rank: `stage` None while none is loaded, restarts and times since the master began."""
+
+    rank: int
+    stage: StageInfo | None
+    restarts: int
+    cost: StageCost
+
+
 @dataclass
 class EngineStatistics:
-    """Counters since the start, and the present (`running` to `micro_batches`)."""
+    """Counters since the start, and the present (`running` to `ranks`)."""
 
     requests: int = 0
     generated_tokens: int = 0
@@ -27,35 +37,46 @@ class EngineStatistics:
     formations: int = 0
     steps_in_flight: int = 0
     micro_batches: int = 0
+    ready: bool = False
+    ranks: Sequence[RankStatistics] = ()
 
 
-def describe_topology(
-    spec: GroupSpec,
-    stages: Sequence[StageInfo | None],
-    cost: StepCost,
-    statistics: EngineStatistics,
-) -> dict[str, object]:
+def rank_statistics(group: RankGroup, cost: StepCost) -> tuple[RankStatistics, ...]:
+    """By rank."""
+    known = zip(group.stages(), group.restarts(), cost.stages, strict=True)
+    return tuple(
+        RankStatistics(rank, stage, restarts, times)
+        for rank, (stage, restarts, times) in enumerate(known)
+    )
+
+
+def describe_topology(spec: GroupSpec, statistics: EngineStatistics) -> dict[str, object]:
     """Epoch, micro-batches in flight, and by rank its layers, bytes and mean step times (ms).
 
-    `stages` by rank, None where one has not joined. A rank's bubble ratio is the share of its time
-    that it waits for work.
+    A rank's bubble ratio is the share of its time that it waits for work while there is some.
     """
     return {
         "epoch": statistics.epoch,
         "formations": statistics.formations,
+        "losses": statistics.losses,
+        "replays": statistics.replays,
         "micro_batches": statistics.micro_batches,
         "steps": statistics.steps,
         "steps_in_flight": statistics.steps_in_flight,
+        "generated_tokens": statistics.generated_tokens,
+        "requests_running": statistics.running,
+        "requests_waiting": statistics.waiting,
         "kv_tokens": statistics.kv_tokens,
         "kv_tokens_reserved": statistics.kv_tokens_reserved,
         "ranks": [
-            _describe_rank(rank, stage, cost.stages[rank.rank])
-            for rank, stage in zip(spec.ranks, stages, strict=True)
+            _describe_rank(rank, found)
+            for rank, found in zip(spec.ranks, statistics.ranks, strict=True)
         ],
     }
 
 
-def _describe_rank(rank: RankSpec, stage: StageInfo | None, cost: StageCost) -> dict[str, object]:
+def _describe_rank(rank: RankSpec, found: RankStatistics) -> dict[str, object]:
+    stage, cost = found.stage, found.cost
     busy_s, wait_s = cost.mean_s, cost.wait_s
     return {
         "rank": rank.rank,
@@ -63,6 +84,7 @@ def _describe_rank(rank: RankSpec, stage: StageInfo | None, cost: StageCost) -> 
         "devices": rank.visible_devices or rank.device,
         "layers": list(rank.layers),
         "loaded": stage is not None,
+        "restarts": found.restarts,
         "address": stage.address if stage else None,
         "process_id": stage.process_id if stage else None,
         "weight_bytes": stage.weight_bytes if stage else None,

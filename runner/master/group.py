@@ -21,6 +21,7 @@ from runner.step import Step, StepResult
 from runner.wire import Epoch, Limits
 from service.contract import GroupSpec, spec_hash
 from service.listener import bind
+from service.log_format import note_in_logs
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,10 @@ class Group:
         """By rank; None where a rank has not joined or loaded."""
         return self._membership.stages()
 
+    def restarts(self) -> tuple[int, ...]:
+        """By rank, in this master's life."""
+        return self._membership.restarts()
+
     @property
     def commit(self) -> str | None:
         """The model's commit that every stage loads, once it is known."""
@@ -137,6 +142,7 @@ class Group:
     async def _try_to_form(self) -> bool:
         """One attempt at a new epoch."""
         self.epoch += 1
+        note_in_logs("epoch", self.epoch)
         epoch = Epoch(self._master_id, self.epoch)
         if not self.reason or self.state == "starting":
             self._set_state("forming", f"forming epoch {self.epoch}")

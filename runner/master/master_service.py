@@ -22,6 +22,7 @@ from runner.master.text import ModelText
 from runner.master.text_generation import Pieces, merged, text_pieces
 from runner.sampling_parameters import SamplingParameters
 from service.contract import GroupSpec
+from service.deadline import remaining_s
 
 # Shorter texts are tokenized faster than a thread takes them over.
 _LONG_TEXT = 10_000
@@ -105,7 +106,13 @@ class MasterService:
         """
         requests = [
             TextRequest(
-                GenerationRequest(prompt_ids, max_new_tokens, sampling, choice=choice),
+                GenerationRequest(
+                    prompt_ids,
+                    max_new_tokens,
+                    sampling,
+                    choice=choice,
+                    deadline_s=remaining_s(self.spec.request_deadline_s),
+                ),
                 stop,
                 continues_prompt,
                 first_index + choice,

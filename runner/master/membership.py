@@ -68,6 +68,8 @@ class Membership:
         self._spec = spec
         self._changed, self._lost, self._received = changed, lost, received
         self.members: dict[int, Member] = {}
+        self._last_instance: dict[int, str] = {}
+        self._restarts = dict.fromkeys((item.rank for item in spec.ranks), 0)
         self.commit: str | None = None
         self._commit_failure = ""
         self._load_failures: dict[int, str] = {}
@@ -100,6 +102,10 @@ class Membership:
         """What is known, by rank."""
         members = [self.members.get(item.rank) for item in self._spec.ranks]
         return tuple(member.stage if member is not None else None for member in members)
+
+    def restarts(self) -> tuple[int, ...]:
+        """By rank: how often another process took it over, in this master's life."""
+        return tuple(self._restarts[item.rank] for item in self._spec.ranks)
 
     def broadcast(self, message: Message) -> None:
         for member in self.members.values():
@@ -196,6 +202,9 @@ class Membership:
             self._leave(holder, "replaced by a newer connection")
         member = Member(rank, join, channel)
         self.members[rank] = member
+        if self._last_instance.get(rank, join.instance) != join.instance:
+            self._restarts[rank] += 1
+        self._last_instance[rank] = join.instance
         logger.info("rank %d joined: process %d at %s", rank, join.process_id, join.address)
         if join.commit is not None:
             self._adopt(join.commit)

@@ -12,18 +12,6 @@ from runner.sampling_parameters import MAX_LOGPROBS
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
-_IGNORED = frozenset(
-    {
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "parallel_tool_calls",
-    }
-)
 
 
 class StreamOptions(BaseModel):
@@ -33,9 +21,10 @@ class StreamOptions(BaseModel):
 
 
 class OpenAIBody(SamplingBody):
-    """What both endpoints take. `ignored` lists what is accepted and changes nothing."""
+    """What both endpoints take. `ignored` is what the tiers in front make use of: whom a request
+    is for, and which belong together."""
 
-    ignored = _IGNORED
+    ignored = frozenset({"user"})
     model: str
     n: int = 1
     max_tokens: int | None = None
@@ -49,6 +38,9 @@ class OpenAIBody(SamplingBody):
         if self.stream_options is not None and not self.stream:
             options = self.stream_options.model_dump()
             raise InvalidField("stream_options", options, "is allowed only with stream true")
+        if self.stream_options is not None and self.stream_options.include_obfuscation:
+            rule = "is not supported: events are not padded"
+            raise InvalidField("stream_options.include_obfuscation", True, rule)
 
     @property
     def include_usage(self) -> bool:
@@ -89,12 +81,22 @@ class CompletionBody(OpenAIBody):
 
 
 class ChatBody(OpenAIBody):
+    ignored = frozenset({"user", "safety_identifier", "prompt_cache_key"})
     _no_tools: ClassVar[str] = "is not supported: this server does not call tools"
+    _no_store: ClassVar[str] = "is not supported: answers are not stored"
+    _no_cache: ClassVar[str] = "is not supported: prompts are not kept for later requests"
     refused = {
         "tools": (([],), _no_tools),
         "tool_choice": (("none",), _no_tools),
         "functions": (([],), _no_tools),
         "function_call": (("none",), _no_tools),
+        "parallel_tool_calls": ((), _no_tools),
+        "store": ((False,), _no_store),
+        "metadata": (({},), _no_store),
+        "prompt_cache_retention": ((), _no_cache),
+        "prompt_cache_options": ((), _no_cache),
+        "service_tier": (("auto", "default"), "is not supported: there is one tier"),
+        "moderation": ((), "is not supported: nothing is moderated here"),
         "response_format": (({"type": "text"},), 'is not supported: only {"type": "text"} is'),
         "modalities": ((["text"],), 'is not supported: only ["text"] is'),
         "audio": ((), "is not supported: text only"),

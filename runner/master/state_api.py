@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -10,6 +13,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from runner.master.master_service import MasterService, service_of
+from service.live_events import LiveEvents, event
+
+# A watcher is told of changes no oftener, and hears of an idle pipeline no less often.
+CHANGE_S = 0.25
+REPEAT_S = 3.0
 
 
 async def livez(_request: Request) -> Response:
@@ -57,11 +65,28 @@ async def metrics(request: Request) -> Response:
 
 async def topology(request: Request) -> Response:
     """Ranks, layers, bytes, times, bubble ratio: see Engine.topology."""
-    service = service_of(request)
-    document = {
+    return JSONResponse(_topology(service_of(request)))
+
+
+async def topology_events(request: Request) -> Response:
+    """The topology as server-sent events: at once, at each change, and once in a while."""
+    return LiveEvents(_topology_events(service_of(request)))
+
+
+async def _topology_events(service: MasterService) -> AsyncGenerator[bytes, None]:
+    told, told_at = b"", 0.0
+    while True:
+        found, now = event(_topology(service)), time.monotonic()
+        if found != told or now - told_at > REPEAT_S:
+            told, told_at = found, now
+            yield found
+        await asyncio.sleep(CHANGE_S)
+
+
+def _topology(service: MasterService) -> dict[str, Any]:
+    return {
         "deployment_name": service.spec.deployment_name,
         "model_name": service.spec.model_name,
         "ready": service.engine.ready,
         **service.engine.topology(),
     }
-    return JSONResponse(document)

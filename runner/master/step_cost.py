@@ -28,6 +28,9 @@ class StageCost:
     tokens_squared: float = 0.0
     product: float = 0.0
     wait_s: float = 0.0
+    steps_total: int = 0
+    compute_total_s: float = 0.0
+    wait_total_s: float = 0.0
 
     def observe(self, tokens: int, seconds: float) -> None:
         self.weight = self.weight * FORGET + 1
@@ -35,6 +38,12 @@ class StageCost:
         self.seconds = self.seconds * FORGET + seconds
         self.tokens_squared = self.tokens_squared * FORGET + tokens * tokens
         self.product = self.product * FORGET + tokens * seconds
+        self.steps_total += 1
+        self.compute_total_s += seconds
+
+    def observe_wait(self, seconds: float) -> None:
+        self.wait_s += (seconds - self.wait_s) * (1 - FORGET)
+        self.wait_total_s += seconds
 
     def line(self) -> tuple[float, float]:
         """(fixed, per token); neither is negative."""
@@ -78,7 +87,8 @@ class StepCost:
             busy += seconds
             stage = self.stages[time.rank]
             stage.observe(tokens, seconds)
-            stage.wait_s += (time.wait_ns / 1e9 - stage.wait_s) * (1 - FORGET)
+            # Before the step was sent there was nothing to do: that was no bubble.
+            stage.observe_wait(min(time.wait_ns / 1e9, max(0.0, round_trip_s - seconds)))
         size = tokens.bit_length()
         self._longest[size] = max(busy, self._longest.get(size, 0.0) * LONGEST_FORGET)
         outside = max(0.0, round_trip_s - busy)

@@ -14,7 +14,7 @@ from runner.errors import ModelUnavailable, UnsupportedModel
 from runner.stage.stage_process import ControlThread
 from service.contract import GroupSpec, RankSpec, SpecError, load, read_token
 from service.listener import PortError
-from service.log_format import configure_logging
+from service.log_format import configure_logging, note_in_logs
 
 logger = logging.getLogger("runner.stage")
 
@@ -23,6 +23,7 @@ def main() -> int:
     """2: the arguments or files are wrong; 1: the model cannot be loaded; 0: asked to end."""
     arguments = _parse_arguments()
     configure_logging("stage")
+    note_in_logs("rank", arguments.rank)
     try:
         spec = load(arguments.spec, GroupSpec)
         token = read_token(arguments.token_file)

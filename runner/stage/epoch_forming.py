@@ -17,6 +17,7 @@ from runner.master.formation import StageInfo
 from runner.stage.pipeline import NewEpoch, Pipeline
 from runner.wire import Epoch, Limits
 from service.contract import GroupSpec, spec_hash
+from service.log_format import note_in_logs
 
 if TYPE_CHECKING:
     from runner.stage.compute_loop import ComputeLoop
@@ -69,6 +70,7 @@ class EpochForming:
             self._send(EpochFailed(message.counter, f"rank {self._rank} has no weights yet"))
             return
         self._epoch = Epoch(message.master, message.counter)
+        note_in_logs("epoch", message.counter)
         self._predecessor = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._form(self._epoch, self._predecessor, message))
 

@@ -1,4 +1,4 @@
-"""A stage's /livez and /readyz, served from the control thread."""
+"""A stage's /livez, /readyz and /metrics, served from the control thread."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import socket
 from collections.abc import Callable
 
 import uvicorn
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from service.metrics import metrics_response
 
 Check = Callable[[], str]
 
 
-def health_app(livez: Check, readyz: Check) -> Starlette:
+def health_app(livez: Check, readyz: Check, metrics: CollectorRegistry) -> Starlette:
     """200 where the check returns "", else 503 and what it returned as the reason."""
 
     def answer(check: Check) -> Callable[[Request], JSONResponse]:
@@ -31,7 +34,11 @@ def health_app(livez: Check, readyz: Check) -> Starlette:
     async def ready(request: Request) -> JSONResponse:
         return answer(readyz)(request)
 
-    return Starlette(routes=[Route("/livez", live), Route("/readyz", ready)])
+    async def measured(_: Request) -> Response:
+        return metrics_response(metrics)
+
+    routes = [Route("/livez", live), Route("/readyz", ready), Route("/metrics", measured)]
+    return Starlette(routes=routes)
 
 
 async def serve_health(app: Starlette, listening: socket.socket) -> None:

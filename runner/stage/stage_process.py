@@ -28,6 +28,7 @@ from runner.stage.control_link import ControlLink
 from runner.stage.epoch_forming import EpochForming
 from runner.stage.health import health_app, serve_health
 from runner.stage.pipeline import Stop
+from runner.stage.stage_metrics import StageMetrics
 from runner.wire import Epoch
 from service.contract import GroupSpec, RankSpec, spec_hash
 from service.listener import bind
@@ -84,7 +85,10 @@ class ControlThread(threading.Thread):
             os._exit(1)  # a stage that nobody can talk to must not look alive
 
     async def _main(self) -> None:
-        health = health_app(self._livez, self._readyz)
+        metrics = StageMetrics(
+            self._spec.model_name, self._rank.rank, lambda: self._stage is not None
+        )
+        health = health_app(self._livez, self._readyz, metrics.registry)
         async with asyncio.TaskGroup() as group:
             group.create_task(serve_health(health, self._health))
             group.create_task(self._link.run())

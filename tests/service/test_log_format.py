@@ -21,3 +21,12 @@ def test_a_line_is_json_with_its_fields_and_trace() -> None:
     assert (line["tier"], line["level"], line["message"]) == ("master", "warning", "said x\ny")
     assert line["epoch"] == 3
     assert "RuntimeError" in line["trace"]
+
+
+def test_what_is_true_of_the_process_stands_on_every_line() -> None:
+    known: dict[str, object] = {"rank": 2}
+    format_line = JsonLines("stage", known).format
+    record = logging.LogRecord("a.b", 20, "f", 1, "loaded", (), None)
+    assert json.loads(format_line(record))["rank"] == 2
+    known["epoch"] = 7
+    assert json.loads(format_line(record))["epoch"] == 7

@@ -80,6 +80,9 @@ class StandInGroup:
         self._queue: list[Step] = []
         self._running: asyncio.Task[None] | None = None
 
+    def restarts(self) -> tuple[int, ...]:
+        return tuple(0 for _ in self.stages())
+
     def stages(self) -> tuple[StageInfo | None, ...]:
         return tuple(
             StageInfo(

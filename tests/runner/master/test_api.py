@@ -131,7 +131,12 @@ def test_metrics_count_requests_tokens_and_times(url: str, client: OpenAI) -> No
     assert all(sample.labels["model_name"] == MODEL for sample in samples.values())
     tokens = answer.usage.completion_tokens
     expected = {
-        ("llm_requests_total", None): 1,
+        ("llm_prompts_total", None): 1,
+        ("llm_prompt_tokens_total", None): answer.usage.prompt_tokens,
+        ("llm_time_to_first_token_seconds_count", None): 1,
+        ("llm_inference_duration_seconds_count", None): 1,
+        ("llm_time_per_output_token_seconds_count", None): 1,
+        ("llm_inference_errors_total", None): 0,
         ("llm_tokens_generated_total", None): tokens,
         ("vllm:prompt_tokens_total", None): answer.usage.prompt_tokens,
         ("vllm:generation_tokens_total", None): tokens,
