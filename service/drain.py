@@ -18,7 +18,10 @@ from collections.abc import Awaitable, Callable, Iterator
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.access_log import AccessLog
+from service.deadline import DeadlineMiddleware
 from service.error_body import error_response
+from service.http_protocol import HttpProtocol
 from service.listener import PortError, bind
 from service.request_id import RequestIdMiddleware
 
@@ -29,7 +32,10 @@ EXIT_USAGE = 2
 KEEP_ALIVE_S = 75
 # After the drain, what is left open (a stream past drain_s) has this long to notice.
 CLOSE_S = 2
-ALWAYS_SERVED = frozenset({"/livez", "/readyz", "/metrics", "/topology"})
+# Event streams without an end are not waited for either.
+ALWAYS_SERVED = frozenset(
+    {"/livez", "/readyz", "/metrics", "/topology", "/topology/events", "/v1/events"}
+)
 log = logging.getLogger("service.drain")
 
 OnDrain = Callable[[], Awaitable[None]]
@@ -101,7 +107,7 @@ def serve(
         return EXIT_USAGE
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=HttpProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -122,7 +128,7 @@ async def _serve(
     on_signal: Callable[[], None] | None,
 ) -> int:
     drain = Drain(config.app)  # type: ignore[arg-type]
-    config.app = RequestIdMiddleware(drain)
+    config.app = RequestIdMiddleware(AccessLog(DeadlineMiddleware(drain), ALWAYS_SERVED))
     server = _Server(config)
     loop = asyncio.get_running_loop()
     ending: list[asyncio.Task[None]] = []

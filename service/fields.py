@@ -19,15 +19,18 @@ class Fields(BaseModel):
 Kind = TypeVar("Kind", bound=Fields)
 
 
-def parse(kind: type[Kind], document: Mapping[str, Any]) -> Kind:
-    """`document` as `kind`; raises ApiError 400 with `param` the first field at fault."""
+def parse(kind: type[Kind], document: Mapping[str, Any], under: str = "") -> Kind:
+    """`document` as `kind`; raises ApiError 400 with `param` the first field at fault.
+
+    `under` is the path of `document` in the request, where it is not the whole of it.
+    """
     try:
         return kind.model_validate(document)
     except ValidationError as error:
         faults = error.errors(include_url=False)
         first = faults[0]
-        message = "; ".join(_fault(fault) for fault in faults[:5])
-        param = _path(first["loc"])
+        message = "; ".join(_fault(fault, under) for fault in faults[:5])
+        param = _path(first["loc"], under)
         if first["type"] == "missing":
             raise ApiError(400, message, param=param, code="invalid_value") from error
         raise ApiError(
@@ -35,8 +38,8 @@ def parse(kind: type[Kind], document: Mapping[str, Any]) -> Kind:
         ) from error
 
 
-def _fault(fault: Any) -> str:
-    path = _path(fault["loc"])
+def _fault(fault: Any, under: str) -> str:
+    path = _path(fault["loc"], under)
     if fault["type"] == "missing":
         return f"{path}: is required"
     if fault["type"] == "extra_forbidden":
@@ -46,8 +49,7 @@ def _fault(fault: Any) -> str:
     return f"{path} = {shown_value(fault['input'])}: {rule}"
 
 
-def _path(location: tuple[int | str, ...]) -> str:
-    path = ""
+def _path(location: tuple[int | str, ...], path: str) -> str:
     for item in location:
         path += f"[{item}]" if isinstance(item, int) else f".{item}" if path else item[:80]
     return path or "the body"

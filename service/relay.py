@@ -63,7 +63,8 @@ class RelayedStream(Response):
         except TimeoutError:
             body = self._upstream.too_late().body
         except httpx.HTTPError:
-            message = f"{self._upstream.name} died while it answered; what came until here is cut"
+            who = f"{self._upstream.name} at {self._upstream.url}"
+            message = f"{who} died while it answered; what came until here is cut"
             body = error_body(502, message, code="upstream_died_mid_stream")
         else:
             return b""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from service import deadline as request_deadline
 from service.error_body import ApiError
+from service.live_events import SILENCE_LIMIT_S
 from service.request_id import HEADER, current_request_id
 
 CONNECT_TIMEOUT_S = 5.0
@@ -104,12 +106,33 @@ class Upstream:
             raise ApiError(502, f"{self.name} answered {path} with HTTP {answer.status_code}")
         return _whole(answer, answer.content, 0.0).document()
 
+    async def live_events(self, path: str) -> AsyncGenerator[bytes, None]:
+        """Whole events of a stream without end, by GET; raises ApiError when it cannot be had.
+
+        Ends when it breaks off or falls silent.
+        """
+        timeout = httpx.Timeout(SILENCE_LIMIT_S, connect=CONNECT_TIMEOUT_S)
+        begun = False
+        try:
+            async with self._client.stream("GET", path, timeout=timeout) as response:
+                if not response.is_success:
+                    message = f"{self.name} answered {path} with HTTP {response.status_code}"
+                    raise ApiError(502, message)
+                async for events in whole_events(response):
+                    begun = True
+                    yield events
+        except httpx.HTTPError as error:
+            if not begun:
+                raise self._unreachable(error) from error
+
     async def ask(self, path: str, document: dict[str, Any]) -> Answer:
         """POST `document`. The upstream's own errors come back as an Answer with their status.
 
-        Raises UpstreamError (502 and 503) and ApiError 504 when the deadline passes.
+        Raises UpstreamError (502 and 503) and ApiError 504 when the deadline passes, this tier's
+        or the client's own.
         """
-        deadline = asyncio.get_running_loop().time() + self._deadline_s
+        allowed = request_deadline.remaining_s(self._deadline_s)
+        deadline = asyncio.get_running_loop().time() + allowed
         content = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
         try:
             async with asyncio.timeout_at(deadline):
@@ -145,7 +168,12 @@ class Upstream:
             return False
 
     async def _ask_once(self, path: str, content: bytes, deadline: float) -> Answer:
-        headers = {"Content-Type": "application/json", HEADER: current_request_id() or ""}
+        left = deadline - asyncio.get_running_loop().time()
+        headers = {
+            "Content-Type": "application/json",
+            HEADER: current_request_id() or "",
+            request_deadline.HEADER: f"{max(left, 0.001):.3f}",
+        }
         request = self._client.build_request("POST", path, content=content, headers=headers)
         try:
             response = await self._client.send(request, stream=True)
@@ -175,11 +203,12 @@ class Upstream:
         )
 
     def _broke_off(self, error: httpx.HTTPError) -> UpstreamError:
-        message = f"{self.name} broke off before it answered: {_reason(error)}"
+        message = f"{self.name} at {self.url} broke off before it answered: {_reason(error)}"
         return UpstreamError(502, message, code="upstream_broke_off")
 
     def too_late(self) -> ApiError:
-        message = f"{self.name} did not finish within {self._deadline_s:g} s, the request deadline"
+        allowed = request_deadline.allowed_s(self._deadline_s)
+        message = f"{self.name} did not finish within {allowed:g} s, the request deadline"
         return ApiError(504, message, code="deadline_exceeded")
 
 

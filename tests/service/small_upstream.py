@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -29,16 +30,18 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
 
 class SmallUpstream:
-    """Records every request body and when a client left."""
+    """Records every request's body and headers, and when a client left."""
 
     def __init__(self, port: int | None = None) -> None:
         self.port = port or free_ports(1)[0]
         self.url = f"http://127.0.0.1:{self.port}"
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[Headers] = []
         self.left_at: list[float] = []
         self.reason = ""
         self.deaths = 0
         self.too_many_messages = 1000
+        self.max_model_len: int | None = None
         self.in_flight = 0
         self.most_in_flight = 0
 
@@ -70,7 +73,8 @@ class SmallUpstream:
         self._thread.join(10)
 
     async def _models(self, _: Request) -> Response:
-        entries = [{"id": name, "object": "model"} for name in (MODEL, DEPLOYMENT)]
+        limit = {"max_model_len": self.max_model_len} if self.max_model_len else {}
+        entries = [{"id": name, "object": "model", **limit} for name in (MODEL, DEPLOYMENT)]
         return JSONResponse({"object": "list", "data": entries})
 
     async def _readyz(self, _: Request) -> Response:
@@ -80,6 +84,7 @@ class SmallUpstream:
     async def _answer(self, request: Request) -> Response:
         body = await request.json()
         self.requests.append(body)
+        self.headers.append(request.headers)
         self.in_flight += 1
         self.most_in_flight = max(self.in_flight, self.most_in_flight)
         try:

@@ -11,25 +11,32 @@ from typing import Any
 
 import httpx
 
+from infra.child_process import die_with_parent
 from service.contract import render
 from tests.waiting import free_ports, wait_for
 
+# A second's work; on a machine that runs other tests too it may take its time.
+STARTUP_S = 60
+
 
 class TierProcess:
-    """`python -m MODULE --spec FILE`; the spec gets a free port unless it is given one."""
+    """`python -m MODULE --spec FILE OPTIONS`; the spec gets a free port unless given one."""
 
-    def __init__(self, module: str, spec: Any, folder: Path, port: int | None = None) -> None:
+    def __init__(
+        self, module: str, spec: Any, folder: Path, port: int | None = None, *options: str
+    ) -> None:
         self.port = port or free_ports(1)[0]
-        self.url = f"http://127.0.0.1:{self.port}"
-        spec = dataclasses.replace(spec, bind_address="127.0.0.1", port=self.port)
+        address = spec.bind_address or "127.0.0.1"
+        self.url = f"http://{address}:{self.port}"
+        spec = dataclasses.replace(spec, bind_address=address, port=self.port)
         file = folder / f"{module}-{self.port}.json"
         file.write_text(render(spec))
         self._errors = (folder / f"{module}-{self.port}.log").open("w+")
-        command = [sys.executable, "-m", module, "--spec", str(file)]
-        self.process = subprocess.Popen(command, stderr=self._errors)
+        command = [sys.executable, "-m", module, "--spec", str(file), *options]
+        self.process = subprocess.Popen(command, stderr=self._errors, preexec_fn=die_with_parent())
 
     def __enter__(self) -> TierProcess:
-        wait_for(self._lives)
+        wait_for(self._lives, STARTUP_S)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,148 @@
+"""What is refused before there is a request."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.contract import BlockSpec, InferenceServerSpec
+from service.http_protocol import MAX_HEAD_BYTES
+from tests.service.small_upstream import MODEL, SmallUpstream
+from tests.service.tier_process import TierProcess
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TierProcess]:
+    folder = tmp_path_factory.mktemp("server")
+    with TierProcess("inference_server", InferenceServerSpec("demo", ()), folder) as server:
+        yield server
+
+
+def send(server: TierProcess, *pieces: bytes) -> bytes:
+    """What comes back until the server closes; sending ends early when it has."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        answer = b""
+        try:
+            while piece := connection.recv(65536):
+                answer += piece
+        except ConnectionResetError:
+            pass
+        return answer
+
+
+def status_and_code(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+LINE = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
+LARGE = b"x" * MAX_HEAD_BYTES
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (LINE, b"Large: " + LARGE + b"\r\n\r\n"),
+        (LINE + b"".join(b"Name-%d: value\r\n" % number for number in range(4000)) + b"\r\n",),
+        (b"GET /" + LARGE + b" HTTP/1.1\r\nHost: x\r\n\r\n",),
+    ],
+    ids=["one header", "many headers", "path"],
+)
+def test_a_large_head_is_431(server: TierProcess, pieces: tuple[bytes, ...]) -> None:
+    assert status_and_code(send(server, *pieces)) == (431, "headers_too_large")
+
+
+def test_a_head_without_an_end_is_cut_off(server: TierProcess) -> None:
+    sent = (b"x" * 10_000 for _ in range(10_000))
+    answer = send(server, LINE + b"Endless: ", *sent)
+    # The answer may be lost with the connection, as more was on its way.
+    assert not answer or status_and_code(answer) == (431, "headers_too_large")
+
+
+def test_a_second_request_on_a_connection_is_bounded_too(server: TierProcess) -> None:
+    with httpx.Client(base_url=server.url) as client:
+        assert client.get("/livez").status_code == 200
+        assert client.get("/livez", headers={"Large": LARGE}).status_code == 431
+        assert client.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize("content", [b"\x16\x03\x01\x00\xa5\x01\x00\n\n", b"HELLO\r\n\r\n"])
+def test_what_is_not_http_gets_the_stable_body(server: TierProcess, content: bytes) -> None:
+    assert status_and_code(send(server, content)) == (400, "invalid_http")
+
+
+def test_ordinary_requests_pass(server: TierProcess) -> None:
+    headers = {f"Name-{number}": "x" * 500 for number in range(50)}
+    assert httpx.get(f"{server.url}/livez", headers=headers).status_code == 200
+    body = {"model": "x" * 2 * MAX_HEAD_BYTES, "session_id": "s", "seq_no": 1, "data": "x"}
+    assert httpx.post(f"{server.url}/v1/infer", json=body).json()["error"]["param"] == "model"
+
+
+def half_sent(server: TierProcess, *pieces: bytes, every_s: float = 0.0) -> tuple[bytes, float]:
+    """What comes back, and after how many seconds."""
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(every_s)
+        return connection.recv(65536), time.monotonic() - began
+
+
+TRICKLE = (b"G", b"E", b"T", b" ", b"/", b"l", b"i", b"v", b"e", b"z")
+POST = b"POST /v1/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def test_half_sent_requests_are_reaped_in_ten_seconds(server: TierProcess) -> None:
+    halves: list[tuple[bytes, ...]] = [
+        (),
+        (b"GET /livez",),
+        (LINE,),
+        (POST + b"Content-Length: 1000\r\n\r\n",),
+        (POST + b'Content-Length: 1000\r\n\r\n{"model": ',),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",),
+        (LINE + b"\r\n" + LINE,),
+    ]
+    with ThreadPoolExecutor(len(halves) + 1) as threads:
+        ending = [threads.submit(half_sent, server, *pieces) for pieces in halves]
+        trickle = threads.submit(half_sent, server, *TRICKLE, every_s=1)
+        # Others notice nothing.
+        assert httpx.get(f"{server.url}/livez").status_code == 200
+        answers = [one.result() for one in (*ending, trickle)]
+    for answer, seconds in answers:
+        assert seconds < 12
+        if not answer.startswith(b"HTTP/1.1 200"):
+            assert seconds > 8
+            assert status_and_code(answer) in ((408, "request_timeout"), (400, "invalid_http"))
+    assert sum(b" 408 " in answer for answer, _ in answers) >= 6
+
+
+def test_a_large_body_on_a_slow_line_is_not_cut_off(server: TierProcess) -> None:
+    content = b'{"model": "' + b"x" * 400_000 + b'"}'
+    head = POST + b"Content-Length: %d\r\n\r\n" % len(content)
+    pieces = [content[start : start + 32_000] for start in range(0, len(content), 32_000)]
+    answer, seconds = half_sent(server, head, *pieces, every_s=0.9)
+    assert seconds > 11
+    assert b" 400 " in answer.splitlines()[0]
+
+
+def test_a_slow_answer_is_not_a_slow_request(tmp_path: Path) -> None:
+    with SmallUpstream() as upstream:
+        block = BlockSpec("block-1", upstream.url)
+        spec = InferenceServerSpec("demo", (block,), request_deadline_s=11.5)
+        with TierProcess("inference_server", spec, tmp_path) as server:
+            body = {"model": MODEL, "messages": [{"role": "user", "content": "hang"}]}
+            url = f"{server.url}/v1/chat/completions"
+            assert httpx.post(url, json=body, timeout=20).status_code == 504
