@@ -1,37 +1,57 @@
-"""`python -m proxy_block --spec FILE`: one proxy block."""
+"""`python -m proxy_block --spec FILE [--session-password-file FILE]`: one proxy block."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from proxy_block.api import build_app
-from proxy_block.generation_config import GenerationConfig
+from proxy_block.generation_config import parse_generation_config
+from proxy_block.redis_store import RedisStore
 from proxy_block.session_store import SessionStore, StoreUnavailable
+from proxy_block.sqlite_store import SqliteStore
 from service.contract import ProxySpec, SpecError, load
 from service.drain import EXIT_USAGE, serve
 from service.error_body import ApiError
-from service.fields import parse
 from service.log_format import configure_logging
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m proxy_block", description=__doc__)
-    parser.add_argument("--spec", required=True, help="a ProxySpec as JSON")
-    path = parser.parse_args().spec
+    arguments = _arguments()
     configure_logging("proxy-block")
     try:
-        spec = load(path, ProxySpec)
-        defaults = parse(GenerationConfig, spec.generation_config)
-        store = SessionStore(spec.sessions)
+        spec = load(arguments.spec, ProxySpec)
+        defaults = parse_generation_config(spec.generation_config)
+        store = _open_store(spec, arguments.session_password_file)
     except ApiError as error:
-        print(f"--spec {path}: generation_config: {error}", file=sys.stderr)
+        print(f"--spec {arguments.spec}: generation_config: {error}", file=sys.stderr)
         return EXIT_USAGE
     except (SpecError, StoreUnavailable) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     app = build_app(spec, defaults, store)
     return serve(app, spec.bind_address, spec.port, spec.request_deadline_s)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m proxy_block", description=__doc__)
+    parser.add_argument("--spec", required=True, help="a ProxySpec as JSON")
+    parser.add_argument(
+        "--session-password-file", default="", help="password of the store at sessions.url"
+    )
+    return parser.parse_args()
+
+
+def _open_store(spec: ProxySpec, password_file: str) -> SessionStore:
+    """Raises StoreUnavailable for what cannot become right by waiting."""
+    if not spec.sessions.url:
+        return SqliteStore(spec.sessions)
+    try:
+        password = Path(password_file).read_text("utf-8").strip() if password_file else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreUnavailable(f"--session-password-file {password_file}: {error}") from error
+    return RedisStore(spec.sessions, f"{spec.deployment_name}:{spec.block_id}", password)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -12,16 +13,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from proxy_block.block_request import BlockRequest, ManagementRequest
+from proxy_block.active_sessions import ActiveSessions
+from proxy_block.block_request import parse_block_request, parse_management_request
 from proxy_block.component import component_document
-from proxy_block.conversation import Conversations, UpstreamRefused
-from proxy_block.generation_config import GenerationConfig
+from proxy_block.conversation import Conversations
+from proxy_block.master import Master, UpstreamRefused
+from proxy_block.openapi import openapi_document
 from proxy_block.session_store import SessionStore, StoreUnavailable
 from service.body import read_json_object
 from service.contract import ProxySpec
 from service.disconnect import until_disconnected
 from service.error_body import error_response, install_error_handlers
-from service.fields import parse
+from service.live_events import LiveEvents
 from service.metrics import RequestMetrics, metrics_endpoint
 from service.relay import relay
 from service.upstream import Upstream
@@ -34,19 +37,23 @@ OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
 class ProxyBlock:
     """What the endpoints of one block share."""
 
-    def __init__(self, spec: ProxySpec, defaults: GenerationConfig, store: SessionStore) -> None:
-        self.spec, self.defaults, self.store = spec, defaults, store
+    def __init__(self, spec: ProxySpec, defaults: Mapping[str, Any], store: SessionStore) -> None:
+        self.spec, self.store = spec, store
+        self.active = ActiveSessions()
         self.master = Upstream(
             "the rank master",
             spec.upstream_url,
             deadline_s=spec.request_deadline_s,
             patience_s=MASTER_PATIENCE_S,
         )
-        self.conversations = Conversations(spec, defaults, self.master, store)
+        self.conversations = Conversations(
+            Master(spec, defaults, self.master), store, spec.request_deadline_s
+        )
 
     async def infer(self, request: Request) -> Response:
-        """POST /infer {session_id, seq_no, data} -> {"data": {...}}."""
-        block_request = parse(BlockRequest, await read_json_object(request))
+        """POST /infer {session_id, seq_no, data} -> {"data": ...}."""
+        block_request = parse_block_request(await self._body(request))
+        self.active.note(block_request.session_id)
         work = self.conversations.answer(block_request)
         try:
             data = await until_disconnected(request.receive, work)
@@ -57,32 +64,44 @@ class ProxyBlock:
 
     async def management(self, request: Request) -> Response:
         """POST /management {"action": "reset", "data": {"session_id"?}} -> {"data": {...}}."""
-        command = parse(ManagementRequest, await read_json_object(request))
-        count = self.conversations.reset(command.data.session_id)
-        return JSONResponse({"action": command.action, "data": {"sessions_reset": count}})
+        reset = parse_management_request(await self._body(request))
+        count = await self.conversations.reset(reset.session_id)
+        return JSONResponse({"action": "reset", "data": {"sessions_reset": count}})
 
     async def openai(self, request: Request) -> Response:
         """OpenAI's endpoints, passed through; the block's id is a name of the model too."""
-        document = await read_json_object(request)
-        if document.get("model") in (self.spec.block_id, self.spec.deployment_name):
-            document["model"] = self.spec.model_name
+        document = await self._body(request)
+        if document.get("model") == self.spec.block_id:
+            document["model"] = self.spec.deployment_name
         return await relay(request, self.master, request.url.path, document)
 
     async def models(self, _request: Request) -> Response:
         return JSONResponse(await self.master.get("/v1/models"))
 
     async def component(self, _request: Request) -> Response:
-        return JSONResponse(component_document(self.spec, self.defaults))
+        return JSONResponse(component_document(self.spec))
+
+    async def openapi(self, _request: Request) -> Response:
+        return JSONResponse(openapi_document(self.spec))
+
+    async def topology_events(self, _request: Request) -> Response:
+        """The master's pipeline as it changes, for whoever draws it."""
+        return LiveEvents(self.master.live_events("/topology/events"))
 
     async def livez(self, _request: Request) -> Response:
         return JSONResponse({"live": True})
 
     async def readyz(self, request: Request) -> Response:
-        """True when the master is ready; `?self` asks about this process alone."""
-        reason = "" if "self" in request.query_params else await self.master.ready()
+        """True when master and session store are; `?self` asks about this process alone."""
+        reason = ""
+        if "self" not in request.query_params:
+            reason = await self.master.ready() or await self.store.not_ready()
         if reason:
             return JSONResponse({"ready": False, "reason": reason}, 503)
         return JSONResponse({"ready": True})
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        return await read_json_object(request, self.spec.max_body_bytes)
 
     def routes(self) -> list[Route]:
         return [
@@ -91,26 +110,33 @@ class ProxyBlock:
             *(Route(path, self.openai, methods=["POST"]) for path in OPENAI_PATHS),
             Route("/v1/models", self.models),
             Route("/component.json", self.component),
+            Route("/openapi.json", self.openapi),
+            Route("/topology/events", self.topology_events),
             Route("/livez", self.livez),
             Route("/readyz", self.readyz),
             Route("/metrics", metrics_endpoint),
         ]
 
 
-def build_app(spec: ProxySpec, defaults: GenerationConfig, store: SessionStore) -> Starlette:
-    """The application; it closes `store` at its end."""
+def build_app(spec: ProxySpec, defaults: Mapping[str, Any], store: SessionStore) -> Starlette:
+    """The application; it closes `store` at its end.
+
+    `defaults` is the block's generation_config, checked.
+    """
     block = ProxyBlock(spec, defaults, store)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         yield
         await block.master.close()
-        store.close()
+        await store.close()
 
     async def store_failed(_request: Request, error: Exception) -> Response:
-        return error_response(503, str(error), code="session_store_unavailable")
+        headers = {"Retry-After": "1"}
+        return error_response(503, str(error), code="session_store_unavailable", headers=headers)
 
     registry = CollectorRegistry()
+    block.active.register(registry)
     routes = block.routes()
     middleware = [
         Middleware(RequestMetrics, registry=registry, routes=[route.path for route in routes])

@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from dataclasses import dataclass
+from typing import Any
 
-from pydantic import Field
+from proxy_block.block_input import Input, parse_data
+from proxy_block.component import RESET_ARGUMENTS, ResetArguments
+from proxy_block.protocol import fields_model
+from service.error_body import ApiError
+from service.fields import parse
 
-from proxy_block.generation_config import GenerationConfig
-from service.fields import Fields
-
-CHAT: Final = "chat"
-COMPLETIONS: Final = "completions"
-SessionId = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-class BlockData(Fields):
-    """What is asked. `system_message` None takes the session's, then the block's."""
-
-    message: Annotated[str, Field(min_length=1)]
-    mode: Literal["chat", "completions"] = CHAT
-    system_message: str | None = None
-    generation_config: GenerationConfig = GenerationConfig()
-
-
-class BlockRequest(Fields):
-    """POST /infer; the answer is {"data": {...}}."""
-
-    session_id: SessionId
-    seq_no: Annotated[int, Field(ge=0, lt=2**63)]
-    data: BlockData
+_MAX_SEQ_NO = 2**63 - 1
+_Envelope = fields_model(
+    "Envelope",
+    {
+        "session_id": RESET_ARGUMENTS["session_id"] | {"required": True},
+        "seq_no": {"type": "integer", "min": 0, "max": _MAX_SEQ_NO, "required": True},
+    },
+)
+_Management = fields_model(
+    "Management", {"action": {"type": "string", "enum": ["reset"], "required": True}}
+)
 
 
-class ResetArguments(Fields):
-    """Without `session_id`, every session of the block is reset."""
+@dataclass(frozen=True)
+class BlockRequest:
+    """POST /infer; the answer is {"data": ...}. `seq_no` counts the session's requests."""
 
-    session_id: SessionId | None = None
+    session_id: str
+    seq_no: int
+    asked: Input
 
 
-class ManagementRequest(Fields):
-    """POST /management; `reset` forgets chat histories."""
+@dataclass(frozen=True)
+class ResetRequest:
+    """POST /management with action reset; `session_id` None is every session of the block."""
 
-    action: Literal["reset"]
-    data: ResetArguments = ResetArguments()
+    session_id: str | None
+
+
+def parse_block_request(document: dict[str, Any]) -> BlockRequest:
+    """Raises ApiError 400."""
+    if "data" not in document:
+        raise ApiError(400, "data: is required", param="data", code="invalid_value")
+    data = document.pop("data")
+    envelope = parse(_Envelope, document).model_dump()
+    return BlockRequest(envelope["session_id"], envelope["seq_no"], parse_data(data))
+
+
+def parse_management_request(document: dict[str, Any]) -> ResetRequest:
+    """Raises ApiError 400."""
+    arguments = document.pop("data", None)
+    parse(_Management, document)
+    fields = parse(ResetArguments, {} if arguments is None else arguments, "data")
+    return ResetRequest(fields.model_dump()["session_id"])

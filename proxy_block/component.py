@@ -1,38 +1,39 @@
-"""component.json: what this block takes and gives, generated from what checks the requests."""
+"""component.json: what a block takes and gives. The file is what checks the requests."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import json
+from pathlib import Path
+from typing import Any, Final
 
-from proxy_block.block_request import BlockData
-from proxy_block.generation_config import GenerationConfig
+from proxy_block.protocol import fields_model
 from service.contract import ProxySpec
 
+COMPONENT: Final[dict[str, Any]] = json.loads(
+    Path(__file__).with_name("component.json").read_text("utf-8")
+)
+INPUT: Final[dict[str, Any]] = COMPONENT["componentInputProtocol"]
+RESET_ARGUMENTS: Final[dict[str, Any]] = COMPONENT["componentManagementCommandsTemplate"]["reset"][
+    "args"
+]
+# Other ways to give what these four say.
+_QUESTION_FIELDS = ("message", "mode", "system_message", "generation_config")
+Question = fields_model("Question", {name: INPUT[name] for name in _QUESTION_FIELDS})
+GenerationConfig = fields_model("GenerationConfig", INPUT["generation_config"]["properties"])
+ResetArguments = fields_model("ResetArguments", RESET_ARGUMENTS)
 
-def component_document(spec: ProxySpec, defaults: GenerationConfig) -> dict[str, Any]:
-    """AIOS's component.json for `spec`; the input protocol is a JSON Schema."""
+
+def component_document(spec: ProxySpec) -> dict[str, Any]:
+    """component.json of one block: the checked-in file with what its stack file says."""
     kind, _, rest = spec.component.partition(".")
     name, _, version = rest.partition(":")
     number, _, tag = version.partition("-")
-    usage = {"type": "object", "description": "Tokens of prompt and answer, as OpenAI counts them."}
-    return {
-        "componentId": {"name": name, "version": number, "releaseTag": tag},
-        "componentType": kind,
-        "blockId": spec.block_id,
-        "componentInitData": {"model_split_id": spec.deployment_name},
-        "componentMetadata": {"model_name": spec.model_name, "labels": spec.labels},
-        "componentInputProtocol": BlockData.model_json_schema(),
-        "componentOutputProtocol": {
-            "reply": {"type": "string", "description": "The answer in chat mode."},
-            "generated": {"type": "string", "description": "The answer in completions mode."},
-            "usage": usage,
-        },
-        "componentManagementCommandsTemplate": {
-            "reset": {
-                "description": "Forget the history of one session, or of all.",
-                "args": {"session_id": {"type": "string", "required": False}},
-            }
-        },
-        "componentParameters": {"generation_config": defaults.given()},
-        "componentInitSettings": {"system_message": spec.system_message},
-    }
+    document = copy.deepcopy(COMPONENT)
+    document["componentId"] = {"name": name, "version": number, "releaseTag": tag}
+    document["componentType"] = kind
+    document["componentInitData"]["model_split_id"] = spec.deployment_name
+    document["componentMetadata"]["labels"] = dict(spec.labels)
+    document["componentParameters"]["generation_config"] = dict(spec.generation_config)
+    document["componentInitSettings"]["system_message"] = spec.system_message
+    return document | {"blockId": spec.block_id}

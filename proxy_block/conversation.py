@@ -1,126 +1,146 @@
-"""One block request: its prompt out of history and message, asked of the master, recorded."""
+"""One block request: its questions asked of the master, its answer recorded."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-from proxy_block.block_request import COMPLETIONS, BlockData, BlockRequest
-from proxy_block.generation_config import GenerationConfig
-from proxy_block.session_store import NewTurn, SessionStore, Turn
-from service.contract import ProxySpec
+from proxy_block.block_input import CHAT, Input, Question, questions
+from proxy_block.block_request import BlockRequest
+from proxy_block.chat import Chat
+from proxy_block.context_window import ContextWindow
+from proxy_block.master import Master, Reply, UpstreamRefused
+from proxy_block.session import SeqNoPassed, Session
+from proxy_block.session_store import SessionStore
+from service import deadline
 from service.error_body import ApiError
-from service.upstream import Answer, Upstream
 
-CHAT_PATH = "/v1/chat/completions"
-PROMPT_TOO_LONG = "context_length_exceeded"
-# For an upstream that reports no usage: about what English text has.
-CHARACTERS_PER_TOKEN = 4
-
-
-class UpstreamRefused(Exception):
-    """The upstream answered with an error; the client gets it as it is."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.status)
-        self.answer = answer
+# Completions of one batch that are asked at the same time.
+BATCH_PARALLEL = 8
+SEQ_NO_PASSED = "seq_no_passed"
 
 
 class Conversations:
-    """Answers block requests, those of one session one after the other."""
+    """Answers block requests, those of one session one after the other, each seq_no once.
 
-    def __init__(
-        self, spec: ProxySpec, defaults: GenerationConfig, master: Upstream, store: SessionStore
-    ) -> None:
-        self._spec, self._defaults, self._master, self._store = spec, defaults, master, store
+    That holds for completions too: they leave the history alone, but a seq_no counts the requests
+    of its session whatever they ask.
+    """
+
+    def __init__(self, master: Master, store: SessionStore, deadline_s: float) -> None:
+        self._master, self._store, self._deadline_s = master, store, deadline_s
+        self._window = ContextWindow(master.upstream)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def answer(self, request: BlockRequest) -> dict[str, Any]:
+    async def answer(self, request: BlockRequest) -> Any:
         """The reply's `data`. Raises UpstreamRefused, ApiError and StoreUnavailable."""
-        if request.data.mode == COMPLETIONS:
-            text, usage = await self._ask(request.data, request.data.system_message, ())
-            return {"generated": text, "usage": usage}
         try:
-            async with asyncio.timeout(self._spec.request_deadline_s):
-                async with self._locks.setdefault(request.session_id, asyncio.Lock()):
-                    return await self._chat(request)
+            async with asyncio.timeout(deadline.remaining_s(self._deadline_s)):
+                async with self._alone(request.session_id):
+                    return await self._answer(request)
         except TimeoutError as error:
-            raise self._master.too_late() from error
+            raise self._master.upstream.too_late() from error
 
-    def reset(self, session_id: str | None) -> int:
-        return self._store.reset(session_id)
+    async def reset(self, session_id: str | None) -> int:
+        """How many sessions there were; a request that runs will begin a new one."""
+        return await self._store.reset(session_id)
 
-    async def _chat(self, request: BlockRequest) -> dict[str, Any]:
-        """The turn is written when its reply is complete, never before.
+    @contextlib.asynccontextmanager
+    async def _alone(self, session_id: str) -> AsyncIterator[None]:
+        """In this process first, in order of arrival, then among those that share the store."""
+        async with (
+            self._locks.setdefault(session_id, asyncio.Lock()),
+            self._store.lease(session_id),
+        ):
+            yield
 
-        A history that has outgrown the model loses its older half, as often as needed.
-        """
-        data, session_id = request.data, request.session_id
-        history = self._store.history(session_id)
-        given = data.system_message
-        system_message = history.system_message if given is None else given
-        turns = history.turns
-        while True:
-            try:
-                text, usage = await self._ask(data, system_message, turns)
-                break
-            except UpstreamRefused as error:
-                if not turns or not _is_too_long(error.answer):
-                    raise
-                turns = turns[(len(turns) + 1) // 2 :]
-        tokens = _turn_tokens(data.message, text, usage, turns)
-        oldest_kept = turns[0].number if turns else _past(history.turns)
-        turn = NewTurn(data.message, text, tokens, oldest_kept)
-        self._store.record(session_id, system_message, turn)
-        return {"reply": text, "usage": usage}
-
-    async def _ask(
-        self, data: BlockData, system_message: str | None, turns: tuple[Turn, ...]
-    ) -> tuple[str, dict[str, Any] | None]:
-        config = data.generation_config.over(self._defaults)
-        document = {
-            "model": self._spec.model_name,
-            "messages": self._messages(data.message, system_message, turns),
-            **config.parameters(),
-        }
-        answer = await self._master.ask(CHAT_PATH, document)
-        if answer.status != 200:
-            raise UpstreamRefused(answer)
-        completion = answer.document()
+    async def _answer(self, request: BlockRequest) -> Any:
+        """Everything is recorded when the last question is answered, nothing before."""
+        session = await self._store.read(request.session_id)
+        if _is_passed(session, request.seq_no):
+            return _recorded(session, request.seq_no)
+        chat = Chat(session, self._master, self._window)
+        answer = await self._ask_all(request.asked, chat)
         try:
-            return completion["choices"][0]["message"]["content"] or "", completion.get("usage")
-        except (KeyError, IndexError, TypeError) as error:
-            raise ApiError(502, f"{self._master.name} answered without a message") from error
+            await self._store.record(request.session_id, chat.exchange(request.seq_no, answer))
+        except SeqNoPassed:
+            return _recorded(await self._store.read(request.session_id), request.seq_no)
+        return answer
 
-    def _messages(
-        self, message: str, system_message: str | None, turns: tuple[Turn, ...]
-    ) -> list[dict[str, str]]:
-        system = self._spec.system_message if system_message is None else system_message
-        messages = [{"role": "system", "content": system}] if system else []
-        for turn in turns:
-            messages.append({"role": "user", "content": turn.message})
-            messages.append({"role": "assistant", "content": turn.reply})
-        return [*messages, {"role": "user", "content": message}]
+    async def _ask_all(self, asked: Input, chat: Chat) -> Any:
+        if isinstance(asked, Question):
+            return await self._ask(asked, chat)
+        every = list(questions(asked))
+        places = asyncio.Semaphore(BATCH_PARALLEL)
+        answers: dict[str, Any] = {}
+
+        async def ask_in_order(some: Sequence[Question]) -> None:
+            for question in some:
+                async with places:
+                    answers[question.path] = await self._ask_of_batch(question, chat)
+
+        chats = [question for question in every if question.mode == CHAT]
+        others = [[question] for question in every if question.mode != CHAT]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for some in (chats, *others):
+                    group.create_task(ask_in_order(some))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from failures
+        return _in_shape(asked, (answers[question.path] for question in every))
+
+    async def _ask(self, question: Question, chat: Chat) -> dict[str, Any]:
+        if question.mode == CHAT:
+            return _output("reply", await chat.ask(question))
+        reply = await self._master.ask(question, question.system_message)
+        return _output("generated", reply)
+
+    async def _ask_of_batch(self, question: Question, chat: Chat) -> dict[str, Any]:
+        """As `_ask`, with errors that name the item."""
+        try:
+            return await self._ask(question, chat)
+        except UpstreamRefused as refused:
+            raise _named(question, refused) from refused
 
 
-def _is_too_long(answer: Answer) -> bool:
+def _output(name: str, reply: Reply) -> dict[str, Any]:
+    return {name: reply.text, "usage": reply.usage}
+
+
+def _in_shape(asked: Input, answers: Iterator[Any]) -> Any:
+    """The answers nested as the questions were."""
+    if isinstance(asked, Question):
+        return next(answers)
+    return [_in_shape(item, answers) for item in asked]
+
+
+def _is_passed(session: Session, seq_no: int) -> bool:
+    return session.seq_no is not None and seq_no <= session.seq_no
+
+
+def _recorded(session: Session, seq_no: int) -> Any:
+    """What the last request got; raises ApiError 409 for one before it."""
+    if seq_no == session.seq_no:
+        return session.answer
+    rule = (
+        f"must be above {session.seq_no}, the last one answered in this session; that one again "
+        "gets its recorded answer, and the management action reset starts anew"
+    )
+    message = f"seq_no = {seq_no}: {rule}"
+    raise ApiError(409, message, param="seq_no", code=SEQ_NO_PASSED, value=seq_no)
+
+
+def _named(question: Question, refused: UpstreamRefused) -> ApiError:
+    """The upstream's refusal of one item of a batch."""
+    answer = refused.answer
+    headers = {name: answer.headers[name] for name in ("retry-after",) if name in answer.headers}
     try:
-        return bool(answer.document()["error"]["code"] == PROMPT_TOO_LONG)
-    except (ApiError, KeyError, TypeError):
-        return False
-
-
-def _past(turns: tuple[Turn, ...]) -> int:
-    """A number beyond all of `turns`."""
-    return turns[-1].number + 1 if turns else 0
-
-
-def _turn_tokens(
-    message: str, reply: str, usage: dict[str, Any] | None, turns: tuple[Turn, ...]
-) -> int:
-    """What this turn adds: the whole conversation's tokens less those of the turns before it."""
-    total = usage.get("total_tokens") if isinstance(usage, dict) else None
-    if isinstance(total, int):
-        return max(1, total - sum(turn.tokens for turn in turns))
-    return 1 + (len(message) + len(reply)) // CHARACTERS_PER_TOKEN
+        inner = answer.document()["error"]
+        message, code = str(inner["message"]), inner.get("code")
+    except (ApiError, KeyError, TypeError, AttributeError):
+        message, code = f"the engine answered with HTTP {answer.status}", None
+    text = f"{question.path}: {message}"
+    return ApiError(answer.status, text, param=question.path, code=code, headers=headers)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.contract import ProxySpec, SessionsSpec
-from tests.service.small_upstream import DEPLOYMENT, MODEL, SmallUpstream
+from tests.service.small_upstream import DEPLOYMENT, SmallUpstream
 from tests.service.tier_process import TierProcess
 
 
@@ -23,7 +23,6 @@ def spec(upstream: SmallUpstream, tmp_path: Path) -> ProxySpec:
     return ProxySpec(
         block_id="block-1",
         deployment_name=DEPLOYMENT,
-        model_name=MODEL,
         upstream_url=upstream.url,
         system_message="the block's",
         generation_config={"max_new_tokens": 20, "temperature": 0.5},

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.contract import ProxySpec
-from tests.service.small_upstream import MODEL, SmallUpstream
+from tests.service.small_upstream import DEPLOYMENT, MODEL, SmallUpstream
 from tests.service.tier_process import TierProcess
 from tests.waiting import wait_for
 
@@ -39,7 +39,7 @@ def test_a_stream_comes_as_it_is_made(proxy: TierProcess, upstream: SmallUpstrea
     assert len(lines) == 7
     assert lines[-1] == "data: [DONE]"
     assert times[-1] - times[1] > 0.1
-    assert upstream.requests[0]["model"] == MODEL
+    assert upstream.requests[0]["model"] == DEPLOYMENT
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -139,17 +139,7 @@ def test_readiness_is_the_masters(proxy: TierProcess, upstream: SmallUpstream) -
     assert "waiting for rank 1" in answer.json()["reason"]
 
 
-def test_component_models_and_metrics(proxy: TierProcess) -> None:
-    component = httpx.get(f"{proxy.url}/component.json").json()
-    assert component["componentId"] == {
-        "name": "pytorch-runner",
-        "version": "1.0.0",
-        "releaseTag": "stable",
-    }
-    assert component["componentInputProtocol"]["properties"]["mode"]["enum"] == [
-        "chat",
-        "completions",
-    ]
+def test_models_and_metrics(proxy: TierProcess) -> None:
     models = httpx.get(f"{proxy.url}/v1/models").json()
     assert models["data"][0]["id"] == MODEL
     metrics = httpx.get(f"{proxy.url}/metrics").text
@@ -183,3 +173,14 @@ def test_a_spec_edited_to_nonsense_is_exit_code_2(spec: ProxySpec, tmp_path: Pat
     process = TierProcess("proxy_block", spec, tmp_path)
     assert process.process.wait(20) == 2
     assert "generation_config: temperature = 'hot'" in process.errors()
+
+
+def test_a_body_beyond_the_specs_limit_is_refused(
+    upstream: SmallUpstream, spec: ProxySpec, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(spec, max_body_bytes=200)
+    with TierProcess("proxy_block", spec, tmp_path) as proxy:
+        for path in ("/infer", "/management", "/v1/chat/completions"):
+            answer = httpx.post(proxy.url + path, json={"data": "x" * 200})
+            assert answer.status_code == 413
+            assert "200 bytes" in answer.json()["error"]["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,12 +12,20 @@ import httpx
 import pytest
 
 from service.contract import ProxySpec, SessionsSpec
-from tests.service.small_upstream import MODEL, USAGE, SmallUpstream
+from tests.service.small_upstream import DEPLOYMENT, USAGE, SmallUpstream
 from tests.service.tier_process import TierProcess
+from tests.waiting import wait_for
+
+_seq_no = itertools.count(1)
 
 
 def infer(proxy: TierProcess, session_id: str = "s", **data: Any) -> httpx.Response:
-    body = {"session_id": session_id, "seq_no": 1, "data": data}
+    """Each request with a seq_no above the last one's."""
+    return ask(proxy, data, next(_seq_no), session_id)
+
+
+def ask(proxy: TierProcess, data: Any, seq_no: int, session_id: str = "s") -> httpx.Response:
+    body = {"session_id": session_id, "seq_no": seq_no, "data": data}
     return httpx.post(f"{proxy.url}/infer", json=body, timeout=40)
 
 
@@ -34,7 +43,7 @@ def test_completions_takes_the_template_without_history(
         )
         assert answer.json() == {"data": {"generated": "2 messages: hello", "usage": USAGE}}
     assert upstream.requests[-1] == {
-        "model": MODEL,
+        "model": DEPLOYMENT,
         "messages": [
             {"role": "system", "content": "short"},
             {"role": "user", "content": "hello"},
@@ -72,16 +81,135 @@ def test_reset_forgets_one_session(proxy: TierProcess, upstream: SmallUpstream) 
     assert infer(proxy, "b", message="x").json()["data"]["reply"] == "4 messages: x"
 
 
+def arrived(proxy: TierProcess) -> int:
+    """How many requests to /infer have come, those that are answered too."""
+    counters = ("http_requests_in_flight", "http_requests_total")
+    lines = httpx.get(f"{proxy.url}/metrics").text.splitlines()
+    ours = [line for line in lines if line.startswith(counters) and 'route="/infer"' in line]
+    return int(sum(float(line.split()[-1]) for line in ours))
+
+
 def test_requests_of_one_session_follow_each_other(
     proxy: TierProcess, upstream: SmallUpstream
 ) -> None:
     with ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(lambda _: infer(proxy, message="slow"), range(4)))
-        assert upstream.most_in_flight == 1
-        replies = sorted(answer.json()["data"]["reply"] for answer in answers)
+        answering = []
+        for seq_no in range(1, 5):
+            answering.append(threads.submit(ask, proxy, {"message": "slow"}, seq_no))
+            wait_for(lambda: arrived(proxy) == seq_no)  # noqa: B023
+        replies = [answer.result().json()["data"]["reply"] for answer in answering]
         assert replies == [f"{count} messages: slow" for count in (2, 4, 6, 8)]
+        assert upstream.most_in_flight == 1
         list(threads.map(lambda name: infer(proxy, name, message="slow"), "abcd"))
     assert upstream.most_in_flight > 1
+
+
+def test_a_seq_no_is_answered_once(proxy: TierProcess, upstream: SmallUpstream) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: ask(proxy, {"message": "slow"}, 7), range(4)))
+    assert {answer.text for answer in answers} == {answers[0].text}
+    assert answers[0].json()["data"]["reply"] == "2 messages: slow"
+    assert ask(proxy, "another question", 7).json() == answers[0].json()
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("data", ["a completion", {"message": "a chat"}])
+def test_a_lower_seq_no_is_refused_whatever_the_mode(living_proxy: TierProcess, data: Any) -> None:
+    proxy = living_proxy
+    assert ask(proxy, data, 5).status_code == 200
+    answer = ask(proxy, data, 4)
+    assert answer.status_code == 409
+    error = answer.json()["error"]
+    assert (error["param"], error["value"], error["code"]) == ("seq_no", "4", "seq_no_passed")
+    assert "must be above 5" in error["message"]
+    assert ask(proxy, data, 4, "another session").status_code == 200
+    httpx.post(f"{proxy.url}/management", json={"action": "reset"})
+    assert ask(proxy, data, 0).status_code == 200
+
+
+def test_what_failed_may_be_asked_again(proxy: TierProcess) -> None:
+    assert ask(proxy, {"message": "refuse"}, 3).status_code == 400
+    assert ask(proxy, {"message": "now right"}, 3).status_code == 200
+
+
+def test_recorded_answers_survive_a_kill(
+    proxy: TierProcess, upstream: SmallUpstream, spec: ProxySpec, tmp_path: Path
+) -> None:
+    first = ask(proxy, {"message": "one"}, 1).json()
+    proxy.process.kill()
+    proxy.process.wait()
+    with TierProcess("proxy_block", spec, tmp_path) as restarted:
+        assert ask(restarted, {"message": "one"}, 1).json() == first
+        assert ask(restarted, {"message": "one"}, 0).status_code == 409
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "answer"),
+    [
+        ("hi", {"generated": "2 messages: hi"}),
+        ('"hi"', {"generated": "2 messages: hi"}),
+        ('{"message": "hi", "mode": "chat"}', {"reply": "2 messages: hi"}),
+        ({"reply": "hi", "usage": USAGE}, {"reply": "2 messages: hi"}),
+        ({"generated": "hi", "usage": None}, {"generated": "2 messages: hi"}),
+        ({"reply": "hi", "mode": "completions"}, {"generated": "2 messages: hi"}),
+        ({"message": {"reply": "hi"}}, {"reply": "2 messages: hi"}),
+        ({"message": {"reply": {"generated": "hi"}}}, {"reply": "2 messages: hi"}),
+        ("{hi", {"generated": "2 messages: {hi"}),
+        ("42", {"generated": "2 messages: 42"}),
+    ],
+)
+def test_every_form_of_a_question(
+    living_proxy: TierProcess, data: Any, answer: dict[str, str]
+) -> None:
+    assert ask(living_proxy, data, 1, f"session of {data}").json() == {
+        "data": answer | {"usage": USAGE}
+    }
+
+
+def test_a_batch_is_answered_in_order_and_recorded_as_one(
+    proxy: TierProcess, upstream: SmallUpstream
+) -> None:
+    batch = ["slow", {"message": "one"}, {"reply": "two"}, ["a", "b"]]
+    answers = ask(proxy, {"inputs": batch}, 1).json()["data"]
+    assert [answers[0]["generated"], answers[1]["reply"], answers[2]["reply"]] == [
+        "2 messages: slow",
+        "2 messages: one",
+        "4 messages: two",
+    ]
+    assert answers[3][0]["generated"] == "2 messages: a"
+    assert answers[3][1] == {"generated": "2 messages: b", "usage": USAGE}
+    asked = len(upstream.requests)
+    assert ask(proxy, batch, 1).json()["data"] == answers
+    assert len(upstream.requests) == asked
+    assert ask(proxy, {"message": "three"}, 2).json()["data"]["reply"] == "6 messages: three"
+
+
+def test_a_batch_that_fails_names_the_item_and_leaves_no_turn(proxy: TierProcess) -> None:
+    answer = ask(proxy, [{"message": "one"}, "x", {"message": "refuse"}], 1)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == ("data[2]", "refused")
+    assert error["message"].startswith("data[2]: ")
+    assert ask(proxy, {"message": "two"}, 1).json()["data"]["reply"] == "2 messages: two"
+
+
+def test_turns_that_would_not_fit_the_model_are_not_sent(
+    proxy: TierProcess, upstream: SmallUpstream
+) -> None:
+    upstream.max_model_len = 100
+    for seq_no in range(1, 4):
+        assert ask(proxy, {"message": f"turn {seq_no}"}, seq_no).status_code == 200
+    # By the upstream's count the first turn has 10 tokens, each later one adds 1.
+    for seq_no, tokens, kept in ((4, 87, ["turn 1", "turn 2", "turn 3"]), (5, 90, ["turn 4"])):
+        config = {"max_new_tokens": tokens}
+        ask(proxy, {"message": f"turn {seq_no}", "generation_config": config}, seq_no)
+        contents = [message["content"] for message in upstream.requests[-1]["messages"]]
+        asked = [content for content in contents if content.startswith("turn")]
+        assert asked[-1] == f"turn {seq_no}"
+        assert asked[:-1][-len(kept) :] == kept
+    assert "turn 1" not in asked
+    assert len(upstream.requests) == 5
 
 
 def test_a_history_beyond_the_model_loses_its_oldest_turns(
@@ -107,11 +235,22 @@ def test_what_the_master_refuses_passes_with_its_body_and_writes_no_turn(
 
 
 @pytest.fixture(scope="module")
+def living_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TierProcess]:
+    """For tests with sessions of their own."""
+    folder = tmp_path_factory.mktemp("proxy")
+    sessions = SessionsSpec(str(folder / "sessions.sqlite3"))
+    with SmallUpstream() as upstream:
+        spec = ProxySpec("b", "d", upstream.url, system_message="the block's", sessions=sessions)
+        with TierProcess("proxy_block", spec, folder) as process:
+            yield process
+
+
+@pytest.fixture(scope="module")
 def shared_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TierProcess]:
     """One process for all of it: bad input must not cost it anything."""
     folder = tmp_path_factory.mktemp("proxy")
     sessions = SessionsSpec(str(folder / "sessions.sqlite3"))
-    spec = ProxySpec("b", "d", MODEL, "http://127.0.0.1:9", sessions=sessions)
+    spec = ProxySpec("b", "d", "http://127.0.0.1:9", sessions=sessions)
     with TierProcess("proxy_block", spec, folder) as process:
         yield process
 
@@ -125,10 +264,14 @@ def shared_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TierProce
         ({"session_id": 5}, "session_id"),
         ({"surplus": 1}, "surplus"),
         ({"data": []}, "data"),
+        ({"data": 5}, "data"),
+        ({"data": None}, "data"),
+        ({"data": {"inputs": "x"}}, "data.inputs"),
+        ({"data": {"inputs": ["x", {"mode": "chat"}]}}, "data.inputs[1].message"),
         ({"data": {}}, "data.message"),
         ({"data": {"message": 5}}, "data.message"),
         ({"data": {"message": "x", "mode": "generate"}}, "data.mode"),
-        ({"data": {"message": "x", "inputs": []}}, "data.inputs"),
+        ({"data": {"message": "x", "inputs": []}}, "data.message"),
         (
             {"data": {"message": "x", "generation_config": {"temperature": -0.1}}},
             "data.generation_config.temperature",

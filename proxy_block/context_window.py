@@ -1,0 +1,71 @@
+"""How much of a history fits the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from proxy_block.session import Turn
+from service.error_body import ApiError
+from service.upstream import Answer, Upstream
+
+PROMPT_TOO_LONG = "context_length_exceeded"
+# Where nothing was counted: about what English text has.
+CHARACTERS_PER_TOKEN = 4
+# Left for an answer whose length nobody bounds: a quarter of the model's context, 512 at most.
+REPLY_SHARE, REPLY_TOKENS = 4, 512
+
+
+class ContextWindow:
+    """The upstream's `max_model_len`, asked once; an upstream that has none says so when asked
+    too much."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._tokens: int | None = None
+
+    async def fitting(
+        self, turns: Sequence[Turn], message: str, config: Mapping[str, Any]
+    ) -> tuple[Turn, ...]:
+        """The youngest turns that, by what was counted of them, fit with message and answer."""
+        limit = await self._limit()
+        if limit is None or not turns:
+            return tuple(turns)
+        answer = config.get("max_new_tokens", min(REPLY_TOKENS, limit // REPLY_SHARE))
+        room = limit - answer - len(message) // CHARACTERS_PER_TOKEN
+        kept = len(turns)
+        used = sum(turn.tokens for turn in turns)
+        while kept and used > room:
+            used -= turns[len(turns) - kept].tokens
+            kept -= 1
+        return tuple(turns[len(turns) - kept :])
+
+    def refused(self) -> None:
+        """The upstream refused what fitted: it may have come back with another limit."""
+        self._tokens = None
+
+    async def _limit(self) -> int | None:
+        if self._tokens is None:
+            try:
+                model = (await self._upstream.get("/v1/models"))["data"][0]
+            except (ApiError, KeyError, IndexError, TypeError):
+                return None
+            found = model.get("max_model_len") if isinstance(model, dict) else None
+            self._tokens = found if isinstance(found, int) and found > 0 else None
+        return self._tokens
+
+
+def is_too_long(answer: Answer) -> bool:
+    """Whether the upstream refused a prompt for its length."""
+    try:
+        return bool(answer.document()["error"]["code"] == PROMPT_TOO_LONG)
+    except (ApiError, KeyError, TypeError):
+        return False
+
+
+def turn_tokens(message: str, reply: str, usage: object, turns: Sequence[Turn]) -> int:
+    """What a turn adds: the whole conversation's tokens less those of the turns before it."""
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    if isinstance(total, int):
+        return max(1, total - sum(turn.tokens for turn in turns))
+    return 1 + (len(message) + len(reply)) // CHARACTERS_PER_TOKEN

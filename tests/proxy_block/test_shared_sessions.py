@@ -1,0 +1,188 @@
+"""Two replicas on one real redis-server, and what they do when it is gone."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.contract import ProxySpec, SessionsSpec
+from tests.programs import needs
+from tests.proxy_block.redis_server import RedisServer
+from tests.service.small_upstream import SmallUpstream
+from tests.service.tier_process import TierProcess
+from tests.waiting import wait_for
+
+pytestmark = needs("redis-server")
+PASSWORD = "secret of the store"
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path, PASSWORD) as server:
+        yield server
+
+
+@pytest.fixture
+def shared_spec(spec: ProxySpec, redis_server: RedisServer) -> ProxySpec:
+    return dataclasses.replace(spec, sessions=SessionsSpec(url=redis_server.url))
+
+
+@pytest.fixture
+def replicas(shared_spec: ProxySpec, tmp_path: Path) -> Iterator[list[TierProcess]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(replica(shared_spec, tmp_path)) for _ in range(2)]
+
+
+def replica(spec: ProxySpec, folder: Path, password: str = PASSWORD) -> TierProcess:
+    password_file = folder / "session_store_password"
+    password_file.write_text(f"{password}\n")
+    options = ("--session-password-file", str(password_file))
+    return TierProcess("proxy_block", spec, folder, None, *options)
+
+
+def ask(proxy: TierProcess, message: str, seq_no: int, session_id: str = "s") -> httpx.Response:
+    body = {"session_id": session_id, "seq_no": seq_no, "data": {"message": message}}
+    return httpx.post(f"{proxy.url}/infer", json=body, timeout=30)
+
+
+def test_a_session_goes_on_at_another_replica(
+    replicas: list[TierProcess], upstream: SmallUpstream
+) -> None:
+    first, second = replicas
+    answer = ask(first, "one", 1).json()
+    assert ask(second, "one", 1).json() == answer
+    assert ask(second, "two", 2).json()["data"]["reply"] == "4 messages: two"
+    assert ask(first, "one", 1).status_code == 409
+    first.process.kill()
+    assert ask(second, "three", 3).json()["data"]["reply"] == "6 messages: three"
+    reset = httpx.post(f"{second.url}/management", json={"action": "reset"})
+    assert reset.json()["data"] == {"sessions_reset": 1}
+    assert ask(second, "anew", 1).json()["data"]["reply"] == "2 messages: anew"
+    assert len(upstream.requests) == 4
+
+
+def test_replicas_serve_a_session_one_request_at_a_time(
+    replicas: list[TierProcess], upstream: SmallUpstream
+) -> None:
+    def same(number: int) -> str:
+        return ask(replicas[number % 2], "slow", 1).text
+
+    with ThreadPoolExecutor(6) as threads:
+        assert len(set(threads.map(same, range(6)))) == 1
+    assert (len(upstream.requests), upstream.most_in_flight) == (1, 1)
+
+    def rising(number: int) -> int:
+        return ask(replicas[number % 2], "slow", 2 + number).status_code
+
+    with ThreadPoolExecutor(6) as threads:
+        statuses = list(threads.map(rising, range(6)))
+    assert set(statuses) <= {200, 409}
+    assert upstream.most_in_flight == 1
+    replies = ask(replicas[0], "last", 99).json()["data"]["reply"]
+    assert replies == f"{2 + 2 * (1 + statuses.count(200))} messages: last"
+
+
+def test_blocks_on_one_store_do_not_share_sessions(
+    shared_spec: ProxySpec, upstream: SmallUpstream, tmp_path: Path
+) -> None:
+    other = dataclasses.replace(shared_spec, block_id="block-2")
+    with replica(shared_spec, tmp_path) as first, replica(other, tmp_path) as second:
+        ask(first, "one", 5)
+        assert ask(second, "two", 1).json()["data"]["reply"] == "2 messages: two"
+        httpx.post(f"{second.url}/management", json={"action": "reset"})
+        assert ask(first, "three", 6).json()["data"]["reply"] == "4 messages: three"
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+def test_a_lost_store_is_a_clear_503_and_no_half_written_turn(
+    replicas: list[TierProcess], redis_server: RedisServer, upstream: SmallUpstream, how: str
+) -> None:
+    proxy = replicas[0]
+    ask(proxy, "one", 1)
+    getattr(redis_server, how)()
+    began = time.monotonic()
+    refused = ask(proxy, "two", 2)
+    assert time.monotonic() - began < 10
+    assert refused.status_code == 503
+    error = refused.json()["error"]
+    assert error["code"] == "session_store_unavailable"
+    assert redis_server.url in error["message"]
+    assert refused.headers["retry-after"] == "1"
+    assert PASSWORD not in refused.text + proxy.errors()
+    assert len(upstream.requests) == 1
+    # The others notice nothing: liveness, the block itself, and what needs no session.
+    assert httpx.get(f"{proxy.url}/readyz?self").status_code == 200
+    not_ready = httpx.get(f"{proxy.url}/readyz", timeout=10)
+    assert (not_ready.status_code, redis_server.url in not_ready.text) == (503, True)
+    chat = {"messages": [{"role": "user", "content": "hi"}], "model": "block-1"}
+    assert httpx.post(f"{proxy.url}/v1/chat/completions", json=chat).status_code == 200
+    redis_server.resume() if how == "pause" else redis_server.start()
+    wait_for(lambda: httpx.get(f"{proxy.url}/readyz", timeout=10).status_code == 200)
+    assert ask(proxy, "two", 2).json()["data"]["reply"] == "4 messages: two"
+
+
+def test_a_store_lost_while_a_request_runs_keeps_the_session_as_it_was(
+    replicas: list[TierProcess], redis_server: RedisServer, upstream: SmallUpstream
+) -> None:
+    ask(replicas[0], "one", 1)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(ask, replicas[0], "slow", 2)
+        wait_for(lambda: upstream.in_flight)
+        redis_server.kill()
+        assert running.result().status_code == 503
+    redis_server.start()
+    # The lease of the request that failed runs out by itself.
+    answer = ask(replicas[1], "two", 2)
+    assert answer.json()["data"]["reply"] == "4 messages: two"
+
+
+def test_a_replica_that_dies_gives_its_session_to_the_other(
+    replicas: list[TierProcess], upstream: SmallUpstream
+) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(ask, replicas[0], "hang", 1)
+        wait_for(lambda: upstream.in_flight)
+        replicas[0].process.kill()
+        assert isinstance(running.exception(), httpx.HTTPError)
+    assert ask(replicas[1], "instead", 1).json()["data"]["reply"] == "2 messages: instead"
+
+
+def test_a_proxy_starts_before_its_store(
+    shared_spec: ProxySpec, redis_server: RedisServer, upstream: SmallUpstream, tmp_path: Path
+) -> None:
+    redis_server.kill()
+    with replica(shared_spec, tmp_path) as proxy:
+        assert ask(proxy, "one", 1).status_code == 503
+        redis_server.start()
+        assert ask(proxy, "one", 1).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"url": "http://x"}, "sessions.url = 'http://x'"),
+        ({"url": "redis://x:y/0"}, "sessions.url"),
+    ],
+)
+def test_a_url_that_is_none_ends_the_process(
+    shared_spec: ProxySpec, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    spec = dataclasses.replace(shared_spec, sessions=SessionsSpec(**change))
+    process = replica(spec, tmp_path)
+    assert process.process.wait(20) == 2
+    assert said in process.errors()
+
+
+def test_a_missing_password_file_ends_the_process(shared_spec: ProxySpec, tmp_path: Path) -> None:
+    options = ("--session-password-file", str(tmp_path / "none"))
+    process = TierProcess("proxy_block", shared_spec, tmp_path, None, *options)
+    assert process.process.wait(20) == 2
+    assert "--session-password-file" in process.errors()
