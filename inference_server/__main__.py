@@ -1,4 +1,4 @@
-"""`python -m inference_server --spec FILE`: the public API."""
+"""`python -m inference_server --spec FILE [--api-keys-file FILE]`: the public API."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import sys
 
 from inference_server.api import build_app
+from inference_server.api_keys import ApiKeys, ApiKeysError
+from inference_server.request_log import RequestLog, RequestLogError
 from service.contract import InferenceServerSpec, SpecError, load
 from service.drain import EXIT_USAGE, serve
 from service.log_format import configure_logging
@@ -14,14 +16,24 @@ from service.log_format import configure_logging
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m inference_server", description=__doc__)
     parser.add_argument("--spec", required=True, help="an InferenceServerSpec as JSON")
+    parser.add_argument(
+        "--api-keys-file", default="", help="JSON list of hashed keys; without it all may ask"
+    )
     arguments = parser.parse_args()
     configure_logging("inference-server")
     try:
         spec = load(arguments.spec, InferenceServerSpec)
-    except SpecError as error:
+        keys = ApiKeys(arguments.api_keys_file) if arguments.api_keys_file else None
+        log = (
+            RequestLog(spec.request_log_path, spec.request_log_rows)
+            if spec.request_log_path
+            else None
+        )
+    except (SpecError, ApiKeysError, RequestLogError) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
-    return serve(build_app(spec), spec.bind_address, spec.port, spec.request_deadline_s)
+    app = build_app(spec, keys, log)
+    return serve(app, spec.bind_address, spec.port, spec.request_deadline_s)
 
 
 if __name__ == "__main__":

@@ -1,121 +1,91 @@
-"""The public HTTP surface."""
+"""The public HTTP surface: the endpoints, and what surrounds them."""
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from inference_server.access import Access
+from inference_server.api_keys import ApiKeys
 from inference_server.block_table import BlockTable
-from inference_server.infer_request import parse_infer_request
-from service.body import read_json_object
+from inference_server.blocks_api import BlocksApi
+from inference_server.infer_api import INFER_PATH, InferApi
+from inference_server.log_api import LogApi
+from inference_server.openai_api import OPENAI_PATHS, OpenAIApi
+from inference_server.openapi import openapi_route
+from inference_server.page_files import page_routes
+from inference_server.pipeline_api import PipelineApi
+from inference_server.request_log import RequestLog
+from inference_server.server import InferenceServer
 from service.contract import InferenceServerSpec
-from service.disconnect import until_disconnected
-from service.error_body import ApiError, install_error_handlers
+from service.error_body import install_error_handlers
 from service.metrics import RequestMetrics, metrics_endpoint
-from service.relay import relay
-
-OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
 
 
-class InferenceServer:
-    """What the endpoints share."""
-
-    def __init__(self, spec: InferenceServerSpec) -> None:
-        self.spec = spec
-        self.table = BlockTable(spec)
-        self._started = int(time.time())
-
-    async def infer(self, request: Request) -> Response:
-        """POST /v1/infer; what a block refuses is passed on as the block says it."""
-        document = await read_json_object(request, self.spec.max_body_bytes)
-        asked = parse_infer_request(document)
-        block = self.table.by_id(asked.model)
-        work = block.upstream.ask(
-            "/infer", {"session_id": asked.session_id, "seq_no": asked.seq_no, "data": asked.data}
-        )
-        answer = await until_disconnected(request.receive, work)
-        if answer.status != 200:
-            return Response(answer.content, answer.status, answer.headers)
-        data = answer.document().get("data")
-        if not isinstance(data, dict):
-            raise ApiError(502, f"{block.upstream.name} answered without data")
-        return JSONResponse(
-            {
-                "model": asked.model,
-                "session_id": asked.session_id,
-                "seq_no": asked.seq_no,
-                "ts": time.time(),
-                "data": data,
-            }
-        )
-
-    async def openai(self, request: Request) -> Response:
-        """OpenAI's endpoints, passed to the block that `model` names."""
-        document = await read_json_object(request, self.spec.max_body_bytes)
-        name = document.get("model")
-        if not isinstance(name, str) or not name:
-            message = "model: must be a string that names a block or its model"
-            raise ApiError(400, message, param="model", code="invalid_value", value=name)
-        block = await self.table.by_model(name)
-        return await relay(request, block.upstream, request.url.path, document)
-
-    async def models(self, _request: Request) -> Response:
-        """The blocks, each under its id: what `model` may be."""
-        entries = [
-            {
-                "id": block.spec.block_id,
-                "object": "model",
-                "created": self._started,
-                "owned_by": self.spec.deployment_name,
-                "names": sorted(await block.model_names()),
-            }
-            for block in self.table.blocks()
-        ]
-        return JSONResponse({"object": "list", "data": entries})
-
-    async def livez(self, _request: Request) -> Response:
-        return JSONResponse({"live": True})
-
-    async def readyz(self, request: Request) -> Response:
-        """True when a request would be served by some block; `?self`: this process alone."""
-        reason = "" if "self" in request.query_params else await self.table.not_ready()
-        if reason:
-            return JSONResponse({"ready": False, "reason": reason}, 503)
-        return JSONResponse({"ready": True})
-
-    def routes(self) -> list[Route]:
-        return [
-            Route("/v1/infer", self.infer, methods=["POST"]),
-            *(Route(path, self.openai, methods=["POST"]) for path in OPENAI_PATHS),
-            Route("/v1/models", self.models),
-            Route("/livez", self.livez),
-            Route("/readyz", self.readyz),
-            Route("/metrics", metrics_endpoint),
-        ]
-
-
-def build_app(spec: InferenceServerSpec) -> Starlette:
-    server = InferenceServer(spec)
+def build_app(
+    spec: InferenceServerSpec, keys: ApiKeys | None = None, log: RequestLog | None = None
+) -> Starlette:
+    """The application; `keys` None: everybody may ask. It closes `log` at its end."""
+    server = InferenceServer(spec, BlockTable(spec.blocks, spec.request_deadline_s), log)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        yield
+        async with _discovering(server):
+            yield
         await server.table.close()
+        if log is not None:
+            await asyncio.to_thread(log.close)
 
+    routes = [
+        *InferApi(server).routes(),
+        *OpenAIApi(server).routes(),
+        *BlocksApi(server).routes(),
+        *LogApi(log).routes(),
+        *PipelineApi(server).routes(),
+        *page_routes(),
+        openapi_route(spec.deployment_name),
+        Route("/metrics", metrics_endpoint),
+    ]
     registry = CollectorRegistry()
-    routes = server.routes()
+    _watch_log(registry, log)
     middleware = [
-        Middleware(RequestMetrics, registry=registry, routes=[route.path for route in routes])
+        Middleware(RequestMetrics, registry=registry, routes=[route.path for route in routes]),
+        Middleware(Access, keys=keys, limited=(INFER_PATH, *OPENAI_PATHS)),
     ]
     app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
     app.state.registry = registry
     install_error_handlers(app)
     return app
+
+
+@asynccontextmanager
+async def _discovering(server: InferenceServer) -> AsyncIterator[None]:
+    """With a discovery namespace the cluster's Services fill the block table."""
+    if not server.spec.discovery_namespace:
+        yield
+        return
+    # Imports the whole Kubernetes API, which a static table has no use for.
+    from inference_server.discovery import Discovery
+
+    discovery = Discovery(server.spec.discovery_namespace, server.table)
+    server.not_synced = discovery.not_synced
+    task = asyncio.create_task(discovery.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _watch_log(registry: CollectorRegistry, log: RequestLog | None) -> None:
+    if log is not None:
+        dropped = Gauge(
+            "request_log_rows_dropped", "Rows that the disk was too slow for.", registry=registry
+        )
+        dropped.set_function(lambda: log.dropped)

@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterable
 
-from service.contract import BlockSpec, InferenceServerSpec
+from inference_server.block import Block, known_ids
+from service.contract import BlockSpec
 from service.error_body import ApiError, shown_value
-from service.upstream import Upstream
-
-
-class Block:
-    """One row: the block's spec, its connection, and the names its models go by once asked."""
-
-    def __init__(self, spec: BlockSpec, deadline_s: float) -> None:
-        self.spec = spec
-        self.upstream = Upstream(f"block {spec.block_id}", spec.url, deadline_s=deadline_s)
-        self._names: frozenset[str] | None = None
-
-    async def model_names(self) -> frozenset[str]:
-        """What the block's /v1/models lists; asked until it answers once. Empty until then."""
-        if self._names is None:
-            with suppress(ApiError, KeyError, TypeError):
-                models = await self.upstream.get("/v1/models")
-                self._names = frozenset(str(entry["id"]) for entry in models["data"])
-        return self._names or frozenset()
 
 
 class BlockTable:
-    """The static table of the spec. Discovery fills the same table later."""
+    """Block id -> block. Filled once from the spec, or kept in step by discovery."""
 
-    def __init__(self, spec: InferenceServerSpec) -> None:
-        self._blocks = {row.block_id: Block(row, spec.request_deadline_s) for row in spec.blocks}
+    def __init__(self, rows: Iterable[BlockSpec], deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._blocks: dict[str, Block] = {}
+        self._gone: set[asyncio.Task[None]] = set()
+        self.replace(rows)
+
+    def replace(self, rows: Iterable[BlockSpec]) -> None:
+        """Take the rows as the whole truth; blocks that stay keep their connections."""
+        before, self._blocks = self._blocks, {}
+        for row in rows:
+            block = before.pop(row.block_id, None)
+            if block is None:
+                block = Block(row, self._deadline_s)
+            else:
+                block.update(row)
+            self._blocks[row.block_id] = block
+        for block in before.values():
+            self._let_go(block)
 
     async def close(self) -> None:
-        await asyncio.gather(*(block.upstream.close() for block in self._blocks.values()))
+        for task in self._gone:
+            task.cancel()
+        await asyncio.gather(*(block.close() for block in self._blocks.values()))
 
     def blocks(self) -> list[Block]:
         return list(self._blocks.values())
+
+    def get(self, block_id: str) -> Block | None:
+        return self._blocks.get(block_id)
 
     def by_id(self, block_id: str) -> Block:
         """Raises ApiError 404 that lists the known blocks."""
@@ -49,20 +53,31 @@ class BlockTable:
         """A block by its id, its model's name or its deployment's; raises ApiError 404."""
         if block := self._blocks.get(name):
             return block
-        names = await asyncio.gather(*(block.model_names() for block in self.blocks()))
-        for block, known in zip(self.blocks(), names, strict=True):
+        blocks = self.blocks()
+        names = await asyncio.gather(*(block.model_names() for block in blocks))
+        for block, known in zip(blocks, names, strict=True):
             if name in known:
                 return block
         raise self._unknown(name)
 
     async def not_ready(self) -> str:
         """ "" when some block serves, else why none does."""
-        reasons = await asyncio.gather(*(block.upstream.ready() for block in self.blocks()))
+        reasons = await asyncio.gather(*(block.not_ready() for block in self.blocks()))
         if not reasons:
             return "the block table is empty"
         return "" if "" in reasons else "; ".join(reasons)
 
     def _unknown(self, name: str) -> ApiError:
-        known = ", ".join(self._blocks) or "none"
+        known = known_ids(self._blocks.values())
         message = f"model = {shown_value(name)}: no such block; known blocks: {known}"
         return ApiError(404, message, param="model", code="model_not_found", value=name)
+
+    def _let_go(self, block: Block) -> None:
+        """A block that is no more finishes what it has begun."""
+        task = asyncio.create_task(_finish(block))
+        self._gone.add(task)
+        task.add_done_callback(self._gone.discard)
+
+
+async def _finish(block: Block) -> None:
+    await asyncio.gather(*(replica.retire() for replica in block.replicas))

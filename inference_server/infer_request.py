@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from service.error_body import ApiError
 from service.fields import Fields, parse
 
+# Files come with gRPC and multipart one day; until then a request must not lose them silently.
 FILE_FIELDS = ("files", "file")
 
 
+def _object_or_text(value: object) -> object:
+    if not isinstance(value, dict | str):
+        raise ValueError("must be an object or a string")  # noqa: TRY004 (what pydantic catches)
+    return value
+
+
+def _whole_number(value: object) -> object:
+    """JSON has one kind of number: 3.0 is the integer 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class InferRequest(Fields):
-    """`model` is a block id. `data` goes to the block, which checks it.
+    """`model` is a block id, "" where `selection_query` chooses. `data` goes to the block, which
+    checks it; with `graph` it goes to the node that `model` names."""
 
-    `graph` and `selection_query` are part of the contract and not served yet: empty or null only.
-    """
-
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: Annotated[str, Field(max_length=256)] = ""
     session_id: Annotated[str, Field(min_length=1, max_length=256)]
-    seq_no: Annotated[int, Field(ge=0, lt=2**63)]
-    data: dict[str, Any]
+    seq_no: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole_number)]
+    data: Annotated[Any, BeforeValidator(_object_or_text)]
     graph: dict[str, Any] | None = None
     selection_query: dict[str, Any] | None = None
 
 
 def parse_infer_request(document: dict[str, Any]) -> InferRequest:
-    """Raises ApiError: 400 for what breaks a rule, 501 for what is not served yet."""
-    request = parse(InferRequest, document)
-    for name in ("graph", "selection_query"):
-        if value := getattr(request, name):
-            rule = f"{name}: is not supported yet; leave it out or send {{}}"
-            raise ApiError(501, rule, param=name, code="not_supported", value=value)
+    """Raises ApiError 400."""
+    # null means left out, as everywhere.
+    given = {name: value for name, value in document.items() if value is not None or name == "data"}
+    request = parse(InferRequest, given)
+    if not request.model and not request.graph and not request.selection_query:
+        rule = "must name a block, or selection_query must say how to choose one"
+        raise ApiError(400, f"model: {rule}", param="model", code="invalid_value")
+    _refuse_files(request.data)
+    return request
+
+
+def _refuse_files(data: dict[str, Any] | str) -> None:
+    if isinstance(data, str):
+        try:
+            data = json.loads(data)
+        except (ValueError, RecursionError):
+            return  # a plain text
     for name in FILE_FIELDS:
-        if name in request.data:
+        if isinstance(data, dict) and name in data:
             rule = f"data.{name}: files are not supported; send text in data.message"
             raise ApiError(400, rule, param=f"data.{name}", code="not_supported")
-    return request

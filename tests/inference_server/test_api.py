@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.service.tier_process import TierProcess
 from tests.waiting import free_ports, wait_for
 
 BLOCK = "pytorch-block-3"
+SESSIONS = itertools.count(100)
 REQUEST: dict[str, Any] = {
     "model": BLOCK,
     "session_id": "session-3",
@@ -52,7 +54,7 @@ def server(
     """The public API, a block that works and one that nobody serves."""
     folder = tmp_path_factory.mktemp("inference")
     sessions = SessionsSpec(str(folder / "sessions.sqlite3"))
-    proxy_spec = ProxySpec(BLOCK, DEPLOYMENT, MODEL, upstream.url, sessions=sessions)
+    proxy_spec = ProxySpec(BLOCK, DEPLOYMENT, upstream.url, sessions=sessions)
     with TierProcess("proxy_block", proxy_spec, folder) as proxy:
         dead = BlockSpec("dead-block", f"http://127.0.0.1:{free_ports(1)[0]}")
         spec = InferenceServerSpec(DEPLOYMENT, (BlockSpec(BLOCK, proxy.url), dead))
@@ -61,11 +63,13 @@ def server(
 
 
 def infer(server: TierProcess, **change: Any) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/infer", json=REQUEST | change)
+    """In a session of its own: a seq_no that was answered is not asked again."""
+    session = {"session_id": f"session-{next(SESSIONS)}"}
+    return httpx.post(f"{server.url}/v1/infer", json=REQUEST | session | change)
 
 
 def test_the_notebooks_request(server: TierProcess, upstream: SmallUpstream) -> None:
-    answer = infer(server).json()
+    answer = infer(server, session_id="session-3").json()
     assert abs(answer.pop("ts") - time.time()) < 60
     message = REQUEST["data"]["message"]
     assert answer == {
@@ -101,7 +105,7 @@ def test_a_client_that_leaves_is_gone_behind_both_tiers_within_a_second(
     server: TierProcess, upstream: SmallUpstream, path: str
 ) -> None:
     upstream.left_at.clear()
-    body: dict[str, Any] = REQUEST | {"data": {"message": "hang"}}
+    body: dict[str, Any] = REQUEST | {"data": {"message": "hang"}, "session_id": "leaves"}
     if path != "/v1/infer":
         body = {"model": BLOCK, "messages": [{"role": "user", "content": "hang"}]}
     with pytest.raises(httpx.ReadTimeout):
@@ -152,12 +156,14 @@ def test_the_request_id_goes_through(server: TierProcess) -> None:
         ({"seq_no": True}, 400, "seq_no"),
         ({"seq_no": 10**30}, 400, "seq_no"),
         ({"data": None}, 400, "data"),
-        ({"data": "text"}, 400, "data"),
+        ({"data": ["text"]}, 400, "data"),
         ({"data": {"mode": "tokens", "message": "x"}}, 400, "data.mode"),
         ({"data": {"message": "x", "files": ["a"]}}, 400, "data.files"),
-        ({"graph": {"a": []}}, 501, "graph"),
+        ({"data": '{"message": "x", "file": "a"}'}, 400, "data.file"),
+        ({"graph": {"nobody": []}}, 400, "graph"),
         ({"graph": []}, 400, "graph"),
-        ({"selection_query": {"tags": ["x"]}}, 501, "selection_query"),
+        ({"selection_query": {"tags": ["x"]}}, 404, "selection_query"),
+        ({"selection_query": {"tags": "x"}}, 400, "selection_query.tags"),
         ({"surplus": 1}, 400, "surplus"),
     ],
 )

@@ -1,0 +1,150 @@
+"""One block: what it is, its replicas, and how a request is put to one of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from inference_server.replica import Replica
+from service.contract import BlockSpec
+from service.error_body import ApiError
+from service.upstream import Answer, UpstreamError
+
+DRAINING = "draining"
+# A URL may stand for several instances (a Service): the second attempt may reach another one.
+MIN_ATTEMPTS = 2
+
+
+class Block:
+    """`spec` says what it is; its replicas come and go."""
+
+    def __init__(self, spec: BlockSpec, deadline_s: float) -> None:
+        self.spec = spec
+        self._deadline_s = deadline_s
+        self._replicas: dict[str, Replica] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._names: frozenset[str] | None = None
+        self._component: dict[str, Any] | None = None
+        self.update(spec)
+
+    @property
+    def block_id(self) -> str:
+        return self.spec.block_id
+
+    @property
+    def replicas(self) -> list[Replica]:
+        return list(self._replicas.values())
+
+    @property
+    def load(self) -> float:
+        """Requests in flight per replica."""
+        return sum(one.in_flight for one in self.replicas) / max(1, len(self._replicas))
+
+    def update(self, spec: BlockSpec) -> None:
+        """Another state of the same block; requests on a replica that is gone may finish."""
+        if spec != self.spec:
+            self._names = self._component = None
+        self.spec = spec
+        urls = spec.replica_urls or ((spec.url,) if spec.url else ())
+        kept = {
+            url: self._replicas.get(url) or Replica(self.block_id, url, self._deadline_s)
+            for url in urls
+        }
+        for url in self._replicas.keys() - kept.keys():
+            self._retire(self._replicas[url])
+        self._replicas = kept
+
+    async def close(self) -> None:
+        """End every connection, those of requests in flight too."""
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*(one.close() for one in self.replicas))
+
+    async def not_ready(self, max_age_s: float = 0.0) -> str:
+        """Why no replica serves, "" when some does; answers of up to `max_age_s` ago will do."""
+        reasons = await asyncio.gather(*(one.not_ready(max_age_s) for one in self.replicas))
+        if not reasons:
+            return f"block {self.block_id} has no replica that is ready"
+        return "" if "" in reasons else "; ".join(dict.fromkeys(reasons))
+
+    async def model_names(self) -> frozenset[str]:
+        """What its /v1/models lists; asked until it answers once. Empty until then."""
+        if self._names is None:
+            document = await self._get("/v1/models")
+            try:
+                self._names = frozenset(str(entry["id"]) for entry in (document or {})["data"])
+            except (KeyError, TypeError):
+                return frozenset()
+        return self._names
+
+    async def component(self) -> dict[str, Any]:
+        """Its component.json; asked until it answers once. Empty until then."""
+        if self._component is None:
+            self._component = await self._get("/component.json")
+        return self._component or {}
+
+    async def ask(
+        self, path: str, document: dict[str, Any], affinity: str
+    ) -> tuple[Replica, Answer]:
+        """POST to the least loaded replica; `affinity` decides between equally loaded ones.
+
+        One that dies before it delivered anything, or is draining, is passed over for the next.
+        The caller releases the replica when the answer has been passed on. Raises ApiError.
+        """
+        tried: set[Replica] = set()
+        attempts = max(MIN_ATTEMPTS, len(self._replicas))
+        while True:
+            attempts -= 1
+            replica = self._choose(affinity, tried)
+            tried.add(replica)
+            replica.take()
+            handed_over = False
+            try:
+                answer = await replica.upstream.ask(path, document)
+                if not attempts or not _is_draining(answer):
+                    handed_over = True
+                    return replica, answer
+                replica.failed()
+            except UpstreamError:
+                replica.failed()
+                if not attempts:
+                    raise
+            finally:
+                if not handed_over:
+                    replica.release()
+
+    def _choose(self, affinity: str, tried: set[Replica]) -> Replica:
+        left = [one for one in self.replicas if one not in tried] or self.replicas
+        if not left:
+            message = f"block {self.block_id} has no replica that is ready"
+            raise ApiError(503, message, code="no_replica", headers={"Retry-After": "1"})
+        in_turn = [one for one in left if not one.avoided] or left
+        return min(in_turn, key=lambda one: (one.in_flight, one.rank(affinity)))
+
+    async def _get(self, path: str) -> dict[str, Any] | None:
+        for replica in self.replicas:
+            try:
+                return await replica.upstream.get(path)
+            except ApiError:
+                continue
+        return None
+
+    def _retire(self, replica: Replica) -> None:
+        task = asyncio.create_task(replica.retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+
+def _is_draining(answer: Answer) -> bool:
+    if answer.status != 503 or answer.rest is not None:
+        return False
+    try:
+        return bool(answer.document()["error"]["code"] == DRAINING)
+    except (ApiError, KeyError, TypeError):
+        return False
+
+
+def known_ids(blocks: Iterable[Block]) -> str:
+    """The block ids as an error lists them."""
+    return ", ".join(block.block_id for block in blocks) or "none"

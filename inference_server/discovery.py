@@ -1,0 +1,147 @@
+"""The blocks of a namespace: its Services say what they are, its EndpointSlices where.
+
+A Service with the labels of SELECTOR and the annotation splitstack.dev/block-id is a block. Its
+replicas are asked at their own addresses: behind a Service's one address, connections that are
+kept open would stay with the replicas that were there first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from kubernetes_asyncio import client, config
+
+from inference_server.block_table import BlockTable
+from inference_server.followed import Followed
+from service.contract import BlockSpec
+
+SELECTOR = "app.kubernetes.io/component=proxy-block"
+BLOCK_ID = "splitstack.dev/block-id"
+COMPONENT = "splitstack.dev/component"
+LABELS = "splitstack.dev/labels"
+SERVICE_NAME = "kubernetes.io/service-name"
+log = logging.getLogger(__name__)
+
+
+class Discovery:
+    """Keeps `table` in step with the Services and EndpointSlices of `namespace`."""
+
+    def __init__(self, namespace: str, table: BlockTable) -> None:
+        self._namespace, self._table = namespace, table
+        self._services: Followed | None = None
+        self._slices: Followed | None = None
+        self._reason = "has not begun"
+        self._complained: set[str] = set()
+
+    def not_synced(self) -> str:
+        """Why the blocks are not known yet; "" once they are."""
+        followed = (self._services, self._slices)
+        if all(one is not None and one.synced for one in followed):
+            return ""
+        reasons = [one.failure for one in followed if one is not None and one.failure]
+        reason = "; ".join(dict.fromkeys(reasons)) or self._reason
+        return f"the blocks of namespace {self._namespace} are not known yet: {reason}"
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        configuration = client.Configuration()
+        try:
+            await _configure(configuration)
+        except config.ConfigException as error:
+            self._reason = f"no access to the Kubernetes API: {error}"
+            log.error("%s", self._reason)
+            return
+        self._reason = "the Kubernetes API has not answered"
+        async with client.ApiClient(configuration) as api:
+            self._services = Followed(
+                client.CoreV1Api(api).list_namespaced_service,
+                self._namespace,
+                SELECTOR,
+                self._changed,
+            )
+            self._slices = Followed(
+                client.DiscoveryV1Api(api).list_namespaced_endpoint_slice,
+                self._namespace,
+                SERVICE_NAME,
+                self._changed,
+            )
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._services.run())
+                group.create_task(self._slices.run())
+
+    def _changed(self) -> None:
+        if not self.not_synced():
+            self._table.replace(self._rows())
+
+    def _rows(self) -> list[BlockSpec]:
+        """The oldest Service of a block id is the block."""
+        assert self._services is not None
+        rows: dict[str, BlockSpec] = {}
+        services = self._services.objects.values()
+        for service in sorted(services, key=lambda one: one.metadata.creation_timestamp):
+            row = self._row(service)
+            if row is None:
+                continue
+            if row.block_id in rows:
+                name = service.metadata.name
+                self._complain(f"Service {name}: another one has its block id {row.block_id}")
+                continue
+            rows[row.block_id] = row
+        return list(rows.values())
+
+    def _row(self, service: Any) -> BlockSpec | None:
+        name, annotations = service.metadata.name, service.metadata.annotations or {}
+        block_id = annotations.get(BLOCK_ID)
+        if not block_id:
+            self._complain(f"Service {name}: has no annotation {BLOCK_ID}")
+            return None
+        return BlockSpec(
+            block_id=block_id,
+            url="",
+            component=annotations.get(COMPONENT, ""),
+            labels=self._labels(name, annotations.get(LABELS, "{}")),
+            replica_urls=tuple(sorted(self._urls(service))),
+        )
+
+    def _labels(self, name: str, text: str) -> dict[str, str]:
+        try:
+            labels = json.loads(text)
+        except ValueError:
+            labels = None
+        if not isinstance(labels, dict):
+            self._complain(f"Service {name}: annotation {LABELS} must be a JSON object")
+            return {}
+        return {str(key): str(value) for key, value in labels.items()}
+
+    def _urls(self, service: Any) -> Iterator[str]:
+        """The endpoints that are ready; a condition that is not given counts as true."""
+        assert self._slices is not None
+        ports = service.spec.ports or []
+        name = ports[0].name if ports else None
+        for found in self._slices.objects.values():
+            if (found.metadata.labels or {}).get(SERVICE_NAME) != service.metadata.name:
+                continue
+            port = next((one.port for one in found.ports or [] if one.name == (name or "")), None)
+            for endpoint in found.endpoints or []:
+                ready = endpoint.conditions.ready if endpoint.conditions else None
+                if port is not None and ready is not False:
+                    address = endpoint.addresses[0]
+                    yield f"http://{f'[{address}]' if ':' in address else address}:{port}"
+
+    def _complain(self, message: str) -> None:
+        if message not in self._complained:
+            self._complained.add(message)
+            log.warning("%s", message)
+
+
+async def _configure(configuration: client.Configuration) -> None:
+    """The pod's ServiceAccount, outside of a cluster the kubeconfig. Raises ConfigException."""
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    else:
+        await config.load_kube_config(client_configuration=configuration)

@@ -1,0 +1,91 @@
+"""One question to one block: its replica, its cost, its row in the request log."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+
+from inference_server.access import Caller
+from inference_server.block import Block
+from inference_server.replica import Replica
+from inference_server.request_log import MAX_TEXT, LogRow, RequestLog
+from service.error_body import ApiError
+from service.upstream import Answer
+
+OK, FAILED, CANCELLED = "ok", "failed", "cancelled"
+
+
+class Exchange:
+    """From `ask` to `finish`, which is to be called once, whatever happens."""
+
+    def __init__(self, block: Block, caller: Caller, log: RequestLog | None, row: LogRow) -> None:
+        self.block, self.row = block, row
+        self._caller, self._log = caller, log
+        self._replica: Replica | None = None
+        self._began = time.monotonic()
+        row.started = time.time()
+
+    @property
+    def replica(self) -> Replica:
+        assert self._replica is not None
+        return self._replica
+
+    async def ask(self, path: str, document: dict[str, Any], affinity: str) -> Answer:
+        """What the block answers, its refusals too. Raises ApiError."""
+        self._replica, answer = await self.block.ask(path, document, affinity)
+        self.row.replica, self.row.status = self._replica.url, answer.status
+        self.row.first_s = time.monotonic() - self._began
+        return answer
+
+    def count(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        self.row.prompt_tokens, self.row.completion_tokens = prompt_tokens, completion_tokens
+        self._caller.charge((prompt_tokens or 0) + (completion_tokens or 0))
+
+    def count_usage(self, *usages: object) -> None:
+        """As `count`, the sum of OpenAI usage objects."""
+        known = [usage for usage in usages if isinstance(usage, dict)]
+        if known:
+            self.count(_sum(known, "prompt_tokens"), _sum(known, "completion_tokens"))
+
+    def failed(self, error: BaseException) -> None:
+        """`finish`, of what went wrong."""
+        if isinstance(error, ApiError):
+            self.row.status = error.status
+            self.finish(FAILED, str(error.body["error"].get("code") or ""))
+        elif isinstance(error, asyncio.CancelledError | ClientDisconnect):
+            self.finish(CANCELLED)
+        else:
+            self.finish(FAILED, "internal")
+
+    def finish(self, outcome: str, code: str | None = None) -> None:
+        if self._replica is not None:
+            self._replica.release()
+        self.row.duration_s = time.monotonic() - self._began
+        self.row.outcome, self.row.code = outcome, code or None
+        for name in ("question", "answer"):
+            text = getattr(self.row, name)
+            setattr(self.row, name, text and text[:MAX_TEXT])
+        if self._log is not None:
+            self._log.add(self.row)
+
+
+def _sum(usages: list[dict[str, Any]], name: str) -> int | None:
+    counts = [count for usage in usages if isinstance(count := usage.get(name), int)]
+    return sum(counts) if counts else None
+
+
+def refusal(block_id: str, answer: Answer) -> ApiError:
+    """What a block answered instead of data, as an error with the block's own body."""
+    headers = {name: answer.headers[name] for name in ("retry-after",) if name in answer.headers}
+    message = f"block {block_id} answered with HTTP {answer.status}"
+    try:
+        document = answer.document()
+        document["error"]["message"] = str(document["error"]["message"])
+    except (ApiError, KeyError, TypeError):
+        return ApiError(502, message, code="bad_answer", headers=headers)
+    error = ApiError(answer.status, message, headers=headers)
+    error.body = document
+    return error

@@ -1,0 +1,125 @@
+"""POST /v1/infer: one block, a chosen block, or a graph of blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from inference_server.block import Block
+from inference_server.exchange import OK, refusal
+from inference_server.graph import Graph, parse_graph
+from inference_server.graph_run import Data, NodeFailed, run_graph
+from inference_server.infer_request import InferRequest, parse_infer_request
+from inference_server.selection_query import parse_selection_query
+from inference_server.server import InferenceServer
+from service import deadline
+from service.body import read_json_object
+from service.disconnect import until_disconnected
+from service.error_body import ApiError
+
+INFER_PATH = "/v1/infer"
+
+
+class InferApi:
+    def __init__(self, server: InferenceServer) -> None:
+        self._server = server
+
+    async def infer(self, request: Request) -> Response:
+        """{model, session_id, seq_no, ts, data}; a block's refusal comes as the block says it."""
+        document = await read_json_object(request, self._server.spec.max_body_bytes)
+        asked = parse_infer_request(document)
+        model, data = await until_disconnected(request.receive, self._in_time(request, asked))
+        return JSONResponse(
+            {
+                "model": model,
+                "session_id": asked.session_id,
+                "seq_no": asked.seq_no,
+                "ts": time.time(),
+                "data": data,
+            }
+        )
+
+    def routes(self) -> list[Route]:
+        return [Route(INFER_PATH, self.infer, methods=["POST"])]
+
+    async def _in_time(self, request: Request, asked: InferRequest) -> tuple[str, Data]:
+        limit_s = self._server.spec.request_deadline_s
+        try:
+            async with asyncio.timeout(deadline.remaining_s(limit_s)):
+                return await self._answer(request, asked)
+        except TimeoutError as error:
+            message = f"not finished within {deadline.allowed_s(limit_s):g} s, the request deadline"
+            raise ApiError(504, message, code="deadline_exceeded") from error
+
+    async def _answer(self, request: Request, asked: InferRequest) -> tuple[str, Data]:
+        """The entry block's id and the answer's data. Raises ApiError."""
+        table = self._server.table
+        query = parse_selection_query(asked.selection_query or {})
+        model = asked.model
+        if query is not None:
+            # With a model too, that block must match.
+            among = [table.by_id(model)] if model else table.blocks()
+            block = await self._server.selection.choose(query, asked.session_id, among)
+            model = block.block_id
+        known = [block.block_id for block in table.blocks()]
+        graph = parse_graph(asked.graph, model, known)
+        if graph is None:
+            return model, await self._ask(request, asked, table.by_id(model), asked.data)
+        return model, await self._run(request, asked, graph)
+
+    async def _run(self, request: Request, asked: InferRequest, graph: Graph) -> Data:
+        blocks = {node: self._server.table.by_id(node) for node in graph.parents}
+
+        async def ask(node: str, data: Data) -> Data:
+            return await self._ask(request, asked, blocks[node], data)
+
+        try:
+            return await run_graph(graph, asked.data, ask)
+        except NodeFailed as failure:
+            raise _named(failure) from failure
+
+    async def _ask(self, request: Request, asked: InferRequest, block: Block, data: Data) -> Data:
+        exchange = self._server.exchange(
+            request, block, session_id=asked.session_id, seq_no=asked.seq_no
+        )
+        keeps_text = self._server.spec.log_texts
+        if keeps_text:
+            exchange.row.question = json.dumps(data, ensure_ascii=False)
+        question = {"session_id": asked.session_id, "seq_no": asked.seq_no, "data": data}
+        try:
+            answer = await exchange.ask("/infer", question, asked.session_id)
+            if answer.status != 200:
+                raise refusal(block.block_id, answer)
+            found = answer.document().get("data")
+            if not isinstance(found, dict | list):
+                raise ApiError(502, f"block {block.block_id} answered without data")
+        except BaseException as error:
+            exchange.failed(error)
+            raise
+        exchange.count_usage(*_usages(found))
+        if keeps_text:
+            exchange.row.answer = json.dumps(found, ensure_ascii=False)
+        exchange.finish(OK)
+        return found
+
+
+def _usages(data: Data) -> list[Any]:
+    """Of an answer, or of each answer of a batch."""
+    items = data if isinstance(data, list) else [data]
+    return [item.get("usage") for item in items if isinstance(item, dict)]
+
+
+def _named(failure: NodeFailed) -> ApiError:
+    """The node's error, with the node's name before it."""
+    inner: dict[str, Any] = failure.error.body["error"]
+    param = ".".join(filter(None, ("graph", failure.node, inner.get("param"))))
+    message = f"graph: block {failure.node} failed: {inner['message']}"
+    error = ApiError(failure.error.status, message, param=param, headers=failure.error.headers)
+    error.body["error"]["code"] = inner.get("code")
+    return error

@@ -1,0 +1,146 @@
+"""OpenAI's endpoints, passed to the block that `model` names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from inference_server.block import Block
+from inference_server.exchange import CANCELLED, FAILED, OK, Exchange
+from inference_server.server import InferenceServer
+from inference_server.stream_meter import StreamMeter, asks_usage, with_usage
+from service.body import read_json_object
+from service.disconnect import until_disconnected
+from service.error_body import ApiError
+from service.relay import RelayedStream
+from service.upstream import Answer
+
+OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
+MODEL_RULE = "must be a string that names a block or its model"
+
+
+class OpenAIApi:
+    def __init__(self, server: InferenceServer) -> None:
+        self._server = server
+
+    async def generate(self, request: Request) -> Response:
+        """A completion, streamed or whole; the block's own errors pass as they are."""
+        document = await read_json_object(request, self._server.spec.max_body_bytes)
+        name = document.get("model")
+        if not isinstance(name, str) or not name:
+            message = f"model: {MODEL_RULE}"
+            raise ApiError(400, message, param="model", code="invalid_value", value=name)
+        block = await self._server.table.by_model(name)
+        exchange = self._server.exchange(request, block, user=_user(document))
+        if self._server.spec.log_texts:
+            asked = {key: document[key] for key in ("messages", "prompt") if key in document}
+            exchange.row.question = json.dumps(asked, ensure_ascii=False)
+        try:
+            work = exchange.ask(request.url.path, with_usage(document), _affinity(document))
+            answer = await until_disconnected(request.receive, work)
+        except BaseException as error:
+            exchange.failed(error)
+            raise
+        if answer.rest is not None:
+            meter = StreamMeter(
+                pass_usage=asks_usage(document), keep_text=self._server.spec.log_texts
+            )
+            return MeteredStream(exchange, answer, meter)
+        self._finish(exchange, answer)
+        return Response(answer.content, answer.status, answer.headers)
+
+    async def models(self, _request: Request) -> Response:
+        """The blocks, each under its id: what `model` may be."""
+        blocks = self._server.table.blocks()
+        entries = await asyncio.gather(*(self._model(block) for block in blocks))
+        return JSONResponse({"object": "list", "data": entries})
+
+    async def model(self, request: Request) -> Response:
+        block = await self._server.table.by_model(request.path_params["name"])
+        return JSONResponse(await self._model(block))
+
+    def routes(self) -> list[Route]:
+        return [
+            *(Route(path, self.generate, methods=["POST"]) for path in OPENAI_PATHS),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
+        ]
+
+    async def _model(self, block: Block) -> dict[str, Any]:
+        return {
+            "id": block.block_id,
+            "object": "model",
+            "created": self._server.started,
+            "owned_by": self._server.spec.deployment_name,
+            "names": sorted(await block.model_names()),
+        }
+
+    def _finish(self, exchange: Exchange, answer: Answer) -> None:
+        try:
+            document = answer.document()
+        except ApiError:
+            document = {}
+        if answer.status != 200:
+            error = document.get("error")
+            exchange.finish(FAILED, str(error.get("code")) if isinstance(error, dict) else None)
+            return
+        exchange.count_usage(document.get("usage"))
+        if self._server.spec.log_texts:
+            exchange.row.answer = json.dumps(document.get("choices"), ensure_ascii=False)
+        exchange.finish(OK)
+
+
+class MeteredStream(RelayedStream):
+    """A stream in passing whose exchange ends with it."""
+
+    def __init__(self, exchange: Exchange, answer: Answer, meter: StreamMeter) -> None:
+        assert answer.events is not None
+        answer.content = meter.push(answer.content)
+        answer.events = self._metered(answer.events)
+        super().__init__(exchange.replica.upstream, answer)
+        self._exchange, self._meter = exchange, meter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            meter, exchange = self._meter, self._exchange
+            exchange.count(meter.prompt_tokens, meter.completion_tokens)
+            exchange.row.answer = meter.text
+            if meter.done:
+                exchange.finish(OK)
+            else:
+                exchange.finish(*((FAILED, "stream_broke_off") if meter.failed else (CANCELLED,)))
+
+    async def _metered(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for piece in events:
+                if kept := self._meter.push(piece):
+                    yield kept
+        except httpx.HTTPError:
+            self._meter.failed = True
+            self._exchange.replica.failed()
+            raise
+
+
+def _user(document: dict[str, Any]) -> str | None:
+    """OpenAI's `user` and its newer name, kept in the request log: whom an abuse goes back to."""
+    for name in ("safety_identifier", "user"):
+        value = document.get(name)
+        if isinstance(value, str):
+            return value[:256]
+    return None
+
+
+def _affinity(document: dict[str, Any]) -> str:
+    """`prompt_cache_key` keeps what belongs together on one replica, as far as load allows."""
+    value = document.get("prompt_cache_key")
+    return value if isinstance(value, str) else ""

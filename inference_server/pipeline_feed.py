@@ -1,0 +1,76 @@
+"""One block's pipeline as it changes: asked for once, however many watch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+
+from inference_server.block import Block
+from service.error_body import ApiError
+from service.live_events import event
+
+TOPOLOGY_EVENTS = "/topology/events"
+AGAIN_S = 2.0
+
+
+class PipelineFeed:
+    """Connected to the block while somebody watches.
+
+    Watchers are told the newest state: one that reads slowly misses those between.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+        self._watchers = 0
+        self._task: asyncio.Task[None] | None = None
+        self._newest: bytes | None = None
+        self._changed = asyncio.Event()
+
+    async def watch(self) -> AsyncGenerator[bytes, None]:
+        """Events {"block_id", "topology"}, or {"block_id", "reason"} while there is none."""
+        self._watchers += 1
+        if self._task is None:
+            self._task = asyncio.create_task(self._follow())
+        told: bytes | None = None
+        try:
+            while True:
+                if self._newest is not None and self._newest is not told:
+                    told = self._newest
+                    yield told
+                else:
+                    await self._changed.wait()
+        finally:
+            self._watchers -= 1
+            if not self._watchers and self._task is not None:
+                self._task.cancel()
+                self._task, self._newest = None, None
+
+    async def _follow(self) -> None:
+        """Stay connected; what is said when that fails is why."""
+        while True:
+            reason = f"block {self._block.block_id} has no replica that is ready"
+            for replica in self._block.replicas:
+                reason = f"{replica.upstream.name} stopped telling about its pipeline"
+                try:
+                    async for events in replica.upstream.live_events(TOPOLOGY_EVENTS):
+                        self._tell_topology(events)
+                except ApiError as error:
+                    reason = str(error)
+            self._tell({"block_id": self._block.block_id, "reason": reason})
+            await asyncio.sleep(AGAIN_S)
+
+    def _tell_topology(self, events: bytes) -> None:
+        """The last of some whole events; what is no JSON object is passed over."""
+        *_, last = events.rstrip().split(b"\n\n")
+        try:
+            topology = json.loads(last.removeprefix(b"data:"))
+        except ValueError:
+            return
+        if isinstance(topology, dict):
+            self._tell({"block_id": self._block.block_id, "topology": topology})
+
+    def _tell(self, document: dict[str, object]) -> None:
+        self._newest = event(document)
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,151 @@
+"""The `selection_query` of a request, in AIOS's form or in the short one, as one condition tree.
+
+AIOS: body.values.rankingPolicyRule.values.parameters.filterRule.filter.blockQuery, which is either
+{variable, operator, value} or {logicalOperator, conditions: [...]}. The short form is
+{"component"?, "tags"?: [...], "labels"?: {...}}: all of it must hold. The ranking is always ours
+(least loaded), so that policyRuleURI, settings and matchType change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from inference_server.variables import Variables, holds
+from service.error_body import ApiError, shown_value
+from service.fields import Fields, parse
+
+PARAM = "selection_query"
+AIOS_PATH = ("body", "values", "rankingPolicyRule", "values", "parameters", "filterRule", "filter")
+MAX_CONDITIONS = 64
+MAX_DEPTH = 8
+Text = Annotated[str, Field(min_length=1, max_length=256)]
+_OPERAND_RULES: dict[str, tuple[type, str]] = {
+    "IN": (list, "must be a list with IN"),
+    "NOT IN": (list, "must be a list with NOT IN"),
+    "LIKE": (str, "must be a string with LIKE"),
+}
+Operator = Literal["==", "!=", "<", "<=", ">", ">=", "IN", "NOT IN", "LIKE"]
+
+
+class Condition(Fields):
+    """One comparison; `variable` as in component.componentMetadata.framework, tags, id."""
+
+    variable: Text
+    operator: Operator
+    value: Any
+
+    def failure(self, variables: Variables) -> str:
+        """ "" where it holds, else the condition and what the block has there."""
+        found = variables.find(self.variable)
+        if holds(self.operator, found, self.value):
+            return ""
+        return f"{self.variable} {self.operator} {shown_value(self.value)} is false: {found.shown}"
+
+
+@dataclass(frozen=True)
+class AllOf:
+    conditions: tuple[Tree, ...]
+
+    def failure(self, variables: Variables) -> str:
+        return next(filter(None, self._failures(variables)), "")
+
+    def _failures(self, variables: Variables) -> Iterator[str]:
+        return (condition.failure(variables) for condition in self.conditions)
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    conditions: tuple[Tree, ...]
+
+    def failure(self, variables: Variables) -> str:
+        failures = [condition.failure(variables) for condition in self.conditions]
+        return " and ".join(failures) if all(failures) else ""
+
+
+Tree = Condition | AllOf | AnyOf
+
+
+class ShortForm(Fields):
+    component: Text | None = None
+    tags: Annotated[list[Text], Field(max_length=MAX_CONDITIONS)] = []
+    labels: Annotated[dict[Text, str], Field(max_length=MAX_CONDITIONS)] = {}
+
+
+def parse_selection_query(value: dict[str, Any]) -> Tree | None:
+    """The conditions, None where the query is empty. Raises ApiError 400 naming path and rule."""
+    if not value:
+        return None
+    if "body" not in value and "header" not in value:
+        return _short(value)
+    given = _filter(value)
+    for name in given:
+        if name != "blockQuery":
+            what = "queries by metrics" if name == "blockMetricsQuery" else "this query"
+            path = ".".join((PARAM, *AIOS_PATH, name[:80]))
+            rule = f"{what} cannot be answered here; the least loaded block is taken"
+            raise _fault(path, given[name], f"is not supported: {rule}", "not_supported")
+    query = given.get("blockQuery") or {}
+    return _tree(query, ".".join((PARAM, *AIOS_PATH, "blockQuery")), 0) if query else AllOf(())
+
+
+def _short(value: dict[str, Any]) -> Tree:
+    form = parse(ShortForm, value, PARAM)
+    conditions = [Condition(variable="tags", operator="==", value=tag) for tag in form.tags]
+    for name, label in form.labels.items():
+        conditions.append(Condition(variable=f"labels.{name}", operator="==", value=label))
+    if form.component is not None:
+        conditions.append(Condition(variable="component", operator="==", value=form.component))
+    return AllOf(tuple(conditions))
+
+
+def _filter(value: dict[str, Any]) -> dict[str, Any]:
+    """What lies at AIOS_PATH."""
+    place: Any = value
+    path = PARAM
+    for name in AIOS_PATH:
+        if name not in place:
+            raise _fault(f"{path}.{name}", None, "is required", "invalid_value")
+        place, path = place[name], f"{path}.{name}"
+        if not isinstance(place, dict):
+            raise _fault(path, place, "must be an object", "invalid_value")
+    assert isinstance(place, dict)
+    return place
+
+
+def _tree(value: Any, path: str, depth: int) -> Tree:
+    if not isinstance(value, dict):
+        raise _fault(path, value, "must be an object", "invalid_value")
+    if depth > MAX_DEPTH:
+        raise _fault(path, value, f"must be nested at most {MAX_DEPTH} deep", "invalid_value")
+    if "conditions" not in value and "logicalOperator" not in value:
+        return _condition(value, path)
+    conditions, operator = value.get("conditions"), value.get("logicalOperator", "AND")
+    if not isinstance(conditions, list) or not 0 < len(conditions) <= MAX_CONDITIONS:
+        rule = f"must be a list of 1 to {MAX_CONDITIONS} conditions"
+        raise _fault(f"{path}.conditions", conditions, rule, "invalid_value")
+    if operator not in ("AND", "OR"):
+        raise _fault(f"{path}.logicalOperator", operator, "must be AND or OR", "invalid_value")
+    for name in value.keys() - {"conditions", "logicalOperator"}:
+        raise _fault(f"{path}.{name[:80]}", value[name], "is not a field", "invalid_value")
+    items = tuple(
+        _tree(item, f"{path}.conditions[{place}]", depth + 1)
+        for place, item in enumerate(conditions)
+    )
+    return AllOf(items) if operator == "AND" else AnyOf(items)
+
+
+def _condition(value: dict[str, Any], path: str) -> Condition:
+    condition = parse(Condition, value, path)
+    rule = _OPERAND_RULES.get(condition.operator)
+    if rule is not None and not isinstance(condition.value, rule[0]):
+        raise _fault(f"{path}.value", condition.value, rule[1], "invalid_value")
+    return condition
+
+
+def _fault(path: str, value: Any, rule: str, code: str) -> ApiError:
+    message = f"{path} = {shown_value(value)}: {rule}"
+    return ApiError(400, message, param=path, code=code, value=value)

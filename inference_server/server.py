@@ -1,0 +1,43 @@
+"""What the endpoints share: the blocks, the choice among them, the request log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from inference_server.block import Block
+from inference_server.block_table import BlockTable
+from inference_server.exchange import Exchange
+from inference_server.request_log import LogRow, RequestLog
+from inference_server.selection import Selection
+from service.contract import InferenceServerSpec
+from service.request_id import current_request_id
+
+
+@dataclass
+class InferenceServer:
+    spec: InferenceServerSpec
+    table: BlockTable
+    log: RequestLog | None
+    started: int = field(default_factory=lambda: int(time.time()))
+    # Why the blocks are not known yet, "" where they are.
+    not_synced: Callable[[], str] = str
+
+    def __post_init__(self) -> None:
+        self.selection = Selection()
+
+    def exchange(self, request: Request, block: Block, **row: Any) -> Exchange:
+        """`row` are fields of its LogRow."""
+        caller = request.state.caller
+        entry = LogRow(
+            request_id=current_request_id() or "",
+            caller=caller.name,
+            path=request.url.path,
+            block_id=block.block_id,
+            **row,
+        )
+        return Exchange(block, caller, self.log, entry)

@@ -1,0 +1,175 @@
+"""API keys and their limits, over HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from service.contract import BlockSpec, InferenceServerSpec
+from tests.inference_server.conftest import Tiers
+from tests.service.small_upstream import DEPLOYMENT
+from tests.service.tier_process import TierProcess
+from tests.waiting import wait_for
+
+BLOCK = "block-1"
+
+
+def entry(name: str, **limits: Any) -> dict[str, Any]:
+    return {"name": name, "sha256": hashlib.sha256(f"sk-{name}".encode()).hexdigest(), **limits}
+
+
+KEYS = [
+    entry("ann"),
+    entry("bob", max_concurrent=1),
+    entry("carl", tokens_per_minute=5),
+    entry("root", reads_all_logs=True),
+]
+
+
+@pytest.fixture(scope="module")
+def keys_file(tiers: Tiers) -> Path:
+    path = tiers.folder / "keys.json"
+    path.write_text(json.dumps(KEYS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(tiers: Tiers, keys_file: Path) -> TierProcess:
+    proxy = tiers.proxy(BLOCK)
+    log = str(tiers.folder / "requests.sqlite3")
+    options = ("--api-keys-file", str(keys_file))
+    return tiers.server(BlockSpec(BLOCK, proxy.url), options=options, request_log_path=log)
+
+
+def authorization(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer sk-{name}"}
+
+
+def chat(server: TierProcess, name: str, text: str = "x", **more: Any) -> httpx.Response:
+    body = {"model": BLOCK, "messages": [{"role": "user", "content": text}], **more}
+    url = f"{server.url}/v1/chat/completions"
+    return httpx.post(url, json=body, headers=authorization(name), timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/infer"),
+        ("POST", "/v1/chat/completions"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/blocks"),
+        ("GET", "/logs/block/block-1"),
+        ("GET", "/nowhere"),
+        ("GET", "//metrics"),
+    ],
+)
+@pytest.mark.parametrize(
+    "given", ["", "Bearer", "Bearer sk-eve", "Basic sk-ann", "sk-ann", "Bearer sk-ann x"]
+)
+def test_without_a_key_nothing_is_served(
+    server: TierProcess, method: str, path: str, given: str
+) -> None:
+    headers = {"Authorization": given} if given else {}
+    answer = httpx.request(method, server.url + path, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert "sk-" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
+def test_probes_and_metrics_need_none(server: TierProcess, path: str) -> None:
+    assert httpx.get(server.url + path).status_code == 200
+
+
+def test_the_official_client_gets_its_own_errors(server: TierProcess) -> None:
+    messages: Any = [{"role": "user", "content": "x"}]
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="sk-ann", max_retries=0)
+    assert client.chat.completions.create(model=BLOCK, messages=messages).choices
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="sk-eve").models.list()
+
+
+def test_requests_at_a_time(server: TierProcess, tiers: Tiers) -> None:
+    before = tiers.upstream.in_flight
+    answers: list[httpx.Response] = []
+    first = threading.Thread(target=lambda: answers.append(chat(server, "bob", "slow")))
+    first.start()
+    wait_for(lambda: tiers.upstream.in_flight > before, 5)
+    refused = chat(server, "bob")
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert chat(server, "ann").status_code == 200
+    first.join()
+    assert answers[0].status_code == 200
+    assert chat(server, "bob").status_code == 200
+
+
+def test_a_stream_that_is_left_gives_its_place_back(server: TierProcess) -> None:
+    body = {
+        "model": BLOCK,
+        "messages": [{"role": "user", "content": "stream then hang"}],
+        "stream": True,
+    }
+    url = f"{server.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, headers=authorization("bob")) as stream:
+        pieces = stream.iter_bytes()
+        next(pieces)
+        assert chat(server, "bob").status_code == 429
+    wait_for(lambda: chat(server, "bob").status_code == 200, 2)
+
+
+def test_tokens_per_minute(server: TierProcess) -> None:
+    assert chat(server, "carl").status_code == 200  # the upstream says 10 tokens
+    refused = chat(server, "carl")
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 120  # 10 tokens at 5 a minute
+    assert refused.json()["error"]["code"] == "token_rate_limit_exceeded"
+    assert httpx.get(f"{server.url}/v1/models", headers=authorization("carl")).status_code == 200
+
+
+def test_a_key_reads_its_own_requests(server: TierProcess) -> None:
+    chat(server, "ann", user="somebody")
+    url = f"{server.url}/logs/block/{BLOCK}"
+    callers = {
+        name: {row["caller"] for row in httpx.get(url, headers=authorization(name)).json()["data"]}
+        for name in ("ann", "root")
+    }
+    assert callers["ann"] == {"ann"}
+    assert callers["root"] >= {"ann", "bob", "carl"}
+    row = httpx.get(url, headers=authorization("ann")).json()["data"][-1]
+    assert (row["user"], row["question"], row["answer"]) == ("somebody", None, None)
+
+
+def test_a_key_is_revoked_without_a_restart(server: TierProcess, keys_file: Path) -> None:
+    assert chat(server, "ann").status_code == 200
+    keys_file.write_text(json.dumps([one for one in KEYS if one["name"] != "ann"]))
+    try:
+        wait_for(lambda: chat(server, "ann").status_code == 401, 5)
+        assert chat(server, "root").status_code == 200
+    finally:
+        keys_file.write_text(json.dumps(KEYS))
+    wait_for(lambda: chat(server, "ann").status_code == 200, 5)
+
+
+def test_keys_are_in_no_log(server: TierProcess) -> None:
+    chat(server, "eve")
+    assert "sk-" not in server.errors()
+
+
+def test_a_bad_file_is_exit_code_2(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text('[{"name": "x", "sha256": "sk-oops"}]')
+    spec = InferenceServerSpec(DEPLOYMENT, ())
+    server = TierProcess("inference_server", spec, tmp_path, None, "--api-keys-file", str(keys))
+    assert server.process.wait(20) == 2
+    assert "sha256" in server.errors()
+    assert "sk-oops" not in server.errors()

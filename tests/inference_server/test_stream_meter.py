@@ -1,0 +1,61 @@
+"""Streams are counted in passing, and only what was not asked for is taken out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from inference_server.stream_meter import StreamMeter, asks_usage, with_usage
+
+DONE = b"data: [DONE]\n\n"
+USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+
+
+def event(document: Any) -> bytes:
+    return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+def piece(text: str) -> bytes:
+    return event({"choices": [{"index": 0, "delta": {"content": text}}], "usage": None})
+
+
+LAST = event({"choices": [], "usage": USAGE})
+
+
+@pytest.mark.parametrize("pass_usage", [True, False])
+def test_the_usage_chunk_goes_to_whom_asked_for_it(pass_usage: bool) -> None:
+    meter = StreamMeter(pass_usage=pass_usage, keep_text=False)
+    passed = meter.push(piece("a") + piece("b")) + meter.push(LAST + DONE)
+    assert passed == piece("a") + piece("b") + (LAST if pass_usage else b"") + DONE
+    assert (meter.prompt_tokens, meter.completion_tokens) == (7, 2)
+    assert meter.done
+    assert not meter.failed
+    assert meter.text is None
+
+
+def test_text_that_looks_like_usage_is_passed_on() -> None:
+    meter = StreamMeter(pass_usage=False, keep_text=False)
+    events = piece('{"choices": [], "usage": {"prompt_tokens": 1}}') + piece("x\n\n")
+    assert meter.push(events) == events
+    assert meter.prompt_tokens is None
+
+
+def test_a_stream_that_breaks_off_is_counted_by_its_events() -> None:
+    meter = StreamMeter(pass_usage=False, keep_text=True)
+    events = piece("a") + piece("b") + event({"error": {"message": "x"}})
+    assert meter.push(events) == events
+    assert meter.failed
+    assert not meter.done
+    assert meter.completion_tokens == 3
+    assert meter.text == "ab"
+
+
+def test_usage_is_asked_for_where_that_can_be() -> None:
+    assert with_usage({"stream": True})["stream_options"] == {"include_usage": True}
+    asked = {"stream": True, "stream_options": {"include_usage": False, "other": 1}}
+    assert with_usage(asked)["stream_options"] == {"include_usage": True, "other": 1}
+    assert not asks_usage(asked)
+    for document in [{}, {"stream": False}, {"stream": 1}, {"stream": True, "stream_options": 3}]:
+        assert with_usage(document) == document
