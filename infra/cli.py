@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from infra.api_keys import make_api_key
+from infra.chat import open_chat, run_chat
 from infra.faults import StackConfigError
+from infra.import_block import import_block
 from infra.import_split import import_split
 from infra.local_error import LocalStackError
 from infra.local_stack import run_stack, start_detached, stop_stack
 from infra.local_state import find_folder, find_state
-from infra.local_status import read_status, render_status
+from infra.local_status import read_status, render_status, watch_status
 from infra.log_reader import log_lines
 from infra.plan_report import plan_to_json, render_plan
 from infra.progress import Progress
-from infra.stack_file import StackFile, load_stack_file
+from infra.stack_file import (
+    StackFile,
+    load_stack_file,
+    read_stack_document,
+    require_clusters,
+)
 from infra.stack_plan import plan_stack
 
 EXIT_USAGE = 2
@@ -66,12 +75,34 @@ def down(
 
 
 @app.command()
-def status(stack: Running, as_json: Json = False) -> None:
-    """Show the processes of a running stack; exit code 1 unless it is ready."""
-    _, state = find_state(stack)
+def status(
+    stack: Running,
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Live, with the pipeline.")] = False,
+) -> None:
+    """Show a stack's processes here, or its pods in its clusters; exit code 1 unless ready."""
+    try:
+        _, state = find_state(stack)
+    except LocalStackError:
+        stack_file = _cluster_stack(stack)
+        if stack_file is None:
+            raise
+        raise typer.Exit(_show_cluster_status(stack_file, as_json)) from None
+    if watch:
+        watch_status(lambda: find_state(stack)[1])
+        raise typer.Exit
     found = read_status(state)
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else render_status(found))
     raise typer.Exit(0 if found.phase == "ready" else 1)
+
+
+def _show_cluster_status(stack_file: StackFile, as_json: bool) -> int:
+    # Imported here: the client takes half a second, and most commands do not need it.
+    from infra.cluster_status import read_cluster_status, render_cluster_status
+
+    found = read_cluster_status(stack_file.stack, stack_file.deployment)
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else render_cluster_status(found))
+    return 0 if found.ready else 1
 
 
 @app.command()
@@ -83,7 +114,12 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on.")] = False,
 ) -> None:
     """Print the logs of a stack's processes."""
-    folder = find_folder(stack)
+    try:
+        folder = find_folder(stack)
+    except LocalStackError:
+        if stack_file := _cluster_stack(stack):
+            raise LocalStackError(_cluster_logs_hint(stack_file)) from None
+        raise
     files = folder.logs()
     known = {path.stem: path for path in files}
     for name in names or []:
@@ -94,10 +130,51 @@ def logs(
 
 
 @app.command()
+def chat(
+    stack: Annotated[
+        str, typer.Option("--stack", "-s", help="Stack or deployment name, running here.")
+    ] = "",
+    url: Annotated[str, typer.Option(help="An inference server elsewhere, instead of -s.")] = "",
+    model: Annotated[str, typer.Option(help="Block to talk to; default: the first.")] = "",
+    system: Annotated[str, typer.Option(help="System message.")] = "",
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0: always the likeliest.")
+    ] = None,
+    key: Annotated[str, typer.Option(envvar="SPLITSTACK_API_KEY", help="API key.")] = "",
+) -> None:
+    """Talk to a running stack; Ctrl-C stops an answer."""
+    if bool(stack) == bool(url):
+        raise LocalStackError("chat: give either --stack, of a stack that runs here, or --url")
+    session = open_chat(url or find_state(stack)[1].front_url, key, model)
+    given = {"max_completion_tokens": max_tokens, "temperature": temperature}
+    session.system = system
+    session.sampling = {name: value for name, value in given.items() if value is not None}
+    raise typer.Exit(run_chat(session))
+
+
+@app.command()
 def plan(stack: Stack, sets: Sets = None, as_json: Json = False) -> None:
     """Show which layers each rank would hold, and the memory that they take."""
     found = plan_stack(_load(stack, sets).deployment)
     typer.echo(json.dumps(plan_to_json(found), indent=2) if as_json else render_plan(found))
+
+
+@app.command()
+def doctor(stack: Stack, sets: Sets = None, as_json: Json = False) -> None:
+    """Check clusters, nodes, rights and names before `pulumi up`; exit code 1 on faults."""
+    from infra.doctor import examine
+
+    stack_file = _load(stack, sets)
+    require_clusters(stack_file.deployment, str(stack_file.path))
+    findings = []
+    for finding in examine(stack_file.deployment):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(str(finding))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    raise typer.Exit(1 if any(finding.level == "fault" for finding in findings) else 0)
 
 
 @app.command("import-split")
@@ -107,15 +184,37 @@ def import_split_command(
 ) -> None:
     """Turn an AIOS splits/create request into a stack file."""
     imported = import_split(_read_json(file))
-    for warning in imported.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    if output is None:
-        typer.echo(imported.text, nl=False)
-    else:
-        output.write_text(imported.text, "utf-8")
+    _put_out(imported.text, imported.warnings, output)
+
+
+@app.command("import-block")
+def import_block_command(
+    file: Annotated[str, typer.Argument(help="An AIOS block.json; - reads standard input.")],
+    stack: Stack,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")] = None,
+) -> None:
+    """Merge an AIOS block into a stack file."""
+    imported = import_block(_read_json(file), read_stack_document(_stack_path(stack)))
+    _put_out(imported.text, imported.warnings, output)
+
+
+@app.command("api-key")
+def api_key_command(
+    name: Annotated[str, typer.Argument(help="Whose key it is; logs say this name.")],
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Requests at a time.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Tokens.")] = None,
+) -> None:
+    """Make an API key: prints it on standard error, its entry for the list on standard output."""
+    key, entry = make_api_key(name, max_concurrent, tokens_per_minute)
+    typer.echo(f"{key}  (shown this once)", err=True)
+    typer.echo(json.dumps(entry))
 
 
 def _load(stack: str, sets: list[str] | None) -> StackFile:
+    return load_stack_file(_stack_path(stack), sets or ())
+
+
+def _stack_path(stack: str) -> Path:
     is_file = stack.endswith((".yaml", ".yml")) or "/" in stack
     path = Path(stack) if is_file else STACKS / f"Pulumi.{stack}.yaml"
     if not is_file and not path.is_file():
@@ -124,7 +223,38 @@ def _load(stack: str, sets: list[str] | None) -> StackFile:
             f"there are: {', '.join(known)}" if known else f"there are none in {STACKS.resolve()}"
         )
         raise LocalStackError(f"--stack {stack}: no file {path}; {there}")
-    return load_stack_file(path, sets or ())
+    return path
+
+
+def _cluster_logs_hint(stack_file: StackFile) -> str:
+    """kubectl follows pods that come and go, better than a copy of it here would."""
+    deployment = stack_file.deployment
+    selector = f"app.kubernetes.io/instance={deployment.deployment_name}"
+    return (
+        f"stack {stack_file.stack} is in clusters; read its logs with: "
+        f"kubectl logs -n {deployment.namespace} -l {selector} --all-containers --prefix -f "
+        f"(blocks: -n {deployment.namespaces.blocks}, public API: "
+        f"-n {deployment.namespaces.inference_server})"
+    )
+
+
+def _cluster_stack(stack: str) -> StackFile | None:
+    """The file of a stack that is in clusters; None for one that is not, or has no file."""
+    try:
+        stack_file = _load(stack, None)
+    except LocalStackError:
+        return None
+    return stack_file if stack_file.deployment.clusters else None
+
+
+def _put_out(text: str, warnings: Sequence[str], output: Path | None) -> None:
+    """An imported stack file to `output` or standard output, the warnings beside it."""
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, "utf-8")
 
 
 def _read_json(file: str) -> Any:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 
+# Left out of the quotes, the shell fills it in: within a session a number asked before gets the
+# answer recorded for it, and the line is there to be edited and pasted again.
+_FRESH = "'$(date +%s)'"
+
 
 def curl_line(url: str, block_id: str, *, with_key: bool = False) -> str:
     """One request to a block through the inference server at `url`.
@@ -12,7 +16,7 @@ def curl_line(url: str, block_id: str, *, with_key: bool = False) -> str:
     """
     body = {
         "model": block_id,
-        "session_id": "session-1",
+        "session_id": f"session-{_FRESH}",
         "seq_no": 1,
         "data": {
             "mode": "completions",

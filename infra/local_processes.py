@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from infra.api_keys import local_api_keys_file
 from infra.kept_process import ProcessDefinition
 from infra.local_deployment import stage_environment
 from infra.local_state import StateFolder
@@ -39,8 +40,12 @@ def define_processes(
         proxy = proxy_spec(deployment, block, addresses, sessions_path=sessions)
         definitions.append(_light(folder, "proxy-block", f"proxy-{block.block_id}", proxy))
     if deployment.inference_server.enabled:
-        server = inference_server_spec(deployment, addresses)
-        definitions.append(_light(folder, "inference-server", "inference-server", server))
+        # Discovery needs a cluster; here the stack's own blocks are all there are.
+        log = str(folder.request_log)
+        server = inference_server_spec(deployment, addresses, request_log_path=log)
+        keys = local_api_keys_file()
+        options = ("--api-keys-file", str(keys)) if keys else ()
+        definitions.append(_light(folder, "inference-server", "inference-server", server, options))
     return definitions
 
 
@@ -78,7 +83,11 @@ def _rank_group(
 
 
 def _light(
-    folder: StateFolder, tier: str, name: str, spec: ProxySpec | InferenceServerSpec
+    folder: StateFolder,
+    tier: str,
+    name: str,
+    spec: ProxySpec | InferenceServerSpec,
+    options: tuple[str, ...] = (),
 ) -> ProcessDefinition:
     path = folder.spec(name)
     path.write_text(render(spec), "utf-8")
@@ -86,7 +95,7 @@ def _light(
     return ProcessDefinition(
         name=name,
         tier=tier,
-        command=(sys.executable, "-m", module, "--spec", str(path)),
+        command=(sys.executable, "-m", module, "--spec", str(path), *options),
         url=f"http://{LOOPBACK}:{spec.port}",
         log=folder.log(name),
         startup_s=LIGHT_STARTUP_S,

@@ -86,6 +86,10 @@ class StateFolder:
     def spec(self, name: str) -> Path:
         return self.path / f"{name}.json"
 
+    @property
+    def request_log(self) -> Path:
+        return self.path / "requests.sqlite3"
+
     def sessions(self, block_id: str) -> Path:
         return self.path / f"sessions-{block_id}.sqlite3"
 

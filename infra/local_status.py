@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from infra.kept_process import PROBE_TIMEOUT_S
+from infra.live_view import TokenRate, show_live
 from infra.local_state import ProcessState, StackState, runs, supervisor_runs
+from infra.pipeline_report import columns, render_pipeline
 
 _HEADINGS = ("process", "pid", "restarts", "ready", "url")
 
 
 @dataclass(frozen=True)
 class StackStatus:
-    """`epoch` None: the rank group has not formed, or its master does not answer."""
+    """`topology` is the master's; None: it does not answer."""
 
     state: StackState
     phase: str
-    epoch: object
+    topology: Mapping[str, Any] | None
     ready: Mapping[str, bool]
+
+    @property
+    def epoch(self) -> object:
+        return None if self.topology is None else self.topology.get("epoch")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -52,11 +58,11 @@ def read_status(state: StackState) -> StackStatus:
     """Asks every process now."""
     with httpx.Client(timeout=PROBE_TIMEOUT_S, trust_env=False) as client:
         ready = {row.name: _is_ready(client, row) for row in state.processes}
-        epoch = _epoch(client, state)
+        topology = _topology(client, state)
     phase = state.phase
     if not supervisor_runs(state):
         phase = "ended without `down` (its supervisor was killed)"
-    return StackStatus(state, phase, epoch, ready)
+    return StackStatus(state, phase, topology, ready)
 
 
 def render_status(status: StackStatus) -> str:
@@ -77,12 +83,22 @@ def render_status(status: StackStatus) -> str:
         )
         for row in state.processes
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([head, "", *lines])
+    return "\n".join([head, "", *columns(rows)])
+
+
+def watch_status(read: Callable[[], StackState]) -> None:
+    """The status and the pipeline, live until Ctrl-C; `read` raises when the stack is gone."""
+    speed = TokenRate()
+
+    def render() -> str:
+        status = read_status(read())
+        text = render_status(status)
+        if status.topology is None:
+            return text
+        tokens_per_s = speed(int(status.topology["generated_tokens"]))
+        return f"{text}\n\n{render_pipeline(status.topology, tokens_per_s)}"
+
+    show_live(render)
 
 
 def _is_ready(client: httpx.Client, row: ProcessState) -> bool:
@@ -94,10 +110,11 @@ def _is_ready(client: httpx.Client, row: ProcessState) -> bool:
         return False
 
 
-def _epoch(client: httpx.Client, state: StackState) -> object:
+def _topology(client: httpx.Client, state: StackState) -> dict[str, Any] | None:
     if not state.master_url:
         return None
     try:
-        return client.get(f"{state.master_url}/topology").json().get("epoch")
-    except (httpx.HTTPError, ValueError, AttributeError):
+        found = client.get(f"{state.master_url}/topology").json()
+    except (httpx.HTTPError, ValueError):
         return None
+    return found if isinstance(found, dict) else None

@@ -56,7 +56,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
 def test_help_has_a_line_for_every_command(project: Path) -> None:
     done = splitstack(project, "--help")
     assert done.returncode == 0
-    for command in ("up", "down", "status", "logs", "plan", "import-split"):
+    for command in ("up", "down", "status", "logs", "chat", "plan", "import-split"):
         assert f"  {command} " in done.stdout
 
 
