@@ -1,0 +1,60 @@
+"""What the pods run, runs: the pods of `pulumi up`, taken from the API server, answer requests."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from runner.model_files import resolve_model
+from tests.cluster.applied_stack import DEMO, stack_mapping, write_stack
+from tests.cluster.local_pods import LocalPods
+from tests.cluster.nodes import Node
+from tests.cluster.plugin_choice import plugin_folders
+from tests.cluster.pod_network import needs_namespaces
+from tests.cluster.pulumi_workspace import PulumiWorkspace
+from tests.infra.recorded_program import TOKEN
+from tests.programs import CONTROL_PLANE, PULUMI, needs
+from tests.waiting import wait_for
+
+pytestmark = [needs(*CONTROL_PLANE, *PULUMI), needs_namespaces(), pytest.mark.slow]
+
+LOADED_WITHIN_S = 240.0
+# As in the runner's image: the model lies in the image, not in a volume.
+MODELS = "/models"
+
+
+@pytest.fixture
+def stack(control_plane, tmp_path):
+    control_plane.add_nodes([Node("runs-1"), Node("runs-2")])
+    mapping = stack_mapping(control_plane, "runs")
+    mapping["inference_server"]["discovery"] = "kubernetes"
+    stack_file = write_stack(tmp_path, mapping)
+    workspace = PulumiWorkspace(
+        tmp_path / "workspace", stack_file, plugins=plugin_folders(tmp_path / "plugins")
+    )
+    workspace.set("splitstack:group_token", TOKEN, secret=True)
+    up = workspace.up()
+    assert up.succeeded, up.output
+    yield workspace
+    assert workspace.destroy().succeeded
+
+
+def test_the_curl_line_of_the_outputs_answers(control_plane, stack, tmp_path):
+    model = resolve_model(DEMO, weights=True).path
+    pods = LocalPods(
+        control_plane,
+        tmp_path / "pods",
+        "app.kubernetes.io/instance=runs",
+        image_environment={"SPLITSTACK_BAKED_MODELS": MODELS},
+        image_folders={f"{MODELS}/{DEMO.removeprefix('demo:')}": model},
+    )
+    with pods:
+        pods.wait_until_ready(LOADED_WITHIN_S)
+        outputs = stack.outputs()
+        models = f"curl --silent {outputs['urls']['inference_server']}/v1/models"
+        wait_for(lambda: '"block"' in pods.shell(models), 30, "the block is discovered")
+        answer = json.loads(pods.shell(outputs["curl"]))
+    assert answer["model"] == "block"
+    assert answer["session_id"].startswith("session-")
+    assert "Paris" in json.dumps(answer["data"])
