@@ -1,0 +1,59 @@
+"""The shipped stack as `splitstack up --detach` runs it, for tests that look at it from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from infra.machine import free_ports
+
+STACK = str(Path(__file__).parents[2] / "stacks" / "Pulumi.local.yaml")
+UP_LIMIT_S = 420
+
+
+class LocalStack:
+    """In a folder of its own; `url` is the inference server's."""
+
+    def __init__(self, folder: Path, ranks: int) -> None:
+        self.folder = folder
+        with free_ports(1) as (port,):
+            pass
+        self.url = f"http://127.0.0.1:{port}"
+        self._sets = ["--set", f"nnodes={ranks}", "--set", f"inference_server.node_port={port}"]
+
+    def __enter__(self) -> LocalStack:
+        up = self.run("up", "-s", STACK, "--detach", *self._sets, limit_s=UP_LIMIT_S)
+        if up.returncode:
+            self.__exit__()
+            raise AssertionError(up.stdout + up.stderr)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.run("down", "-s", "local", "--now")
+
+    def run(self, *arguments: str, limit_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """`splitstack` with these arguments."""
+        return subprocess.run(
+            [sys.executable, "-m", "infra.cli", *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+        )
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """By name, as `splitstack status` tells."""
+        found = json.loads(self.run("status", "-s", "local", "--json").stdout)
+        return {row["name"]: row for row in found["processes"]}
+
+    def kill(self, name: str) -> None:
+        os.kill(self.processes()[name]["pid"], signal.SIGKILL)
+
+    def log(self, name: str) -> list[str]:
+        return Path(self.processes()[name]["log"]).read_text("utf-8").splitlines()
