@@ -74,9 +74,9 @@ def test_a_failed_update_and_its_mend(control_plane, tmp_path, name):
         named = [rank for rank in suspects if f"{name}-rank-{rank}" in run.errors]
         assert named, run.errors
 
-        # A GPU is taken by whichever rank came first.
+        # The engine stops waiting at the first that fails; a GPU is taken by whichever came first.
         pods = {pod.rank: pod for pod in read_cluster_status(name, parse_deployment(mapping)).pods}
-        assert [rank for rank in suspects if reason in pods[rank].reason] == named
+        assert all(reason in pods[rank].reason for rank in named), pods
 
         workspace.set(f"{DEPLOYMENT}.{path}", mended)
         run = workspace.up()
