@@ -44,7 +44,7 @@ CASES = {
     "no-node": (
         {"per_rank_params": ranks_on("any-node", "no-such-node")},
         (1,),
-        "no-such-node",
+        "node affinity",
         ("per_rank_params[1].node_id", "any-node"),
     ),
     "gpu-taken": (

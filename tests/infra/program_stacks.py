@@ -96,7 +96,11 @@ def matrix(folder: Path) -> Mapping[str, dict[str, Any]]:
         "session store elsewhere": stack(
             folder, session_store={"mode": "url", "url": "redis://store.test:6379/0"}
         ),
-        "built images": stack(folder, images={"builder": "docker"}),
+        "built images": stack(
+            folder,
+            images={"builder": "docker"},
+            common_params={"model_name": DEMO, "image": "registry.test/runner:1"},
+        ),
         "two clusters": two_clusters(folder),
         "prometheus operator": stack(
             folder, observability={"enabled": True, "prometheus_operator": True}
