@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pulumi.runtime.proto import provider_pb2 as wire
@@ -11,37 +11,55 @@ from pulumi.runtime.proto import provider_pb2 as wire
 # Paths that the provider replaces an object for. What it misses on pods (startupProbe, envFrom,
 # tolerations, topologySpreadConstraints, resourceClaims) is missed here too: the program has to ask
 # for those replacements itself.
-_ANY_KIND = r"(apiVersion|kind|metadata\.(name|namespace))"
-_POD_SPEC = (
-    r"spec\.(?!tolerations|topologySpreadConstraints|resourceClaims|activeDeadlineSeconds"
-    r"|terminationGracePeriodSeconds|(initContainers|containers)\[\d+\]\.(image$|startupProbe|envFrom))"
-)
+# https://github.com/pulumi/pulumi-kubernetes/blob/master/provider/pkg/provider/diff.go
+_ANY_KIND = r"metadata\.(name|namespace)"
 _BY_KIND = {
-    "Pod": _POD_SPEC,
+    "Pod": (
+        r"spec\.(?!tolerations|topologySpreadConstraints|resourceClaims|activeDeadlineSeconds"
+        r"|(initContainers|containers)\[\d+\]\.(startupProbe|envFrom))"
+    ),
     "Deployment": r"spec\.selector",
-    "StatefulSet": r"spec\.(serviceName|podManagementPolicy|selector|volumeClaimTemplates)",
-    "PersistentVolumeClaim": r"spec\.(?!resources)",
+    "StatefulSet": (
+        r"spec\.(podManagementPolicy|revisionHistoryLimit|selector|serviceName"
+        r"|volumeClaimTemplates)"
+    ),
+    "PersistentVolumeClaim": r"spec\.(accessModes|selector|storageClassName|volumeName)",
     "RoleBinding": r"roleRef",
     "ClusterRoleBinding": r"roleRef",
+    "Secret": r"type",
     "Service": r"spec\.clusterIP",
     "StorageClass": r"(parameters|provisioner)",
 }
+_CONTENT = r"(data|stringData|binaryData)"
 
 
-def diff(kind: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> wire.DiffResponse:
-    """Named objects go before the ones that replace them come."""
+def diff(
+    olds: Mapping[str, Any], news: Mapping[str, Any], immutable: Collection[str] = ()
+) -> wire.DiffResponse:
+    """What has changed in the inputs of an object, and whether it can be changed in place.
+
+    A named object goes before the one that replaces it comes. Of the kinds in `immutable` another
+    content is another object.
+    """
+    kind = news["kind"]
     changes = dict(_changes(olds, news))
-    pattern = "|".join([_ANY_KIND, *filter(None, [_BY_KIND.get(kind)])])
+    patterns = [_ANY_KIND, _BY_KIND.get(kind), _CONTENT if kind in immutable else None]
+    pattern = "|".join(filter(None, patterns))
     replaces = [path for path in changes if re.match(pattern, path)]
     detailed = {path: _property_diff(change, path in replaces) for path, change in changes.items()}
     return wire.DiffResponse(
         changes=wire.DiffResponse.DIFF_SOME if changes else wire.DiffResponse.DIFF_NONE,
         diffs=sorted({re.split(r"[.\[]", path)[0] for path in changes}),
         replaces=replaces,
-        deleteBeforeReplace=bool(replaces),
+        deleteBeforeReplace=bool(replaces) and _identity(olds) == _identity(news),
         detailedDiff=detailed,
         hasDetailedDiff=True,
     )
+
+
+def _identity(manifest: Mapping[str, Any]) -> tuple[Any, Any]:
+    metadata = manifest["metadata"]
+    return metadata.get("namespace"), metadata["name"]
 
 
 def _property_diff(change: str, replaces: bool) -> wire.PropertyDiff:

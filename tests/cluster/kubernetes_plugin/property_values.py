@@ -12,6 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 _SIGNATURE = "4dabf18193072939515e22adb298388d"
 _SECRET = "1b47061264138c4ac30d75fd1eb44270"
 _UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
+_SECRET_CONTENT = ("data", "stringData")
 
 
 def from_wire(struct: Struct) -> dict[str, Any]:
@@ -19,15 +20,13 @@ def from_wire(struct: Struct) -> dict[str, Any]:
     return {name: _plain(value) for name, value in MessageToDict(struct).items()}
 
 
-def to_wire(values: Mapping[str, Any], secret: frozenset[str] = frozenset()) -> Struct:
-    """`secret` names the values that the engine has to encrypt."""
+def to_wire(values: Mapping[str, Any], like: Struct | None = None) -> Struct:
+    """What is secret in `like` is secret again, and so is all data of a Secret."""
+    marked = _marked(dict(values), MessageToDict(like) if like is not None else {})
+    if values.get("kind") == "Secret":
+        marked |= {name: _secret(values[name]) for name in _SECRET_CONTENT if name in values}
     struct = Struct()
-    struct.update(
-        {
-            name: {_SIGNATURE: _SECRET, "value": value} if name in secret else value
-            for name, value in values.items()
-        }
-    )
+    struct.update(marked)
     return struct
 
 
@@ -36,6 +35,27 @@ def has_unknown(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(map(has_unknown, value.values()))
     return any(map(has_unknown, value)) if isinstance(value, list) else value == _UNKNOWN
+
+
+def _secret(value: Any) -> dict[str, Any]:
+    return {_SIGNATURE: _SECRET, "value": value}
+
+
+def _marked(value: Any, like: Any) -> Any:
+    """A list with a secret is secret as a whole: its items may have moved."""
+    if isinstance(like, Mapping) and like.get(_SIGNATURE) == _SECRET:
+        return _secret(value)
+    if isinstance(like, list) and _has_secret(like):
+        return _secret(value)
+    if isinstance(value, Mapping) and isinstance(like, Mapping):
+        return {name: _marked(item, like.get(name)) for name, item in value.items()}
+    return value
+
+
+def _has_secret(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return value.get(_SIGNATURE) == _SECRET or any(map(_has_secret, value.values()))
+    return isinstance(value, list) and any(map(_has_secret, value))
 
 
 def _plain(value: Any) -> Any:

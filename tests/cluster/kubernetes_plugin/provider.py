@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
 from pulumi.runtime.proto import plugin_pb2
 from pulumi.runtime.proto import provider_pb2 as wire
@@ -22,10 +23,13 @@ from pulumi.runtime.proto.provider_pb2_grpc import ResourceProviderServicer
 from tests.cluster.kubernetes_plugin.cluster import Cluster, ClusterError
 from tests.cluster.kubernetes_plugin.object_diff import diff
 from tests.cluster.kubernetes_plugin.property_values import from_wire, has_unknown, to_wire
-from tests.cluster.kubernetes_plugin.readiness import awaited, why_not_ready
+from tests.cluster.kubernetes_plugin.readiness import NOT_ON_READ, awaited, why_not_ready
 
 _DEFAULT_TIMEOUT_S = 600.0
 _TRAILER = "grpc-status-details-bin"
+_IDENTIFIER = "clusterIdentifier"
+# Without its option, an object of the kind is replaced for another content.
+_MUTABLE_OPTIONS = {"ConfigMap": "enableConfigMapMutable", "Secret": "enableSecretMutable"}
 
 
 def _explained(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,6 +52,7 @@ class KubernetesProvider(ResourceProviderServicer):
         self._version = version
         self._cancelled = threading.Event()
         self._cluster = Cluster("", "", self._cancelled.is_set)
+        self._immutable = set(_MUTABLE_OPTIONS)
 
     def Handshake(self, request: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name, as below)
         return wire.ProviderHandshakeResponse(accept_secrets=True, accept_resources=False)
@@ -59,59 +64,69 @@ class KubernetesProvider(ResourceProviderServicer):
         return wire.CheckResponse(inputs=request.news)
 
     def DiffConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Another cluster identifier is another cluster: everything on it is replaced."""
+        """Another cluster identifier is another cluster: everything on it is replaced.
+
+        The first one replaces nothing, nor does its end.
+        """
         olds, news = from_wire(request.old_inputs or request.olds), from_wire(request.news)
         changed = sorted(name for name in {**olds, **news} if olds.get(name) != news.get(name))
-        replaces = [name for name in changed if name == "clusterIdentifier"]
+        moved = _IDENTIFIER in changed and _IDENTIFIER in olds and _IDENTIFIER in news
         some, none = wire.DiffResponse.DIFF_SOME, wire.DiffResponse.DIFF_NONE
         return wire.DiffResponse(
-            changes=some if changed else none, diffs=changed, replaces=replaces
+            changes=some if changed else none,
+            diffs=changed,
+            replaces=[_IDENTIFIER] if moved else [],
         )
 
     def Configure(self, request: Any, context: Any) -> Any:  # noqa: N802
         settings = from_wire(request.args)
         kubeconfig, context_name = settings.get("kubeconfig", ""), settings.get("context", "")
         self._cluster = Cluster(kubeconfig, context_name, self._cancelled.is_set)
+        self._immutable = {
+            kind for kind, option in _MUTABLE_OPTIONS.items() if str(settings.get(option)) != "true"
+        }
         return wire.ConfigureResponse(acceptSecrets=True, supportsPreview=True)
 
     def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
         news = from_wire(request.news)
         if news["kind"] == "Secret" and not has_unknown(news):
             _fold_string_data(news)
-        return wire.CheckResponse(inputs=_wire(news))
+        return wire.CheckResponse(inputs=to_wire(news, request.news))
 
     def Diff(self, request: Any, context: Any) -> Any:  # noqa: N802
         news = from_wire(request.news)
-        return diff(news["kind"], from_wire(request.old_inputs), news)
+        return diff(from_wire(request.old_inputs), news, self._immutable)
 
     @_explained
     def Create(self, request: Any, context: Any) -> Any:  # noqa: N802
-        manifest = from_wire(request.properties)
+        given = request.properties
+        manifest = from_wire(given)
         if request.preview:
-            return wire.CreateResponse(properties=_wire(manifest))
+            return wire.CreateResponse(properties=given)
         self._cluster.create(manifest)
-        found = self._await(manifest, request.timeout, context)
-        return wire.CreateResponse(id=_id(manifest), properties=_wire(found))
+        found = self._await(given, request.timeout, context)
+        return wire.CreateResponse(id=_id(manifest), properties=to_wire(found, given))
 
     @_explained
     def Read(self, request: Any, context: Any) -> Any:  # noqa: N802
-        manifest = from_wire(request.inputs) or from_wire(request.properties)
+        given = request.inputs if request.inputs.fields else request.properties
+        manifest = from_wire(given)
         found = self._cluster.read(manifest)
         if found is None:
             return wire.ReadResponse()
-        reason = why_not_ready(found) if awaited(manifest) else ""
-        if reason:
-            _abort(context, manifest, found, reason)
-        return wire.ReadResponse(id=request.id, properties=_wire(found), inputs=_wire(manifest))
+        if awaited(manifest) and manifest["kind"] not in NOT_ON_READ:
+            reason = self._why_not_ready(found)
+            if reason:
+                _abort(context, given, found, reason)
+        return wire.ReadResponse(id=request.id, properties=to_wire(found, given), inputs=given)
 
     @_explained
     def Update(self, request: Any, context: Any) -> Any:  # noqa: N802
-        manifest = from_wire(request.news)
         if request.preview:
-            return wire.UpdateResponse(properties=_wire(manifest))
-        self._cluster.apply(manifest)
-        found = self._await(manifest, request.timeout, context)
-        return wire.UpdateResponse(properties=_wire(found))
+            return wire.UpdateResponse(properties=request.news)
+        self._cluster.apply(from_wire(request.news))
+        found = self._await(request.news, request.timeout, context)
+        return wire.UpdateResponse(properties=to_wire(found, request.news))
 
     @_explained
     def Delete(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -124,44 +139,48 @@ class KubernetesProvider(ResourceProviderServicer):
         return Empty()
 
     def _await(
-        self, manifest: Mapping[str, Any], timeout_s: float, context: grpc.ServicerContext
+        self, given: Struct, timeout_s: float, context: grpc.ServicerContext
     ) -> dict[str, Any]:
         """The object once it is ready; one that is not in time is entered with its reason."""
-        found = self._cluster.read(manifest) or dict(manifest)
+        manifest = from_wire(given)
+        found = self._cluster.read(manifest) or manifest
         if not awaited(manifest):
             return found
+        reason = ""
 
         def ready() -> bool:
-            nonlocal found
-            found = self._cluster.read(manifest) or dict(manifest)
-            return not why_not_ready(found)
+            nonlocal found, reason
+            found = self._cluster.read(manifest) or manifest
+            reason = self._why_not_ready(found)
+            return not reason
 
         if not self._cluster.wait(ready, timeout_s or _DEFAULT_TIMEOUT_S):
-            _abort(context, manifest, found, why_not_ready(found))
+            _abort(context, given, found, reason)
         return found
+
+    def _why_not_ready(self, found: Mapping[str, Any]) -> str:
+        endpoints = None
+        if found["kind"] == "Service":
+            endpoints = self._cluster.read({**found, "kind": "Endpoints"})
+        return why_not_ready(found, endpoints)
 
 
 def _abort(
-    context: grpc.ServicerContext, manifest: Mapping[str, Any], found: Mapping[str, Any], why: str
+    context: grpc.ServicerContext, given: Struct, found: Mapping[str, Any], why: str
 ) -> NoReturn:
     """The object is there and did not get ready: the engine keeps both in its state."""
-    name = manifest["metadata"]["name"]
-    message = f"{manifest['kind']} '{name}' failed to become ready: {why}"
+    manifest = from_wire(given)
+    message = f"{manifest['kind']} '{_id(manifest)}' failed to become ready: {why}"
     details = AnyMessage()
     details.Pack(
         wire.ErrorResourceInitFailed(
-            id=_id(manifest), properties=_wire(found), inputs=_wire(manifest), reasons=[message]
+            id=_id(manifest), properties=to_wire(found, given), inputs=given, reasons=[message]
         )
     )
     code = grpc.StatusCode.UNKNOWN
     status = Status(code=code.value[0], message=message, details=[details])
     context.set_trailing_metadata(((_TRAILER, status.SerializeToString()),))
     context.abort(code, message)
-
-
-def _wire(values: Mapping[str, Any]) -> Any:
-    secret = {"data", "stringData"} if values.get("kind") == "Secret" else set()
-    return to_wire(values, frozenset(secret & values.keys()))
 
 
 def _id(manifest: Mapping[str, Any]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 SKIP = "pulumi.com/skipAwait"
+# Waited for when it is created; a refresh takes it as it is.
+NOT_ON_READ = frozenset({"PersistentVolumeClaim"})
 
 
 def awaited(manifest: Mapping[str, Any]) -> bool:
@@ -14,13 +16,12 @@ def awaited(manifest: Mapping[str, Any]) -> bool:
     return manifest["kind"] in _WHY_NOT and annotations.get(SKIP) != "true"
 
 
-def why_not_ready(found: Mapping[str, Any]) -> str:
-    """One sentence; "" when it is ready."""
-    check = _WHY_NOT.get(found["kind"])
-    return check(found) if check else ""
+def why_not_ready(found: Mapping[str, Any], endpoints: Mapping[str, Any] | None = None) -> str:
+    """One sentence; "" when it is ready. `endpoints` is the object of a Service's name."""
+    return _WHY_NOT[found["kind"]](found, endpoints)
 
 
-def _pod(found: Mapping[str, Any]) -> str:
+def _pod(found: Mapping[str, Any], _: object) -> str:
     status = found.get("status", {})
     conditions = {item["type"]: item for item in status.get("conditions", [])}
     if conditions.get("Ready", {}).get("status") == "True":
@@ -35,7 +36,7 @@ def _pod(found: Mapping[str, Any]) -> str:
     return "; ".join([*waiting, unscheduled]).strip("; ") or "containers are not ready"
 
 
-def _deployment(found: Mapping[str, Any]) -> str:
+def _deployment(found: Mapping[str, Any], _: object) -> str:
     wanted, status = found["spec"].get("replicas", 1), found.get("status", {})
     fresh = status.get("observedGeneration", 0) >= found["metadata"]["generation"]
     counts = [status.get(f"{name}Replicas", 0) for name in ("updated", "available")]
@@ -44,7 +45,7 @@ def _deployment(found: Mapping[str, Any]) -> str:
     return "" if ready else f"{counts[1]} of {wanted} replicas are available"
 
 
-def _stateful_set(found: Mapping[str, Any]) -> str:
+def _stateful_set(found: Mapping[str, Any], _: object) -> str:
     wanted, status = found["spec"].get("replicas", 1), found.get("status", {})
     fresh = status.get("observedGeneration", 0) >= found["metadata"]["generation"]
     counts = [status.get(f"{name}Replicas", 0) for name in ("updated", "ready")]
@@ -52,14 +53,28 @@ def _stateful_set(found: Mapping[str, Any]) -> str:
     return "" if ready else f"{counts[1]} of {wanted} replicas are ready"
 
 
-def _claim(found: Mapping[str, Any]) -> str:
+def _claim(found: Mapping[str, Any], _: object) -> str:
     phase = found.get("status", {}).get("phase")
     return "" if phase == "Bound" else f"the claim is {phase}"
 
 
-_WHY_NOT: dict[str, Callable[[Mapping[str, Any]], str]] = {
+def _service(found: Mapping[str, Any], endpoints: Mapping[str, Any] | None) -> str:
+    """Blocks on pods that have an address and are not ready; none at all is as good as ready."""
+    spec = found["spec"]
+    headless = spec.get("clusterIP") == "None" or spec.get("type") == "ExternalName"
+    if headless or not spec.get("selector"):
+        return ""
+    if endpoints is None:
+        return "it has no endpoints yet"
+    subsets = endpoints.get("subsets") or []
+    unready = [address for item in subsets for address in item.get("notReadyAddresses") or []]
+    return f"{len(unready)} of its pods are not ready" if unready else ""
+
+
+_WHY_NOT: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any] | None], str]] = {
     "Pod": _pod,
     "Deployment": _deployment,
     "StatefulSet": _stateful_set,
     "PersistentVolumeClaim": _claim,
+    "Service": _service,
 }
