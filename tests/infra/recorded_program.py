@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import runpy
 from collections.abc import Iterator, Mapping
@@ -163,6 +164,7 @@ def run_program(
     Raises what the program raises.
     """
     secrets = {"group_token": TOKEN} if secrets is None else secrets
+    _ensure_event_loop()
     program = Program()
     # The last run's stack resource would be the parent of everything in this one.
     pulumi.runtime.settings.reset_options()
@@ -181,6 +183,14 @@ def run_program(
     pulumi.runtime.set_all_config(values, secret_keys)
     _run()
     return program
+
+
+def _ensure_event_loop() -> None:
+    """The runtime takes the thread's loop, and an asyncio.run before leaves the thread without."""
+    try:
+        asyncio.get_event_loop_policy().get_event_loop()
+    except RuntimeError:
+        asyncio.set_event_loop(asyncio.new_event_loop())
 
 
 @pulumi.runtime.test
