@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from kubernetes import client
 
 from infra.cluster_client import REQUEST_TIMEOUT, ClusterClient
-from infra.declared_objects import DeclaredObject, namespaces_of
+from infra.cluster_deployment import stack_places
+from infra.declared_objects import DeclaredObject
 from infra.finding import Finding, Level
 from infra.stack_config import DeploymentConfig
 
@@ -25,7 +26,7 @@ def check_rights(
         for group, resource, namespace in kinds:
             yield from _check(api, cluster, "fault", _VERBS, group, resource, namespace)
         yield from _check(api, cluster, "warning", ("list",), "", "nodes", "")
-        places = [name for where, name in namespaces_of(deployment) if where == cluster.cluster_id]
+        places = [name for where, name in stack_places(deployment) if where == cluster.cluster_id]
         for namespace in places:
             yield from _check(api, cluster, "warning", ("list",), "", "events", namespace)
             yield from _check(api, cluster, "warning", ("get",), "", "pods/log", namespace)

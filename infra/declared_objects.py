@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from infra.cluster_deployment import rank_clusters
+from infra.cluster_deployment import rank_clusters, stack_places
 from infra.network_rules import network_rules
 from infra.observability.metrics_targets import metrics_targets
 from infra.rank_pod import (
@@ -73,19 +73,8 @@ def declared_objects(
 
 def _namespaces(deployment: DeploymentConfig) -> Iterator[DeclaredObject]:
     if deployment.namespaces.create:
-        for cluster, namespace in namespaces_of(deployment):
+        for cluster, namespace in stack_places(deployment):
             yield DeclaredObject(cluster, "namespaces", "", namespace)
-
-
-def namespaces_of(deployment: DeploymentConfig) -> list[tuple[str, str]]:
-    """(cluster, namespace) of every namespace that the stack's objects are in."""
-    home = deployment.cluster_of(0)
-    places = [(cluster, deployment.namespace) for cluster in rank_clusters(deployment)]
-    if deployment.proxy_blocks:
-        places.append((home, deployment.namespaces.blocks))
-    if deployment.inference_server.enabled:
-        places.append((home, deployment.namespaces.inference_server))
-    return list(dict.fromkeys(places))
 
 
 def _ranks(deployment: DeploymentConfig) -> Iterator[DeclaredObject]:

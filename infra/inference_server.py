@@ -25,13 +25,12 @@ from infra.pod_spec import (
 )
 from infra.process_specs import Addresses, inference_server_spec
 from infra.stack_config import DeploymentConfig
-from infra.tier_deployment import QUIET_S, TierPods, tier_deployment
+from infra.tier_deployment import QUIET_S, STARTUP_S, TierPods, tier_deployment
 from service.contract import INFERENCE_PORT, InferenceServerSpec, render
 
 SPEC_FILE = "inference_server.json"
 KEYS_FILE = "api_keys"
 LOG_FOLDER = "/var/lib/splitstack"
-STARTUP_S = 60.0
 _COMPONENT = labels.INFERENCE_SERVER
 
 

@@ -31,7 +31,7 @@ from infra.session_store import PASSWORD_FILE, SessionStore, histories_claim, hi
 from infra.session_url import session_url
 from infra.stack_config import DeploymentConfig
 from infra.tier_config import ProxyBlock
-from infra.tier_deployment import QUIET_S, TierPods, tier_deployment
+from infra.tier_deployment import QUIET_S, STARTUP_S, TierPods, tier_deployment
 from service.contract import ProxySpec, render
 
 # The inference server finds blocks by these.
@@ -40,7 +40,6 @@ COMPONENT_ANNOTATION = "splitstack.dev/component"
 LABELS_ANNOTATION = "splitstack.dev/labels"
 SPEC_FILE = "proxy.json"
 HISTORIES_FOLDER = "/var/lib/splitstack"
-STARTUP_S = 60.0
 _COMPONENT = labels.PROXY_BLOCK
 
 

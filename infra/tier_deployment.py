@@ -16,6 +16,8 @@ from infra.stack_config import DeploymentConfig
 
 # Until every node's proxy knows that a pod goes; within the pod's grace period.
 QUIET_S = 5
+# What a tier without a model may take until it answers.
+STARTUP_S = 60.0
 CHECKSUM_ANNOTATION = "splitstack.dev/spec-checksum"
 
 
