@@ -16,6 +16,7 @@ const settings = new Settings();
 const keyDialog = new KeyDialog(() => connect());
 const block = byId("block");
 const question = byId("question");
+let waiting = false; // a question that goes out as soon as there is a block
 
 const conversation = new Conversation(sessions, {
   ask: () => ({ model: block.value, system: settings.system, sampling: settings.sampling() }),
@@ -58,8 +59,10 @@ function choose(blocks) {
     }),
   );
   block.disabled = false;
-  drawComposer();
   pipeline.watch(block.value);
+  if (!waiting) return drawComposer();
+  waiting = false;
+  submit(question.value);
 }
 
 function drawSessions() {
@@ -83,7 +86,7 @@ function drawSessions() {
 
 /** Go to another session: an answer that is being written ends first. */
 function leaveFor(change) {
-  conversation.stop();
+  stop();
   change();
   conversation.show();
   drawSessions();
@@ -92,16 +95,25 @@ function leaveFor(change) {
 }
 
 function drawComposer() {
-  byId("send").hidden = conversation.busy;
-  byId("stop").hidden = !conversation.busy;
-  byId("send").disabled = block.disabled || !question.value.trim();
+  const busy = conversation.busy || waiting;
+  byId("send").hidden = busy;
+  byId("stop").hidden = !busy;
+  byId("send").disabled = !question.value.trim();
+  byId("waiting").hidden = !waiting;
 }
 
 function submit(text) {
-  if (!text.trim() || conversation.busy || block.disabled) return;
-  question.value = "";
+  if (!text.trim() || conversation.busy) return;
+  waiting = block.disabled;
+  question.value = waiting ? text : "";
   fit();
-  conversation.send(text.trim());
+  if (!waiting) conversation.send(text.trim());
+}
+
+function stop() {
+  waiting = false;
+  conversation.stop();
+  drawComposer();
 }
 
 /** The message box grows with its text. */
@@ -128,13 +140,13 @@ question.addEventListener("keydown", (event) => {
   }
 });
 byId("stop").addEventListener("click", () => {
-  conversation.stop();
+  stop();
   question.focus();
 });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
   if (document.body.hasAttribute("data-sessions")) showSessions(false);
-  else conversation.stop();
+  else stop();
 });
 byId("new-session").addEventListener("click", () => leaveFor(() => sessions.begin()));
 byId("open-sessions").addEventListener("click", () => {

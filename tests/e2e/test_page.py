@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from service.contract import BlockSpec, InferenceServerSpec
 from tests.e2e.local_stack import LocalStack
@@ -142,6 +142,23 @@ def test_settings_go_into_the_request(page: Page) -> None:
     assert (body["temperature"], body["max_completion_tokens"]) == (0, 3)
     assert (body["model"], body["stream"]) == (BLOCK, True)
     expect(page.locator(".message.assistant .meta")).to_contain_text("3 tokens")
+
+
+def test_a_question_asked_before_a_model_is_known_waits_for_it(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    ask(page, "What is the capital of France?")
+    expect(page.locator("#waiting")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#waiting")).to_be_hidden()
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#waiting")).to_be_visible()
+    assert answers(page) == []
+    held[0].continue_()
+    expect(page.locator(".message.assistant .body")).to_contain_text("Paris", timeout=ANSWER_MS)
+    expect(page.locator("#waiting")).to_be_hidden()
+    expect(page.get_by_label("Message", exact=True)).to_have_value("")
 
 
 def test_what_the_server_refuses_is_said(page: Page) -> None:
