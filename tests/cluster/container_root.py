@@ -35,6 +35,7 @@ def main() -> None:
         target.mkdir(parents=True, exist_ok=True)
     _mount("-o", "remount,ro", str(root))
     for mount, target in zip(container["mounts"], targets, strict=True):
+        target.mkdir(parents=True, exist_ok=True)  # in an earlier mount, where that covers it
         _bind(Path(mount["source"]), target, read_only=mount["read_only"])
     os.chroot(root)
     os.chdir("/")

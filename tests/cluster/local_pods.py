@@ -21,6 +21,7 @@ from tests.cluster.pod_network import GATEWAY, Namespace, PodNetwork
 from tests.waiting import wait_for
 
 _CONTAINER_ROOT = Path(__file__).with_name("container_root.py")
+_PROJECT = str(Path(__file__).parents[2])
 _SEARCHED = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
 
 
@@ -170,7 +171,9 @@ class LocalPods:
                     "read_only": mount.get("readOnly", False),
                 }
                 for mount in container.get("volumeMounts", [])
-            ],
+            ]
+            # Last: a clone in /tmp would be covered by the pod's own /tmp.
+            + [{"source": _PROJECT, "target": _PROJECT, "read_only": True}],
             "environment": self._environment(pod, container),
             "command": [*container["command"], *container.get("args", [])],
         }
