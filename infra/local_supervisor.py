@@ -18,7 +18,8 @@ from infra.progress import Progress
 EXIT_USAGE = 2
 # A process that ends this often before the stack was ever ready will not do better.
 STARTS_BEFORE_READY = 5
-_WATCH_PERIOD_S = 0.25
+# Each look goes through every tier behind; a stack that is up is not to spend its time on it.
+_READY_PERIOD_S, _NOT_READY_PERIOD_S = 1.0, 0.25
 _DRAIN_MARGIN_S = 10.0
 _LOG_TAIL_BYTES = 8192
 
@@ -97,8 +98,9 @@ class Supervisor:
             self._note("" if not reasons else reasons[0])
             if reasons and not self._been_ready and loop.time() > deadline:
                 self._fail(f"not ready within {self._startup_s:g} s: {reasons[0]}")
+            period_s = _NOT_READY_PERIOD_S if reasons else _READY_PERIOD_S
             try:
-                await asyncio.wait_for(self._stop.wait(), _WATCH_PERIOD_S)
+                await asyncio.wait_for(self._stop.wait(), period_s)
             except TimeoutError:
                 pass
 

@@ -103,13 +103,22 @@ class Engine:
         if self._scheduler is not None:
             self._scheduler.check(len(request.prompt_ids), request.max_new_tokens)
 
+    def check_place(self) -> None:
+        """Raises NotServing, EngineFull: cheap, so that an overload costs little a refusal."""
+        if self._draining or self._failed or self._forming_for_too_long():
+            raise NotServing(self.reason)
+        running = self._spec.max_concurrent_requests
+        if len(self._ledger.open) >= running * (1 + WAITING_PER_RUNNING):
+            waiting = running * WAITING_PER_RUNNING
+            raise EngineFull(f"{running} requests run and {waiting} wait: try again later")
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         """The request's tokens. Closing the generator frees its place at once.
 
         Raises what `validate` does, EngineFull, NotServing, DeadlineExceeded.
         """
         self.validate(request)
-        self._check_place()
+        self.check_place()
         arrived: asyncio.Queue[TokenEvent | RunnerError] = asyncio.Queue()
         entry = self._ledger.add(request, arrived.put_nowait)
         self._counters.requests += 1
@@ -231,14 +240,6 @@ class Engine:
         self._refuse_open(reason)
 
     # Inside
-
-    def _check_place(self) -> None:
-        if self._draining or self._failed or self._forming_for_too_long():
-            raise NotServing(self.reason)
-        running = self._spec.max_concurrent_requests
-        if len(self._ledger.open) >= running * (1 + WAITING_PER_RUNNING):
-            waiting = running * WAITING_PER_RUNNING
-            raise EngineFull(f"{running} requests run and {waiting} wait: try again later")
 
     def _forming_for_too_long(self) -> bool:
         return self._lost_at is not None and time.monotonic() - self._lost_at > FORMING_LIMIT_S

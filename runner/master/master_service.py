@@ -45,7 +45,8 @@ class MasterService:
             raise UnknownModel("model", name, rule)
 
     async def prompt_ids(self, field_name: str, prompt: str | list[int]) -> tuple[int, ...]:
-        """The ids of a bare prompt; raises InvalidField."""
+        """The ids of a bare prompt; raises InvalidField and, first, what `check_place` does."""
+        self.engine.check_place()
         if isinstance(prompt, str):
             if len(prompt) < _LONG_TEXT:
                 return self.text.encode_prompt(prompt)
@@ -54,7 +55,8 @@ class MasterService:
         return tuple(prompt)
 
     async def chat_ids(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
-        """The ids of a conversation; raises InvalidField."""
+        """The ids of a conversation; raises InvalidField and, first, what `check_place` does."""
+        self.engine.check_place()
         if sum(len(message["content"]) for message in messages) < _LONG_TEXT:
             return self.text.encode_chat(messages)
         return await asyncio.to_thread(self.text.encode_chat, messages)

@@ -28,6 +28,9 @@ class ScriptedEngine:
         self.failure: RunnerError | None = None
         self.fail_after = 0
 
+    def check_place(self) -> None:
+        pass
+
     def validate(self, request: GenerationRequest) -> None:
         if self.failure is not None and self.fail_after == 0:
             raise self.failure

@@ -124,6 +124,15 @@ def test_a_full_engine_answers_429_and_goes_on(engine_url: str, stack: Stack) ->
             assert refused.status_code == 429
             assert int(refused.headers["retry-after"]) >= 1
             assert refused.json()["error"]["code"] == "engine_full"
+            # No tokens are made of a prompt that has no place: this one would be too long.
+            long = "word " * 10_000
+            messages = [{"role": "user", "content": long}]
+            for path, question in (
+                ("/generate", {"prompt": long}),
+                ("/v1/completions", {"model": MODEL, "prompt": long}),
+                ("/v1/chat/completions", {"model": MODEL, "messages": messages}),
+            ):
+                assert httpx.post(engine_url + path, json=question).status_code == 429
         wait_until(lambda: stack.engine.statistics().running == 0)
         small = {**body, "max_new_tokens": 3}
         assert client.post(f"{engine_url}/generate", json=small).status_code == 200
