@@ -1,0 +1,77 @@
+"""The local stack as processes, to be measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.engines import free_ports
+
+STACK = Path(__file__).parents[1] / "stacks" / "Pulumi.local.yaml"
+BLOCK, DEPLOYMENT = "pytorch-block-3", "local"
+
+
+class RunningStack:
+    """`splitstack up --detach` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        (port,) = free_ports(1)
+        self._splitstack(
+            "up", "-s", str(STACK), "--detach", "--set", f"inference_server.node_port={port}"
+        )
+        status = self.status()
+        self.front_url, self.master_url = status["url"], status["master_url"]
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._splitstack("status", "-s", "local", "--json"))
+        return found
+
+    def stop(self) -> None:
+        self._splitstack("down", "-s", "local", "--now")
+
+    def held(self) -> dict[str, dict[str, int]]:
+        """Open files and resident bytes of every process."""
+        return {
+            name: {"files": process.num_fds(), "resident_bytes": process.memory_info().rss}
+            for name, process in self._processes().items()
+        }
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor seconds of every process since it began."""
+        return {name: sum(one.cpu_times()[:2]) for name, one in self._processes().items()}
+
+    async def open_requests(self) -> int:
+        """Running and waiting in the master."""
+        async with httpx.AsyncClient(base_url=self.master_url) as client:
+            document = (await client.get("/topology")).json()
+        return int(document["requests_running"]) + int(document["requests_waiting"])
+
+    async def first_tokens(self) -> tuple[float, float]:
+        """Seconds to first token, summed by the master, and their number."""
+        async with httpx.AsyncClient(base_url=self.master_url) as client:
+            text = (await client.get("/metrics")).text
+        samples = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        name = "vllm:time_to_first_token_seconds"
+        return samples[f"{name}_sum"], samples[f"{name}_count"]
+
+    def _processes(self) -> dict[str, psutil.Process]:
+        return {row["name"]: psutil.Process(row["pid"]) for row in self.status()["processes"]}
+
+    def _splitstack(self, *arguments: str) -> str:
+        command = [sys.executable, "-m", "infra.cli", *arguments]
+        done = subprocess.run(
+            command, cwd=self._folder, capture_output=True, text=True, check=True, timeout=600
+        )
+        return done.stdout
