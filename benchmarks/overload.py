@@ -11,6 +11,7 @@ import httpx
 
 from benchmarks.running_stack import BLOCK, RunningStack
 from benchmarks.streamed_answer import Answer, ask, client_of, percentiles
+from runner.stage.compute_loop import IDLE_AFTER_S
 
 PLACES = 32 * 5  # max_concurrent_requests of the stack file run, four times as many wait
 OVERLOAD, OVERLOAD_S, OVERLOAD_TOKENS = 8, 15, 8
@@ -64,6 +65,7 @@ async def vanish(stack: RunningStack) -> dict[str, Any]:
             while await stack.open_requests():  # noqa: ASYNC110 (over HTTP)
                 await asyncio.sleep(0.02)
             slowest = max(slowest, time.perf_counter() - start)
+    await asyncio.sleep(IDLE_AFTER_S + 2)
     return {
         "clients": VANISHING,
         "slowest_release_s": round(slowest, 3),

@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 import torch
 
 from runner.result_frame import encode_result
+from runner.stage.allocator import give_back_freed
 from runner.stage.pipeline import Arrival, NewEpoch, Stop, Work
 from runner.stage.sampler import Sampler
 from runner.stage.split_model import StageModel
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 BEAT_INTERVAL_S = 0.5
 STUCK_AFTER_S = 10.0
+IDLE_AFTER_S = 5.0  # without a token to compute: freed memory goes back to the system
 
 
 class ComputeLoop:
@@ -35,6 +37,7 @@ class ComputeLoop:
         self._sampler = Sampler(model.vocab_size, self._device) if model.is_last else None
         self._beat = time.monotonic()
         self._current: Arrival | None = None
+        self._busy_at: float | None = None  # the last step with tokens; None: given back since
 
     def stuck(self) -> bool:
         """The loop has not turned for STUCK_AFTER_S, and not for a step of an open epoch.
@@ -52,6 +55,7 @@ class ComputeLoop:
         waiting_since = time.perf_counter_ns()
         while True:
             self._beat = time.monotonic()
+            self._give_back_when_idle()
             try:
                 work = self.inbox.get(timeout=BEAT_INTERVAL_S)
             except Empty:
@@ -67,6 +71,11 @@ class ComputeLoop:
                 self._beat = time.monotonic()
                 self._current = None
                 waiting_since = time.perf_counter_ns()
+
+    def _give_back_when_idle(self) -> None:
+        if self._busy_at is not None and self._beat - self._busy_at > IDLE_AFTER_S:
+            give_back_freed()
+            self._busy_at = None
 
     def _reset(self) -> None:
         self._model.reset()
@@ -97,6 +106,7 @@ class ComputeLoop:
         output = None
         if step.segments:
             output = model.forward(step, self._hidden(frame.tensor, frame.header.dtype))
+            self._busy_at = time.monotonic()
         if self._sampler is not None:
             self._sampler.extend(step)
             tokens = [] if output is None else self._sampler.sample(step, output)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from runner.stage.allocator import limit_kernel_caches
 from runner.stage.packed_experts import pack_experts
 from runner.stage.packed_matrix import Layout, PackedMatrix, supported
 
@@ -47,6 +48,7 @@ def pack_weights(model: nn.Module) -> int:
     """
     if not supported():
         return 0
+    limit_kernel_caches()
     users = Counter(
         id(parameter)
         for module in model.modules()

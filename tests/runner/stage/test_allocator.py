@@ -28,15 +28,48 @@ with freed_memory_is_given_back():
     print(full, one_less, resident() - before)
 """
 
+# The matrix is tiny: what grows is what oneDNN and torch keep for each number of rows.
+EVERY_NUMBER_OF_ROWS = """
+import torch
+from runner.stage.allocator import give_back_freed
+from runner.stage.packed_weights import pack_weights
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+torch.set_num_threads(1)
+model = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
+pack_weights(model)
+rows = torch.zeros(900, 64)
+before = resident()
+with torch.inference_mode():
+    for count in range(1, 901):
+        model(rows[:count])
+busy = resident() - before
+give_back_freed()
+print(busy, resident() - before)
+"""
+
+
+def resident_bytes(script: str) -> list[int]:
+    """What a fresh process prints: the resident memory it gained, at several points."""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return [int(word) for word in ran.stdout.split()]
+
 
 def test_memory_goes_back_to_the_system():
-    ran = subprocess.run(
-        [sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True
-    )
-    full, one_less, after = map(int, ran.stdout.split())
+    full, one_less, after = resident_bytes(RESIDENT)
     assert full > 120 * 2**20
     assert one_less < full - 15 * 2**20
     assert after < 8 * 2**20
+
+
+@pytest.mark.skipif(not supported(), reason="this torch has no packed linear layers")
+def test_prepared_kernels_are_bounded_and_freed_ones_are_given_back():
+    busy, idle = resident_bytes(EVERY_NUMBER_OF_ROWS)
+    assert busy < 340 * 2**20  # about 530 MiB without a bound
+    assert idle < 220 * 2**20
 
 
 def test_only_the_pages_of_the_tensor_are_given_back():
