@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 540
+# A case takes milliseconds, an API has about ten operations and each four phases.
+LIMIT_S, LIMIT_S_PER_EXAMPLE = 300, 3
 
 
 def fuzz(url: str, document: dict[str, Any], folder: Path, examples: int, exclude: str = "") -> str:
@@ -26,7 +27,7 @@ def fuzz(url: str, document: dict[str, Any], folder: Path, examples: int, exclud
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=LIMIT_S + LIMIT_S_PER_EXAMPLE * examples,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout[-8000:] + ended.stderr[-2000:]
