@@ -114,10 +114,10 @@ class Supervisor:
             self._changed("not ready" if self._been_ready else "starting", reason)
             self._progress.wait_for(f"waiting: {reason}")
             return
-        self._changed("ready", "")
         self._progress.done()
         self._progress.say("ready again" if self._been_ready else self._summary)
         self._been_ready = True
+        self._changed("ready", "")  # last: `up --detach` goes when it reads this, with the summary
 
     async def _drain(self) -> None:
         """Tier by tier from the front, each for as long as its requests may take."""

@@ -35,6 +35,8 @@ definitions = [
 def changed(phase, reason):
     with (folder / "phases").open("a") as file:
         file.write(f"{phase}\\n")
+    if phase == "ready":
+        (folder / "said_when_ready").write_text((folder / "output").read_text())
 supervisor = Supervisor(
     definitions, Progress(), changed, startup_s=30.0, drain_s=5.0, summary="all of it is ready"
 )
@@ -109,6 +111,14 @@ def test_a_signal_ends_the_tiers_from_the_front(small_stack: Any, number: signal
     phases = (stack.folder / "phases").read_text().split()
     assert (phases[0], phases[-1]) == ("starting", "draining")
     assert "ready" in phases
+
+
+def test_the_summary_is_said_before_the_state_is_ready(small_stack: Any) -> None:
+    stack = small_stack()
+    stack.until_ready()
+    said = stack.folder / "said_when_ready"  # what `up --detach` has relayed when it goes
+    wait_for(said.exists, what="the state ready")
+    wait_for(lambda: "all of it is ready" in said.read_text(), what="the summary", limit_s=1)
 
 
 def test_a_second_signal_does_not_wait(small_stack: Any) -> None:
