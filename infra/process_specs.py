@@ -20,6 +20,9 @@ from service.contract import (
     SessionsSpec,
 )
 
+# A request in the block protocol's envelope, or with the usage asked for, is a little larger.
+ADDED_BODY_BYTES = 64 * 1024
+
 
 @dataclass(frozen=True)
 class StagePorts:
@@ -130,8 +133,8 @@ def proxy_spec(
         bind_address=addresses.bind_address,
         port=addresses.block_ports[block.block_id],
         request_deadline_s=deployment.common_params.request_deadline_s,
-        # What the inference server takes, a block takes from it.
-        max_body_bytes=deployment.inference_server.max_body_bytes,
+        # What the inference server takes, a block takes from it, and what that adds.
+        max_body_bytes=deployment.inference_server.max_body_bytes + ADDED_BODY_BYTES,
     )
 
 

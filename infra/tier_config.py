@@ -10,6 +10,7 @@ from infra import field_types as types
 from infra.stack_section import Section
 from service.contract import (
     INFERENCE_PORT,
+    LARGEST_BODY_BYTES,
     PROXY_PORT,
     InferenceServerSpec,
     ProxySpec,
@@ -105,7 +106,9 @@ class InferenceServer(Section):
     """kubernetes serves every block in namespaces.blocks; static those of this stack only."""
     request_log: RequestLog = RequestLog()
     """What is kept of requests."""
-    max_body_bytes: types.Positive = InferenceServerSpec.max_body_bytes
+    max_body_bytes: Annotated[types.Positive, Field(le=LARGEST_BODY_BYTES // 2)] = (
+        InferenceServerSpec.max_body_bytes
+    )
     """Size of a request's body at most."""
     cpu: types.Cores = 1.0
     """CPU cores: request and limit."""

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from service.contract import LARGEST_BODY_BYTES
 from service.error_body import ApiError
 
-MAX_BODY_BYTES = 4 * 1024 * 1024
 
-
-async def read_json_object(request: Request, limit: int = MAX_BODY_BYTES) -> dict[str, Any]:
+async def read_json_object(request: Request, limit: int = LARGEST_BODY_BYTES) -> dict[str, Any]:
     """The body as a dict.
 
     Raises ApiError (413 beyond `limit` bytes, 415, 400 for the rest) and ClientDisconnect.
 
-    NaN and Infinity, which are not JSON, are refused. A missing content type and the ones that
-    clients send by habit (curl's form type, text/plain) pass; a body that is a file does not.
+    NaN and Infinity, which are not JSON, are refused, and numbers too large to be told from it. A
+    missing content type and the ones that clients send by habit (curl's form type, text/plain)
+    pass; a body that is a file does not.
     """
     _check_content_type(request)
     content = await _read(request, limit)
     try:
-        document = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+        document = json.loads(
+            content.decode("utf-8"), parse_float=_finite, parse_constant=_refuse_constant
+        )
         # Lone surrogates ("\ud800") are JSON but cannot be sent on as UTF-8.
         if b"\\u" in content:
             json.dumps(document, ensure_ascii=False).encode("utf-8")
@@ -56,6 +59,13 @@ async def _read(request: Request, limit: int) -> bytes:
         if len(content) > limit:
             raise ApiError(413, too_large, code="body_too_large", headers={"Connection": "close"})
     return bytes(content)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -22,6 +22,8 @@ STAGE_DATA_PORT = 3001
 STAGE_HEALTH_PORT = 8081
 PROXY_PORT = 8082
 INFERENCE_PORT = 31504
+# What a master takes. The public API's limit is at most half of it: a block adds the history.
+LARGEST_BODY_BYTES = 32 * 2**20
 
 
 class SpecError(ValueError):

@@ -48,6 +48,7 @@ class MasterService:
         """The ids of a bare prompt; raises InvalidField and, first, what `check_place` does."""
         self.engine.check_place()
         if isinstance(prompt, str):
+            self._check_length(field_name, len(prompt))
             if len(prompt) < _LONG_TEXT:
                 return self.text.encode_prompt(prompt)
             return await asyncio.to_thread(self.text.encode_prompt, prompt)
@@ -57,9 +58,21 @@ class MasterService:
     async def chat_ids(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
         """The ids of a conversation; raises InvalidField and, first, what `check_place` does."""
         self.engine.check_place()
-        if sum(len(message["content"]) for message in messages) < _LONG_TEXT:
+        length = sum(len(message["content"]) for message in messages)
+        self._check_length("messages", length)
+        if length < _LONG_TEXT:
             return self.text.encode_chat(messages)
         return await asyncio.to_thread(self.text.encode_chat, messages)
+
+    def _check_length(self, field_name: str, characters: int) -> None:
+        """Raises PromptTooLong for a text too long whatever its tokens: making them costs seconds.
+
+        A context of nothing but longest tokens is the bound. `room` counts what passes it.
+        """
+        limit = self.engine.max_model_len
+        if limit is not None and characters > limit * self.text.longest_token:
+            rule = f"is over the model's context of {limit} tokens, whatever they are"
+            raise PromptTooLong(field_name, f"{characters} characters", rule)
 
     def check_ids(self, field_name: str, ids: Sequence[int]) -> None:
         """Raises InvalidField for an id that the vocabulary does not have."""

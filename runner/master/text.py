@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ class ModelText:
     @property
     def vocabulary_size(self) -> int:
         return self.tokenizer.get_vocab_size()
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the vocabulary's longest token: a text of n such has at least n tokens.
+
+        Byte-level pieces have a character for each byte, so they are never shorter than their text.
+        """
+        return max(map(len, self.tokenizer.get_vocab()), default=1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """All of `ids` as text, special tokens left out."""

@@ -16,6 +16,7 @@ from runner.master.generate_api import GenerateBody
 from runner.master.generation_defaults import ConfigurationBody
 from runner.master.openai_body import ChatBody, CompletionBody
 from runner.master.text import ModelText
+from service.contract import LARGEST_BODY_BYTES
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import DEPLOYMENT, MODEL, served_engine, wait_until
 
@@ -66,7 +67,7 @@ def test_topology_names_the_deployment(url: str) -> None:
         (b'{"prompt": "x", "temperature": 1e999}', {}, 400),
         (b"[1]", {}, 400),
         (b"\xff\xfe", {}, 400),
-        (b'{"prompt": "' + b"x" * 10_000_000 + b'"}', {}, 413),
+        (b'{"prompt": "' + b"x" * LARGEST_BODY_BYTES + b'"}', {}, 413),
         (b"x", {"content-type": "image/png"}, 415),
     ],
 )
@@ -117,6 +118,24 @@ def test_a_long_prompt_does_not_stop_the_others(
         sender.join()
     assert len(engine.requests) == 1
     assert longest < 1
+
+
+def test_a_text_longer_than_any_context_is_refused_before_it_is_tokenized(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(ModelText, "_encode")
+    long = "x" * 10_000_000
+    messages = [{"role": "user", "content": long}]
+    for path, body in (
+        ("/generate", {"prompt": long}),
+        ("/v1/completions", {"model": MODEL, "prompt": long}),
+        ("/v1/chat/completions", {"model": MODEL, "messages": messages}),
+    ):
+        response = httpx.post(url + path, json=body)
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert "10000000 characters" in error["message"]
 
 
 def test_metrics_count_requests_tokens_and_times(url: str, client: OpenAI) -> None:
