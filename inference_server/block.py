@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+import httpx
+
 from inference_server.replica import Replica
 from service.contract import BlockSpec
 from service.error_body import ApiError
+from service.remembered import Remembered
 from service.upstream import Answer, UpstreamError
 
 DRAINING = "draining"
@@ -17,15 +20,16 @@ MIN_ATTEMPTS = 2
 
 
 class Block:
-    """`spec` says what it is; its replicas come and go."""
+    """`spec` says what it is; its replicas come and go. `gone`: the table has it no more."""
 
     def __init__(self, spec: BlockSpec, deadline_s: float) -> None:
         self.spec = spec
         self._deadline_s = deadline_s
         self._replicas: dict[str, Replica] = {}
         self._retiring: set[asyncio.Task[None]] = set()
-        self._names: frozenset[str] | None = None
-        self._component: dict[str, Any] | None = None
+        self.gone = False
+        self._names = Remembered(self._ask_names)
+        self._component = Remembered(self._ask_component)
         self.update(spec)
 
     @property
@@ -43,8 +47,6 @@ class Block:
 
     def update(self, spec: BlockSpec) -> None:
         """Another state of the same block; requests on a replica that is gone may finish."""
-        if spec != self.spec:
-            self._names = self._component = None
         self.spec = spec
         urls = spec.replica_urls or ((spec.url,) if spec.url else ())
         kept = {
@@ -68,21 +70,13 @@ class Block:
             return f"block {self.block_id} has no replica that is ready"
         return "" if "" in reasons else "; ".join(dict.fromkeys(reasons))
 
-    async def model_names(self) -> frozenset[str]:
-        """What its /v1/models lists; asked until it answers once. Empty until then."""
-        if self._names is None:
-            document = await self._get("/v1/models")
-            try:
-                self._names = frozenset(str(entry["id"]) for entry in (document or {})["data"])
-            except (KeyError, TypeError):
-                return frozenset()
-        return self._names
+    async def model_names(self) -> frozenset[str] | None:
+        """What its /v1/models lists; None until it has answered once."""
+        return await self._names.get()
 
     async def component(self) -> dict[str, Any]:
-        """Its component.json; asked until it answers once. Empty until then."""
-        if self._component is None:
-            self._component = await self._get("/component.json")
-        return self._component or {}
+        """Its component.json; empty until it has answered once."""
+        return await self._component.get() or {}
 
     async def ask(
         self, path: str, document: dict[str, Any], affinity: str
@@ -122,12 +116,26 @@ class Block:
         in_turn = [one for one in left if not one.avoided] or left
         return min(in_turn, key=lambda one: (one.in_flight, one.rank(affinity)))
 
+    async def _ask_names(self) -> frozenset[str] | None:
+        """None where nobody answers; a block without models has no names."""
+        document = await self._get("/v1/models")
+        if document is None:
+            return None
+        try:
+            return frozenset(str(entry["id"]) for entry in document["data"])
+        except (KeyError, TypeError):
+            return frozenset()
+
+    async def _ask_component(self) -> dict[str, Any] | None:
+        return await self._get("/component.json")
+
     async def _get(self, path: str) -> dict[str, Any] | None:
         for replica in self.replicas:
             try:
                 return await replica.upstream.get(path)
-            except ApiError:
-                continue
+            except ApiError as error:
+                if error.status == httpx.codes.NOT_FOUND:
+                    return {}
         return None
 
     def _retire(self, replica: Replica) -> None:

@@ -50,14 +50,23 @@ class BlockTable:
         raise self._unknown(block_id)
 
     async def by_model(self, name: str) -> Block:
-        """A block by its id, its model's name or its deployment's; raises ApiError 404."""
+        """A block by its id, its model's name or its deployment's.
+
+        Raises ApiError: 404, 503 while a block has not told the names of its model yet.
+        """
         if block := self._blocks.get(name):
             return block
         blocks = self.blocks()
         names = await asyncio.gather(*(block.model_names() for block in blocks))
         for block, known in zip(blocks, names, strict=True):
-            if name in known:
+            if name in (known or ()):
                 return block
+        silent = [block for block, known in zip(blocks, names, strict=True) if known is None]
+        if silent:
+            who = known_ids(silent)
+            message = f"model = {shown_value(name)}: may be of {who}, which does not answer"
+            headers = {"Retry-After": "1"}
+            raise ApiError(503, message, param="model", code="block_not_ready", headers=headers)
         raise self._unknown(name)
 
     async def not_ready(self) -> str:
@@ -74,6 +83,7 @@ class BlockTable:
 
     def _let_go(self, block: Block) -> None:
         """A block that is no more finishes what it has begun."""
+        block.gone = True
         task = asyncio.create_task(_finish(block))
         self._gone.add(task)
         task.add_done_callback(self._gone.discard)

@@ -80,7 +80,7 @@ class OpenAIApi:
             "object": "model",
             "created": self._server.started,
             "owned_by": self._server.spec.deployment_name,
-            "names": sorted(await block.model_names()),
+            "names": sorted(await block.model_names() or ()),
         }
 
     def _finish(self, exchange: Exchange, answer: Answer) -> None:
@@ -115,7 +115,9 @@ class MeteredStream(RelayedStream):
             meter, exchange = self._meter, self._exchange
             exchange.count(meter.prompt_tokens, meter.completion_tokens)
             exchange.row.answer = meter.text
-            if meter.done:
+            if self.too_late:
+                exchange.too_late()
+            elif meter.done:
                 exchange.finish(OK)
             else:
                 exchange.finish(*((FAILED, "stream_broke_off") if meter.failed else (CANCELLED,)))

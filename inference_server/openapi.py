@@ -59,7 +59,7 @@ def openapi_document(title: str) -> dict[str, Any]:
             "/v1/chat/completions": {"post": _generate("Chat as OpenAI does.", "messages")},
             "/v1/completions": {"post": _generate("Complete as OpenAI does.", "prompt")},
             "/v1/models": {"get": _get("What `model` may be.", _LIST, (401,))},
-            "/v1/models/{model}": {"get": _get("One of them.", _OBJECT, (401, 404), "model")},
+            "/v1/models/{model}": {"get": _get("One of them.", _OBJECT, (401, 404, 503), "model")},
             "/v1/blocks": {"get": _get("Blocks with labels, health and load.", _LIST, (401,))},
             "/logs/request/{id}": {"get": _logs("The questions of one request.")},
             "/logs/session/{id}": {"get": _logs("The questions of one session.")},

@@ -25,10 +25,14 @@ class PipelineFeed:
         self._watchers = 0
         self._task: asyncio.Task[None] | None = None
         self._newest: bytes | None = None
+        self._over = False
         self._changed = asyncio.Event()
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
-        """Events {"block_id", "topology"}, or {"block_id", "reason"} while there is none."""
+        """Events {"block_id", "topology"}, or {"block_id", "reason"} while there is none.
+
+        Ends when the block is gone.
+        """
         self._watchers += 1
         if self._task is None:
             self._task = asyncio.create_task(self._follow())
@@ -38,6 +42,8 @@ class PipelineFeed:
                 if self._newest is not None and self._newest is not told:
                     told = self._newest
                     yield told
+                elif self._over:
+                    return
                 else:
                     await self._changed.wait()
         finally:
@@ -48,7 +54,7 @@ class PipelineFeed:
 
     async def _follow(self) -> None:
         """Stay connected; what is said when that fails is why."""
-        while True:
+        while not self._block.gone:
             reason = f"block {self._block.block_id} has no replica that is ready"
             for replica in self._block.replicas:
                 reason = f"{replica.upstream.name} stopped telling about its pipeline"
@@ -57,8 +63,10 @@ class PipelineFeed:
                         self._tell_topology(events)
                 except ApiError as error:
                     reason = str(error)
-            self._tell({"block_id": self._block.block_id, "reason": reason})
+            self._tell_reason(reason)
             await asyncio.sleep(AGAIN_S)
+        self._over = True
+        self._tell_reason(f"block {self._block.block_id} is gone")
 
     def _tell_topology(self, events: bytes) -> None:
         """The last of some whole events; what is no JSON object is passed over."""
@@ -69,6 +77,9 @@ class PipelineFeed:
             return
         if isinstance(topology, dict):
             self._tell({"block_id": self._block.block_id, "topology": topology})
+
+    def _tell_reason(self, reason: str) -> None:
+        self._tell({"block_id": self._block.block_id, "reason": reason})
 
     def _tell(self, document: dict[str, object]) -> None:
         self._newest = event(document)

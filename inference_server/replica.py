@@ -69,9 +69,9 @@ class Replica:
         await self.close()
 
     async def close(self) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
         await self.upstream.close()
+        if self._asking is not None:
+            await self._asking  # ends with its connection; others may wait for it too
 
     def rank(self, affinity: str) -> bytes:
         """Rendezvous hashing: equal `affinity` orders the same replicas in the same way."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from proxy_block.session import Turn
 from service.error_body import ApiError
+from service.remembered import Remembered
 from service.upstream import Answer, Upstream
 
 PROMPT_TOO_LONG = "context_length_exceeded"
@@ -17,18 +18,17 @@ REPLY_SHARE, REPLY_TOKENS = 4, 512
 
 
 class ContextWindow:
-    """The upstream's `max_model_len`, asked once; an upstream that has none says so when asked
-    too much."""
+    """The upstream's `max_model_len`; an upstream that has none says so when asked too much."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._tokens: int | None = None
+        self._limit = Remembered(self._ask_limit)
 
     async def fitting(
         self, turns: Sequence[Turn], message: str, config: Mapping[str, Any]
     ) -> tuple[Turn, ...]:
         """The youngest turns that, by what was counted of them, fit with message and answer."""
-        limit = await self._limit()
+        limit = await self._limit.get()
         if limit is None or not turns:
             return tuple(turns)
         answer = config.get("max_new_tokens", min(REPLY_TOKENS, limit // REPLY_SHARE))
@@ -42,17 +42,15 @@ class ContextWindow:
 
     def refused(self) -> None:
         """The upstream refused what fitted: it may have come back with another limit."""
-        self._tokens = None
+        self._limit.doubt()
 
-    async def _limit(self) -> int | None:
-        if self._tokens is None:
-            try:
-                model = (await self._upstream.get("/v1/models"))["data"][0]
-            except (ApiError, KeyError, IndexError, TypeError):
-                return None
-            found = model.get("max_model_len") if isinstance(model, dict) else None
-            self._tokens = found if isinstance(found, int) and found > 0 else None
-        return self._tokens
+    async def _ask_limit(self) -> int | None:
+        try:
+            model = (await self._upstream.get("/v1/models"))["data"][0]
+        except (ApiError, KeyError, IndexError, TypeError):
+            return None
+        found = model.get("max_model_len") if isinstance(model, dict) else None
+        return found if isinstance(found, int) and found > 0 else None
 
 
 def is_too_long(answer: Answer) -> bool:

@@ -35,7 +35,7 @@ def openapi_document(spec: ProxySpec) -> dict[str, Any]:
             "/management": {"post": reset},
             "/v1/chat/completions": {"post": _openai("Chat as OpenAI does.", "messages")},
             "/v1/completions": {"post": _openai("Complete as OpenAI does.", "prompt")},
-            "/v1/models": {"get": _get("The engine's models.", (502, 503))},
+            "/v1/models": {"get": _get("The engine's models.", (404, 502, 503))},
             "/component.json": {"get": _get("What the block takes and gives.")},
             "/openapi.json": {"get": _get("This document.")},
             "/livez": {"get": _get("Whether the process turns.")},

@@ -66,7 +66,7 @@ class Upstream:
     def __init__(self, name: str, url: str, *, deadline_s: float, patience_s: float = 0.0) -> None:
         self.name, self.url = name, url
         self._deadline_s, self._patience_s = deadline_s, patience_s
-        self._client = httpx.AsyncClient(
+        self._connections = httpx.AsyncClient(
             base_url=url,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             limits=httpx.Limits(max_keepalive_connections=64, keepalive_expiry=POOL_EXPIRY_S),
@@ -75,7 +75,14 @@ class Upstream:
         )
 
     async def close(self) -> None:
-        await self._client.aclose()
+        """Whoever still asks, or asks again, is told that it cannot be reached."""
+        await self._connections.aclose()
+
+    @property
+    def _client(self) -> httpx.AsyncClient:
+        if self._connections.is_closed:
+            raise httpx.ConnectError("it is no longer one of the addresses")
+        return self._connections
 
     async def ready(self) -> str:
         """Why it does not serve, in one sentence; "" when it does."""
@@ -97,13 +104,14 @@ class Upstream:
         return f"{self.name} is not ready: {reason}", failed
 
     async def get(self, path: str) -> dict[str, Any]:
-        """A JSON object by GET; raises ApiError."""
+        """A JSON object by GET; raises ApiError: 404 where there is none, 502 and 503."""
         try:
             answer = await self._client.get(path, timeout=READY_TIMEOUT_S)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         if not answer.is_success:
-            raise ApiError(502, f"{self.name} answered {path} with HTTP {answer.status_code}")
+            status = 404 if answer.status_code == httpx.codes.NOT_FOUND else 502
+            raise ApiError(status, f"{self.name} answered {path} with HTTP {answer.status_code}")
         return _whole(answer, answer.content, 0.0).document()
 
     async def live_events(self, path: str) -> AsyncGenerator[bytes, None]:
@@ -133,7 +141,10 @@ class Upstream:
         """
         allowed = request_deadline.remaining_s(self._deadline_s)
         deadline = asyncio.get_running_loop().time() + allowed
-        content = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+        # Compact: what was within a limit at this tier is within the same one at the next.
+        content = json.dumps(
+            document, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        ).encode()
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._ask_patiently(path, content, deadline)
@@ -174,8 +185,8 @@ class Upstream:
             HEADER: current_request_id() or "",
             request_deadline.HEADER: f"{max(left, 0.001):.3f}",
         }
-        request = self._client.build_request("POST", path, content=content, headers=headers)
         try:
+            request = self._client.build_request("POST", path, content=content, headers=headers)
             response = await self._client.send(request, stream=True)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error

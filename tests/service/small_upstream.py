@@ -1,8 +1,8 @@
 """A small OpenAI-compatible server in a thread, with the failures that a real one has.
 
 What it does is in the last user message: "hang" never answers, "stream then hang" stops after two
-pieces, "refuse" is a 400, "die" breaks the connection off, "die in the middle" after two pieces.
-Anything else is answered with the number of messages and the message.
+pieces, "flood" sends without end, "refuse" is a 400, "die" breaks the connection off, "die in the
+middle" after two pieces. Anything else is answered with the number of messages and the message.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class SmallUpstream:
         self.reason = ""
         self.deaths = 0
         self.too_many_messages = 1000
+        self.model = MODEL
         self.max_model_len: int | None = None
         self.in_flight = 0
         self.most_in_flight = 0
@@ -74,7 +75,7 @@ class SmallUpstream:
 
     async def _models(self, _: Request) -> Response:
         limit = {"max_model_len": self.max_model_len} if self.max_model_len else {}
-        entries = [{"id": name, "object": "model", **limit} for name in (MODEL, DEPLOYMENT)]
+        entries = [{"id": name, "object": "model", **limit} for name in (self.model, DEPLOYMENT)]
         return JSONResponse({"object": "list", "data": entries})
 
     async def _readyz(self, _: Request) -> Response:
@@ -121,6 +122,13 @@ class SmallUpstream:
         if text == "die in the role" and self.deaths == 0:
             self.deaths += 1
             raise ConnectionResetError
+        try:
+            while text == "flood":
+                yield _event({"content": "x" * 100_000})
+                await asyncio.sleep(0)
+        finally:
+            if text == "flood":
+                self.left_at.append(time.monotonic())
         for number in range(5):
             if number == 2 and text == "die in the middle":
                 raise ConnectionResetError
