@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -26,6 +27,10 @@ class Caller:
     name: str = ""
     reads_all_logs: bool = True
     use: KeyUse | None = None
+
+    def session_id(self, given: str) -> str:
+        """The session's name behind this server: a key has sessions of its own."""
+        return f"{quote(self.name, safe='')}/{given}" if self.name else given
 
     def charge(self, tokens: int) -> None:
         if self.use is not None:

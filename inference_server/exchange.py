@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -16,6 +17,9 @@ from service.error_body import ApiError
 from service.upstream import Answer
 
 OK, FAILED, CANCELLED = "ok", "failed", "cancelled"
+TOO_LATE = "deadline_exceeded"
+# Of a question whose answer was given up before anybody counted: about what English text has.
+CHARACTERS_PER_TOKEN = 4
 
 
 class Exchange:
@@ -25,6 +29,8 @@ class Exchange:
         self.block, self.row = block, row
         self._caller, self._log = caller, log
         self._replica: Replica | None = None
+        self._question: dict[str, Any] = {}
+        self._counted = False
         self._began = time.monotonic()
         row.started = time.time()
 
@@ -35,6 +41,7 @@ class Exchange:
 
     async def ask(self, path: str, document: dict[str, Any], affinity: str) -> Answer:
         """What the block answers, its refusals too. Raises ApiError."""
+        self._question = document
         self._replica, answer = await self.block.ask(path, document, affinity)
         self.row.replica, self.row.status = self._replica.url, answer.status
         self.row.first_s = time.monotonic() - self._began
@@ -42,6 +49,7 @@ class Exchange:
 
     def count(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
         self.row.prompt_tokens, self.row.completion_tokens = prompt_tokens, completion_tokens
+        self._counted = prompt_tokens is not None
         self._caller.charge((prompt_tokens or 0) + (completion_tokens or 0))
 
     def count_usage(self, *usages: object) -> None:
@@ -60,11 +68,20 @@ class Exchange:
         else:
             self.finish(FAILED, "internal")
 
+    def too_late(self) -> None:
+        """`finish`, of what the deadline ended."""
+        self.row.status = self.row.status or 504
+        self.finish(FAILED, TOO_LATE)
+
     def finish(self, outcome: str, code: str | None = None) -> None:
         if self._replica is not None:
             self._replica.release()
         self.row.duration_s = time.monotonic() - self._began
         self.row.outcome, self.row.code = outcome, code or None
+        if not self._counted and (outcome == CANCELLED or code == TOO_LATE):
+            # Who hangs up early, or allows no time, has had the prompt computed all the same.
+            text = json.dumps(self._question, ensure_ascii=False)
+            self._caller.charge(len(text) // CHARACTERS_PER_TOKEN)
         for name in ("question", "answer"):
             text = getattr(self.row, name)
             setattr(self.row, name, text and text[:MAX_TEXT])

@@ -51,7 +51,7 @@ class InferApi:
     async def _in_time(self, request: Request, asked: InferRequest) -> tuple[str, Data]:
         limit_s = self._server.spec.request_deadline_s
         try:
-            async with asyncio.timeout(deadline.remaining_s(limit_s)):
+            async with asyncio.timeout(deadline.remaining_s(limit_s)) as request.state.limit:
                 return await self._answer(request, asked)
         except TimeoutError as error:
             message = f"not finished within {deadline.allowed_s(limit_s):g} s, the request deadline"
@@ -65,7 +65,8 @@ class InferApi:
         if query is not None:
             # With a model too, that block must match.
             among = [table.by_id(model)] if model else table.blocks()
-            block = await self._server.selection.choose(query, asked.session_id, among)
+            session_id = request.state.caller.session_id(asked.session_id)
+            block = await self._server.selection.choose(query, session_id, among)
             model = block.block_id
         known = [block.block_id for block in table.blocks()]
         graph = parse_graph(asked.graph, model, known)
@@ -91,16 +92,20 @@ class InferApi:
         keeps_text = self._server.spec.log_texts
         if keeps_text:
             exchange.row.question = json.dumps(data, ensure_ascii=False)
-        question = {"session_id": asked.session_id, "seq_no": asked.seq_no, "data": data}
+        session_id = request.state.caller.session_id(asked.session_id)
+        question = {"session_id": session_id, "seq_no": asked.seq_no, "data": data}
         try:
-            answer = await exchange.ask("/infer", question, asked.session_id)
+            answer = await exchange.ask("/infer", question, session_id)
             if answer.status != 200:
                 raise refusal(block.block_id, answer)
             found = answer.document().get("data")
             if not isinstance(found, dict | list):
                 raise ApiError(502, f"block {block.block_id} answered without data")
         except BaseException as error:
-            exchange.failed(error)
+            if request.state.limit.expired():
+                exchange.too_late()
+            else:
+                exchange.failed(error)
             raise
         exchange.count_usage(*_usages(found))
         if keeps_text:
@@ -109,10 +114,11 @@ class InferApi:
         return found
 
 
-def _usages(data: Data) -> list[Any]:
-    """Of an answer, or of each answer of a batch."""
-    items = data if isinstance(data, list) else [data]
-    return [item.get("usage") for item in items if isinstance(item, dict)]
+def _usages(data: Any) -> list[Any]:
+    """Of an answer, or of each answer of a batch and the batches in it."""
+    if isinstance(data, list):
+        return [usage for item in data for usage in _usages(item)]
+    return [data.get("usage")] if isinstance(data, dict) else []
 
 
 def _named(failure: NodeFailed) -> ApiError:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from inference_server.graph import has_nodes
 from service.error_body import ApiError
 from service.fields import Fields, parse
 
@@ -42,7 +43,7 @@ def parse_infer_request(document: dict[str, Any]) -> InferRequest:
     # null means left out, as everywhere.
     given = {name: value for name, value in document.items() if value is not None or name == "data"}
     request = parse(InferRequest, given)
-    if not request.model and not request.graph and not request.selection_query:
+    if not request.model and not has_nodes(request.graph) and not request.selection_query:
         rule = "must name a block, or selection_query must say how to choose one"
         raise ApiError(400, f"model: {rule}", param="model", code="invalid_value")
     _refuse_files(request.data)

@@ -25,7 +25,10 @@ class KeyUse:
         if key.max_concurrent is not None and self._running >= key.max_concurrent:
             rule = f"key {key.name} has {self._running} requests running, all that it may"
             raise _too_many(f"{rule} (max_concurrent)", "concurrency_limit_exceeded", 1)
-        if key.tokens_per_minute is not None:
+        if key.tokens_per_minute is None:
+            # Nothing is owed should the key be given a limit later.
+            self._spent, self._spent_at = 0.0, time.monotonic()
+        else:
             self._refill(key.tokens_per_minute)
             if self._spent >= key.tokens_per_minute:
                 over = self._spent - key.tokens_per_minute + 1

@@ -29,7 +29,8 @@ Column = Literal["request_id", "session_id", "block_id"]
 class LogRow:
     """One question to one block. Times in seconds, `started` since 1970; tokens None if unknown.
 
-    `outcome` is ok, failed or client_left; `first_s` the time to the first event of a stream.
+    `outcome` is ok, failed, or cancelled when the client left; `first_s` the time to the first
+    event of a stream.
     """
 
     request_id: str

@@ -29,6 +29,7 @@ KEYS = [
     entry("ann"),
     entry("bob", max_concurrent=1),
     entry("carl", tokens_per_minute=5),
+    entry("dora", tokens_per_minute=5),
     entry("root", reads_all_logs=True),
 ]
 
@@ -134,6 +135,38 @@ def test_tokens_per_minute(server: TierProcess) -> None:
     assert 1 <= int(refused.headers["retry-after"]) <= 120  # 10 tokens at 5 a minute
     assert refused.json()["error"]["code"] == "token_rate_limit_exceeded"
     assert httpx.get(f"{server.url}/v1/models", headers=authorization("carl")).status_code == 200
+
+
+def test_who_hangs_up_early_pays_for_the_prompt(server: TierProcess) -> None:
+    messages = [{"role": "user", "content": "stream then hang"}]
+    body = {"model": BLOCK, "messages": messages, "stream": True}
+    url = f"{server.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, headers=authorization("dora")) as stream:
+        next(stream.iter_bytes())
+    wait_for(lambda: chat(server, "dora").status_code == 429, 2)
+    wait_s = int(chat(server, "dora").headers["retry-after"])
+    assert wait_s > 120  # more than the few events that came
+
+
+def test_a_key_has_sessions_of_its_own(server: TierProcess, tiers: Tiers) -> None:
+    def infer(name: str, text: str) -> dict[str, Any]:
+        body = {"model": BLOCK, "session_id": "shared", "seq_no": 1, "data": {"message": text}}
+        answer = httpx.post(f"{server.url}/v1/infer", json=body, headers=authorization(name))
+        assert answer.status_code == 200, answer.text
+        document: dict[str, Any] = answer.json()
+        assert document["session_id"] == "shared"
+        return document["data"]
+
+    assert infer("ann", "mine")["reply"] == "1 messages: mine"
+    assert infer("root", "other")["reply"] == "1 messages: other"
+    assert infer("ann", "again")["reply"] == "1 messages: mine"  # its seq_no was answered
+    url = f"{server.url}/logs/session/shared"
+    logged = httpx.get(url, headers=authorization("ann")).json()["data"]
+    assert [row["session_id"] for row in logged] == ["shared"] * 2
+    proxy = logged[0]["replica"]
+    reset = {"action": "reset", "data": {"session_id": "ann/shared"}}
+    answer = httpx.post(f"{proxy}/management", json=reset)
+    assert answer.json()["data"] == {"sessions_reset": 1}
 
 
 def test_a_key_reads_its_own_requests(server: TierProcess) -> None:

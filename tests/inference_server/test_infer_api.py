@@ -60,6 +60,14 @@ def test_a_diamond_joins_its_branches(server: TierProcess) -> None:
     assert all(row["session_id"] == "diamond" and row["seq_no"] == 1 for row in logged)
 
 
+def test_tokens_of_batches_in_batches_are_counted(server: TierProcess) -> None:
+    data = {"inputs": [["a", "b"], "c"]}
+    answer = infer(server, session_id="batch", data=data, headers={"X-Request-Id": "b-1"})
+    assert [len(answer.json()["data"]), len(answer.json()["data"][0])] == [2, 2]
+    [row] = rows(server, "request", "b-1")
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (21, 9)
+
+
 def test_several_sinks_answer_by_name(server: TierProcess) -> None:
     answer = infer(server, session_id="sinks", graph={"first": ["left", "right"]})
     outputs = answer.json()["data"]["outputs"]
@@ -172,11 +180,21 @@ def test_only_blocks_that_are_not_ready_match(server: TierProcess) -> None:
 
 
 def test_the_clients_own_deadline_is_kept(server: TierProcess) -> None:
+    headers = {"X-Request-Timeout": "0.5", "X-Request-Id": "late-1"}
     began = time.monotonic()
-    answer = infer(server, data={"message": "hang"}, headers={"X-Request-Timeout": "0.5"})
+    answer = infer(server, data={"message": "hang"}, headers=headers)
     assert 0.4 < time.monotonic() - began < 5
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
     assert "within 0.5 s" in answer.json()["error"]["message"]
+    body = {"model": "first", "stream": True}
+    body["messages"] = [{"role": "user", "content": "stream then hang"}]
+    headers = {"X-Request-Timeout": "0.5", "X-Request-Id": "late-2"}
+    httpx.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=30)
+    for request_id, status in (("late-1", 504), ("late-2", 200)):
+        wait_for(lambda request_id=request_id: rows(server, "request", request_id), 5)
+        [row] = rows(server, "request", request_id)
+        assert (row["outcome"], row["code"]) == ("failed", "deadline_exceeded")
+        assert row["status"] == status
 
 
 @pytest.mark.parametrize("value", ["", "soon", "0", "-1", "nan", "inf", "1e9"])

@@ -70,6 +70,15 @@ def test_what_was_not_used_does_not_pile_up(clock: Clock) -> None:
     refused(use, ann)
 
 
+def test_a_key_that_is_given_a_limit_owes_nothing_from_before(clock: Clock) -> None:
+    use = KeyUse()
+    for _ in range(3):
+        use.take(key())
+        use.charge(10**6)
+    use.take(key())
+    use.take(key(tokens_per_minute=600))
+
+
 def test_without_limits_nothing_is_refused(clock: Clock) -> None:
     use = KeyUse()
     for _ in range(1000):
