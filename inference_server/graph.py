@@ -56,6 +56,11 @@ def parse_graph(value: dict[str, Any] | None, entry: str, known: Collection[str]
     )
 
 
+def has_nodes(value: dict[str, Any] | None) -> bool:
+    """Whether a request has a graph. Raises ApiError 400."""
+    return bool(_inner(value or {}))
+
+
 def _inner(value: dict[str, Any]) -> dict[str, Any]:
     """The node lists out of either form."""
     if "is_graph" not in value and not isinstance(value.get("graph"), dict):

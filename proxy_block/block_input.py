@@ -102,10 +102,13 @@ def _question(value: dict[str, Any], path: str, depth: int) -> Question:
         if name in _OUTPUTS:
             rest.setdefault("mode", _OUTPUTS[name])
             rest.pop("usage", None)
-    fields = parse(component.Question, rest, path).model_dump(exclude_none=True)
+    # A model may end at once: what it put out is a message all the same.
+    empty = rest.get("message") == "" != value.get("message")
+    checked = {**rest, "message": "-"} if empty else rest
+    fields = parse(component.Question, checked, path).model_dump(exclude_none=True)
     return Question(
         path=path,
-        message=fields["message"],
+        message="" if empty else fields["message"],
         mode=fields["mode"],
         system_message=fields.get("system_message"),
         generation_config=fields.get("generation_config", {}),

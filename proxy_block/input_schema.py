@@ -38,7 +38,7 @@ def _batches(item: str) -> list[dict[str, Any]]:
 
 def _output(name: str, rest: dict[str, Any]) -> dict[str, Any]:
     """What another block put out."""
-    return _object({name: _TEXT, **rest}, name)
+    return _object({name: {"type": "string"}, **rest}, name)
 
 
 def _object(properties: dict[str, Any], required: str) -> dict[str, Any]:

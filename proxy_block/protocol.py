@@ -30,9 +30,9 @@ def _definition(name: str, rules: Mapping[str, Any]) -> tuple[Any, Any]:
     kind = _kind(name, rules)
     if rules.get("required"):
         return kind, ...
-    if "default" in rules:
-        return kind, rules["default"]
-    return kind | None, None
+    default = rules.get("default")
+    given = BeforeValidator(lambda value: default if value is None else value)
+    return Annotated[kind | None, given], default
 
 
 def _kind(name: str, rules: Mapping[str, Any]) -> Any:

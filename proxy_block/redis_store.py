@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -19,6 +19,8 @@ from proxy_block.session_store import StoreUnavailable
 from service.contract import SessionsSpec
 
 ANSWER_TIMEOUT_S = 2.0
+# Who finds all connections in use waits for one.
+MAX_CONNECTIONS, PLACE_TIMEOUT_S = 64, 5.0
 # What a process that dies leaves locked is free after this long.
 LEASE_S = 10.0
 # Between processes only: within one, requests of a session wait for one another without polling.
@@ -41,14 +43,17 @@ class RedisStore:
         """Connects at the first use; raises StoreUnavailable for a URL that is none."""
         self._spec, self._prefix = spec, f"splitstack:{namespace}:"
         try:
-            self._client = Redis.from_url(
+            pool = BlockingConnectionPool.from_url(
                 spec.url,
+                max_connections=MAX_CONNECTIONS,
+                timeout=PLACE_TIMEOUT_S,
                 password=password or None,
                 socket_timeout=ANSWER_TIMEOUT_S,
                 socket_connect_timeout=ANSWER_TIMEOUT_S,
                 # Once: a pooled connection may have been closed under us.
                 retry=Retry(NoBackoff(), 1),
             )
+            self._client = Redis.from_pool(pool)
         except ValueError as error:
             raise StoreUnavailable(f"sessions.url = {spec.url!r}: {error}") from error
         self._replace = self._client.register_script(_REPLACE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -14,6 +15,8 @@ from starlette.types import Receive, Scope, Send
 from service.disconnect import until_disconnected
 from service.error_body import error_body
 from service.upstream import Answer, Upstream
+
+LAST_SEND_S = 5.0
 
 
 async def relay(
@@ -37,6 +40,7 @@ class RelayedStream(Response):
         # Its length is not known before its end.
         del self.headers["content-length"]
         self._upstream, self._answer = upstream, answer
+        self.too_late = False
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         assert self._answer.rest is not None
@@ -48,10 +52,16 @@ class RelayedStream(Response):
             await self._answer.rest.aclose()
 
     async def _send(self, send: Send) -> None:
+        assert self._answer.rest is not None
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
         await send(_part(self._answer.content))
-        await send(_part(await self._pass_on(send), more=False))
+        last = _part(await self._pass_on(send), more=False)
+        await self._answer.rest.aclose()
+        # Past the deadline nobody waits for a client that does not read.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_SEND_S):
+                await send(last)
 
     async def _pass_on(self, send: Send) -> bytes:
         """Everything that still comes; returns the error event to end with, or nothing."""
@@ -61,6 +71,7 @@ class RelayedStream(Response):
                 async for events in self._answer.events:
                     await send(_part(events))
         except TimeoutError:
+            self.too_late = True
             body = self._upstream.too_late().body
         except httpx.HTTPError:
             who = f"{self._upstream.name} at {self._upstream.url}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from service.contract import ProxySpec
+from service.relay import LAST_SEND_S
 from tests.service.small_upstream import DEPLOYMENT, MODEL, SmallUpstream
 from tests.service.tier_process import TierProcess
 from tests.waiting import wait_for
@@ -129,6 +131,24 @@ def test_the_deadline_ends_a_request(
         answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=body)
         assert "deadline_exceeded" in answer.text.splitlines()[-2]
     wait_for(lambda: len(upstream.left_at) == 3, 2)
+
+
+def test_a_client_that_stops_reading_is_held_until_the_deadline_only(
+    upstream: SmallUpstream, spec: ProxySpec, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(spec, request_deadline_s=1.0)
+    content = json.dumps(chat("flood", stream=True))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+    with TierProcess("proxy_block", spec, tmp_path) as proxy:
+        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+            client.sendall(f"{head}Content-Type: application/json\r\n\r\n{content}".encode())
+            wait_for(lambda: upstream.in_flight == 0 and upstream.left_at, 4)
+            time.sleep(LAST_SEND_S)
+            client.settimeout(5)
+            while client.recv(1 << 20):
+                pass
+        proxy.terminate()
+        assert proxy.process.wait(5) == 0
 
 
 def test_readiness_is_the_masters(proxy: TierProcess, upstream: SmallUpstream) -> None:

@@ -41,9 +41,25 @@ def test_anything_is_read_or_refused_by_name(data: Any) -> None:
     except ApiError as error:
         refused = error.body["error"]
     assert messages
-    assert all(messages)
+    assert all(isinstance(message, str) for message in messages)
     assert refused.get("param", "data").startswith("data")
     assert refused.get("type", "invalid_request_error") == "invalid_request_error"
+
+
+@pytest.mark.parametrize("data", [{"reply": ""}, {"message": {"generated": ""}}])
+def test_a_block_that_put_out_nothing_is_a_question_all_the_same(data: Any) -> None:
+    assert [question.message for question in questions(parse_data(data))] == [""]
+
+
+@pytest.mark.parametrize("data", ["", {"message": ""}, {"mode": "chat"}])
+def test_a_client_must_say_something(data: Any) -> None:
+    assert "message" in refusal(data)["message"]
+
+
+def test_null_means_left_out() -> None:
+    data = {"message": "x", "mode": None, "generation_config": {"temperature": None}}
+    [question] = questions(parse_data(data))
+    assert (question.mode, question.generation_config) == ("chat", {})
 
 
 def nested(depth: int) -> Any:

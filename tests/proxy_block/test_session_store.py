@@ -121,6 +121,13 @@ def test_of_many_at_once_none_is_lost_or_doubled(open_store: Open) -> None:
     assert numbers == sorted(set(numbers))
 
 
+def test_many_sessions_at_once_wait_for_the_store(open_store: Open) -> None:
+    async def work(store: SessionStore) -> list[Session]:
+        return await asyncio.gather(*(store.read(f"s{number}") for number in range(300)))
+
+    assert len(run(open_store, work)) == 300
+
+
 def test_reset_of_one_and_of_all(open_store: Open) -> None:
     async def work(store: SessionStore) -> None:
         for session_id in ("a", "b", "c*"):
