@@ -12,8 +12,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from infra.cluster_client import REQUEST_TIMEOUT, ClusterClient
 from infra.finding import Finding
-from infra.labels import INSTANCE
-from infra.pod_spec import HOSTNAME_LABEL
+from infra.labels import HOSTNAME, INSTANCE
 from infra.rank_pod import GPU
 from infra.stack_config import DeploymentConfig, RankParams
 
@@ -40,9 +39,7 @@ def check_nodes(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterato
             text = "you may not list nodes: nodes and devices were not checked"
             yield Finding("warning", subject, text)
             return
-        nodes = {
-            (node.metadata.labels or {}).get(HOSTNAME_LABEL, ""): node for node in listed.items
-        }
+        nodes = {(node.metadata.labels or {}).get(HOSTNAME, ""): node for node in listed.items}
         for text in _faults(core, deployment, ranks, nodes):
             yield Finding("fault", subject, text)
         if deployment.gpu_pinning == "dra":
@@ -64,7 +61,7 @@ def _faults(
     for name, placed in on_node.items():
         if name not in nodes:
             known = ", ".join(sorted(nodes)[:_SHOWN]) or "none"
-            yield f"node {name} of {_names(placed)} does not exist ({HOSTNAME_LABEL}: {known})"
+            yield f"node {name} of {_names(placed)} does not exist ({HOSTNAME}: {known})"
             continue
         refusals = _refusals(deployment, nodes[name])
         if refusals:

@@ -10,6 +10,7 @@ COMPONENT = "app.kubernetes.io/component"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 RANK = "splitstack.dev/rank"
 BLOCK = "splitstack.dev/block"
+HOSTNAME = "kubernetes.io/hostname"  # a node's, by which `node_id` names it
 PROJECT = "splitstack"
 
 RANK_COMPONENT = "rank"

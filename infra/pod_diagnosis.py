@@ -11,6 +11,7 @@ import urllib3.exceptions
 from kubernetes import client
 
 from infra.cluster_client import REQUEST_TIMEOUT
+from infra.labels import HOSTNAME
 
 LOG_LINES = 10
 _IMAGE_REASONS = {
@@ -49,16 +50,31 @@ def diagnose(core: client.CoreV1Api, pod: Pod) -> Diagnosis:
         return Diagnosis(_joined("failed", pod.status.reason, pod.status.message))
     scheduled = _condition(pod, "PodScheduled")
     if scheduled and scheduled.status != "True":
-        return Diagnosis(_joined("scheduling", scheduled.message or scheduled.reason))
+        message = scheduled.message or scheduled.reason
+        return Diagnosis(_joined("scheduling", message, _wanted_nodes(pod)))
     events = _events(core, pod)
     if not pod.spec.node_name:
         reason = _last_message(events, "FailedScheduling") or "waits for the scheduler"
-        return Diagnosis(_joined("scheduling", reason))
+        return Diagnosis(_joined("scheduling", reason, _wanted_nodes(pod)))
     statuses = [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]
     for status in statuses:
         if diagnosis := _container_diagnosis(core, pod, status, events):
             return diagnosis
     return Diagnosis(_without_container_fault(pod, statuses, events))
+
+
+def _wanted_nodes(pod: Pod) -> str:
+    """The host names that the pod may run on: the scheduler's words do not tell them; else ""."""
+    affinity = pod.spec.affinity and pod.spec.affinity.node_affinity
+    required = affinity and affinity.required_during_scheduling_ignored_during_execution
+    names = [
+        name
+        for term in (required.node_selector_terms if required else [])
+        for rule in term.match_expressions or []
+        if rule.key == HOSTNAME and rule.operator == "In"
+        for name in rule.values
+    ]
+    return f"it may run on {', '.join(names)} only" if names else ""
 
 
 def _container_diagnosis(

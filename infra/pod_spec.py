@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import pulumi
 from pulumi_kubernetes.core import v1 as core
 
+from infra.labels import HOSTNAME
+
 # The user that every image of ours runs as; volumes belong to its group.
 USER_ID = 10001
 SPEC_FOLDER = "/etc/splitstack"
 SECRET_FOLDER = "/run/secrets/splitstack"  # noqa: S105 (a folder)
-HOSTNAME_LABEL = "kubernetes.io/hostname"
 # After a drain: open streams notice, logs are written.
 _GRACE_MARGIN_S = 15
 _TEMPORARY = "temporary"
@@ -255,7 +256,7 @@ def _on_node(node: str) -> core.AffinityArgs:
                     core.NodeSelectorTermArgs(
                         match_expressions=[
                             core.NodeSelectorRequirementArgs(
-                                key=HOSTNAME_LABEL, operator="In", values=[node]
+                                key=HOSTNAME, operator="In", values=[node]
                             )
                         ]
                     )

@@ -178,7 +178,7 @@ class ProxyBlockTier(pulumi.ComponentResource):
     def _spread(self) -> core.TopologySpreadConstraintArgs:
         return core.TopologySpreadConstraintArgs(
             max_skew=1,
-            topology_key="kubernetes.io/hostname",
+            topology_key=labels.HOSTNAME,
             when_unsatisfiable="ScheduleAnyway",
             label_selector=meta.LabelSelectorArgs(match_labels=self._selector),
         )

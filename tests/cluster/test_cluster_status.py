@@ -101,6 +101,7 @@ def test_a_node_that_does_not_exist(control_plane):
     with applied(control_plane, mapping):
         pod = with_reason(mapping, 1, "scheduling: ")
         assert "node affinity" in pod.reason
+        assert "it may run on no-such-node only" in pod.reason
         wait_for(lambda: rank(mapping, 0).ready, 30, "rank 0 ready")
 
 
