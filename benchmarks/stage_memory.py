@@ -44,7 +44,9 @@ def peak_of_imports(imports: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--model", type=Path, default=Path(".cache/random-llama-350m"))
     arguments = parser.parse_args()

@@ -128,7 +128,9 @@ async def _first_tokens(url: str, model: str, users: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--loads", type=int, nargs="+", default=[1, 4, COMPARED_LOAD, 64])
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
