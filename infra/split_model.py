@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ class SplitModel(pulumi.ComponentResource):
             pulumi.ResourceOptions(
                 # A group is one: an edit of any rank's part ends and starts all of them. Never
                 # "*": after a refresh it replaces every rank that is not ready at the moment.
-                replacement_trigger=spec_hash(self._arguments.group),
+                replacement_trigger=self._trigger(),
                 replace_on_changes=["spec", "metadata"],
                 custom_timeouts=waited_for(deployment, deployment.common_params.request_deadline_s),
             ),
@@ -178,6 +179,16 @@ class SplitModel(pulumi.ComponentResource):
             ),
             opts=options,
         )
+
+    def _trigger(self) -> pulumi.Output[str]:
+        """The group's spec and its token: a rank that came back alone would read a new token, and
+        the others would refuse it. A secret, as the token may be short enough to be guessed."""
+        spec = spec_hash(self._arguments.group)
+
+        def digest(token: str) -> str:
+            return hashlib.sha256(f"{spec}\n{token}".encode()).hexdigest()
+
+        return self._arguments.secrets.group_token.apply(digest)
 
     def _own_objects(self, params: RankParams, cluster: str) -> list[pulumi.Resource]:
         """What one rank has for itself: a claim on its device, a claim for its weights."""

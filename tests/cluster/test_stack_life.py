@@ -172,6 +172,17 @@ def test_a_new_model_replaces_the_four_ranks_and_nothing_else(workspace, core, t
     assert not set(after.values()) & set(before.values())
 
 
+def test_a_new_token_replaces_the_four_ranks_and_is_told_nowhere(workspace, core):
+    before = uids(core)
+    workspace.set("splitstack:group_token", "another token of these tests", secret=True)
+    run = workspace.up()
+    assert run.succeeded, run.output
+    replaced = {f"Pod::{name}": "replace" for name in RANKS}
+    assert run.changes == replaced | {f"Secret::{NAME}-ranks": "update"}
+    assert not set(uids(core).values()) & set(before.values())
+    assert workspace.up().changes == {}
+
+
 def test_a_rank_deleted_by_hand_comes_back_with_refresh(workspace, core):
     before = uids(core)
     core.delete_namespaced_pod(RANKS[2], "splits", grace_period_seconds=0)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pulumi
 import yaml
+from google.protobuf import json_format, struct_pb2
 from pulumi.runtime import mocks, rpc
 
 PROGRAM = Path(__file__).parents[2] / "infra" / "__main__.py"
@@ -133,7 +134,7 @@ class _Monitor(mocks.MockMonitor):
                     depends_on=frozenset(request.dependencies),
                     delete_before_replace=request.deleteBeforeReplace,
                     replace_on_changes=tuple(request.replaceOnChanges),
-                    replacement_trigger=request.replacement_trigger.string_value,
+                    replacement_trigger=_trigger(request.replacement_trigger),
                     timeouts=(timeouts.create, timeouts.update, timeouts.delete),
                 )
             )
@@ -239,6 +240,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _trigger(value: struct_pb2.Value) -> str:
+    return str(_plain(json_format.MessageToDict(value))) if value.WhichOneof("kind") else ""
 
 
 def _secret_paths(value: Any, path: str = "") -> Iterator[str]:

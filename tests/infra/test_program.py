@@ -71,7 +71,8 @@ def test_ranks_are_replaced_together_or_not_at_all(program):
     every_rank = {item.urn for item in ranks(program)}
     assert len(every_rank) == len(program.outputs["ranks"])
     for item in ranks(program):
-        assert item.replacement_trigger == program.outputs["spec_hash"]
+        assert item.replacement_trigger not in ("", program.outputs["spec_hash"])
+        assert item.replacement_trigger == ranks(program)[0].replacement_trigger
         assert item.replace_on_changes == ("spec", "metadata")
         assert not every_rank & item.depends_on
 
@@ -322,10 +323,15 @@ def test_a_system_message_is_the_proxys_business_only(tmp_path, full):
     assert touched == {("ConfigMap", name), ("Deployment", name)}
 
 
-def test_a_changed_token_restarts_nothing(tmp_path):
-    before = run_program(stack(tmp_path))
-    after = run_program(stack(tmp_path), secrets={"group_token": TOKEN[::-1]})
-    assert changed(before, after) == {("Secret", "small-ranks")}
+def test_a_changed_token_replaces_every_rank_and_the_hubs_none(tmp_path):
+    before = run_program(stack(tmp_path), secrets={"group_token": TOKEN, "hub_token": "a"})
+    after = run_program(stack(tmp_path), secrets={"group_token": TOKEN[::-1], "hub_token": "a"})
+    ranks_and_secret = {
+        ("Secret", "small-ranks"), ("Pod", "small-rank-0"), ("Pod", "small-rank-1")
+    }  # fmt: skip
+    assert changed(before, after) == ranks_and_secret
+    other = run_program(stack(tmp_path), secrets={"group_token": TOKEN, "hub_token": "b"})
+    assert changed(before, other) == {("Secret", "small-ranks")}
 
 
 def test_a_second_stack_beside_the_first(tmp_path):
