@@ -30,11 +30,15 @@ async def chat_completions(request: Request) -> Response:
     service.check_model(body.model)
     choices = await _choices(service, body)
     if body.stream:
-        return await event_stream(request, _chunks(service, body, choices))
+        return await event_stream(
+            request, _chunks(service, body, choices), service.spec.request_deadline_s
+        )
     return await until_disconnected(request.receive, _whole(service, body, choices))
 
 
 async def _choices(service: MasterService, body: ChatBody) -> list[TextRequest]:
+    service.engine.check_place(body.n)
+    service.check_messages(len(body.messages))
     prompt_ids = await service.chat_ids(body.conversation())
     room = service.room("messages", prompt_ids)
     field, asked = "max_completion_tokens", body.max_completion_tokens

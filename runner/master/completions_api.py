@@ -43,7 +43,7 @@ async def completions(request: Request) -> Response:
     service.check_model(body.model)
     asked = await _ask(service, body)
     if body.stream:
-        return await event_stream(request, _chunks(service, asked))
+        return await event_stream(request, _chunks(service, asked), service.spec.request_deadline_s)
     return await until_disconnected(request.receive, _whole(service, asked))
 
 
@@ -51,7 +51,9 @@ async def _ask(service: MasterService, body: CompletionBody) -> _Asked:
     sampling = service.sampling(body, logprobs=-1 if body.logprobs is None else body.logprobs)
     asked = _Asked(body, [], [], 0)
     prompt_tokens = 0
-    for prompt in body.prompts():
+    prompts = body.prompts()
+    service.engine.check_place(len(prompts) * body.n)
+    for prompt in prompts:
         prompt_ids = await service.prompt_ids("prompt", prompt)
         room = service.room("prompt", prompt_ids)
         prompt_tokens += len(prompt_ids)

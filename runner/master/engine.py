@@ -48,7 +48,6 @@ class Engine:
         self._lost_at: float | None = None
         self._failed = False
         self._turned = False
-        self._draining = False
         self._pump_due = False
         self._returned_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
@@ -63,19 +62,17 @@ class Engine:
     def ready(self) -> bool:
         """All ranks of this epoch are loaded, a step has gone round, and none is overdue."""
         assert self._group is not None
-        return not self._draining and self._turned and self._group.state == "ready"
+        return self._turned and self._group.state == "ready"
 
     @property
     def state(self) -> str:
-        """The group's: starting, forming, ready or failed (the end); or draining."""
+        """The group's: starting, forming, ready or failed (the end)."""
         assert self._group is not None
-        return "draining" if self._draining else self._group.state
+        return self._group.state
 
     @property
     def reason(self) -> str:
         assert self._group is not None
-        if self._draining:
-            return "draining: this master is ending"
         return self._group.reason or "the first step of this epoch has not come back"
 
     def validate(self, request: GenerationRequest) -> None:
@@ -100,16 +97,21 @@ class Engine:
                 f"with the prompt's {len(request.prompt_ids)} tokens makes {needed}; "
                 f"the model's context is {self.max_model_len} tokens",
             )
-        if self._scheduler is not None:
-            self._scheduler.check(len(request.prompt_ids), request.max_new_tokens)
 
-    def check_place(self) -> None:
-        """Raises NotServing, EngineFull: cheap, so that an overload costs little a refusal."""
-        if self._draining or self._failed or self._forming_for_too_long():
+    def check_place(self, choices: int = 1) -> None:
+        """Raises NotServing, EngineFull, InvalidField for more choices than there will ever be
+        places: cheap, so that an overload costs little a refusal."""
+        if self._failed or self._forming_for_too_long():
             raise NotServing(self.reason)
         running = self._spec.max_concurrent_requests
-        if len(self._ledger.open) >= running * (1 + WAITING_PER_RUNNING):
-            waiting = running * WAITING_PER_RUNNING
+        waiting = running * WAITING_PER_RUNNING
+        if choices > running + waiting:
+            rule = (
+                f"must be at most {running + waiting} for all prompts together: {running} run and"
+                f" {waiting} wait"
+            )
+            raise InvalidField("n", f"{choices} choices", rule)
+        if len(self._ledger.open) + choices > running + waiting:
             raise EngineFull(f"{running} requests run and {waiting} wait: try again later")
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
@@ -125,8 +127,14 @@ class Engine:
         given = request.deadline_s
         limit_s = self._spec.request_deadline_s if given is None else given
         loop = asyncio.get_running_loop()
-        overdue = DeadlineExceeded(f"not finished within its deadline of {limit_s:g} s")
-        deadline = loop.call_later(limit_s, arrived.put_nowait, overdue)
+
+        def overdue() -> None:
+            # Whoever asks for the tokens may be waiting for a client that does not read.
+            self._end(entry)
+            late = DeadlineExceeded(f"not finished within its deadline of {limit_s:g} s")
+            arrived.put_nowait(late)
+
+        deadline = loop.call_later(limit_s, overdue)
         if self._scheduler is not None:
             self._scheduler.submit(entry)
             self._pump_soon()
@@ -141,15 +149,6 @@ class Engine:
         finally:
             deadline.cancel()
             self._end(entry)
-
-    async def drain(self, timeout_s: float) -> None:
-        """Refuse new requests and wait until the open ones have ended, `timeout_s` at most."""
-        self._draining = True
-        assert self._group is not None
-        self._group.drain()
-        deadline = time.monotonic() + timeout_s
-        while self._ledger.open and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(WATCH_INTERVAL_S)
 
     def statistics(self) -> EngineStatistics:
         scheduler, group = self._scheduler, self._group
@@ -187,14 +186,21 @@ class Engine:
     def group_formed(self, formation: Formation) -> None:
         stages = formation.stages
         longest = min(stage.max_positions for stage in stages)
-        self.max_model_len = min(longest, self._spec.max_model_len or longest)
+        kv_tokens = min(stage.kv_tokens for stage in stages)
+        asked = min(longest, self._spec.max_model_len or longest)
+        if kv_tokens < asked:
+            sentence = (
+                "the KV cache of the smallest rank holds %d tokens: requests may have no more"
+            )
+            logger.warning(sentence + ", the model's context is %d", kv_tokens, asked)
+        self.max_model_len = min(asked, kv_tokens)
         self._formation = formation
         self._lost_at, self._turned = None, False
         self._scheduler = Scheduler(
             ranks=len(stages),
             prefill_token_budget=self._spec.prefill_token_budget,
             max_concurrent_requests=self._spec.max_concurrent_requests,
-            kv_tokens=min(stage.kv_tokens for stage in stages),
+            kv_tokens=kv_tokens,
             rope_boundary=stages[0].rope_boundary,
             cost=self._cost,
             micro_batches=self._micro_batches,

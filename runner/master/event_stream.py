@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -11,8 +13,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from runner.master.failure import failure_body
+from service.deadline import remaining_s
 from service.disconnect import until_disconnected
 
+# Past a request's deadline nobody waits longer for a client that does not read.
+LAST_SEND_S = 5.0
 Events = AsyncGenerator[dict[str, Any], None]
 # json.dumps with arguments makes an encoder at each call.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -24,20 +29,23 @@ class EventStream(Response):
     """Sends `first`, then the rest of `events`, then `[DONE]`.
 
     An error after the beginning is an event of its own, {"error": ...}, and the stream ends
-    without `[DONE]`. A client that leaves closes `events`.
+    without `[DONE]`. A client that leaves closes `events`, one that has not read all of it
+    `limit_s` seconds from now is given up.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: dict[str, Any], events: Events) -> None:
+    def __init__(self, first: dict[str, Any], events: Events, limit_s: float) -> None:
         super().__init__(headers=_HEADERS)
         # Its length is not known before its end.
         del self.headers["content-length"]
-        self._first, self._events = first, events
+        self._first, self._events, self._limit_s = first, events, limit_s
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_disconnected(receive, self._send(send))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limit_s):
+                    await until_disconnected(receive, self._send(send))
         except ClientDisconnect:
             return
         finally:
@@ -60,14 +68,14 @@ def _body(document: dict[str, Any], *, more: bool = True) -> dict[str, Any]:
     return {"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": more}
 
 
-async def event_stream(request: Request, events: Events) -> EventStream:
+async def event_stream(request: Request, events: Events, deadline_s: float) -> EventStream:
     """The answer, once its first event exists: what is refused until then gets a status of its own.
 
-    Raises what generation raises, and ClientDisconnect.
+    Raises what generation raises, within `deadline_s` or the client's own, and ClientDisconnect.
     """
     try:
         first = await until_disconnected(request.receive, anext(events))
     except BaseException:
         await events.aclose()
         raise
-    return EventStream(first, events)
+    return EventStream(first, events, remaining_s(deadline_s) + LAST_SEND_S)

@@ -38,13 +38,16 @@ async def generate(request: Request) -> Response:
         raise InvalidField("prompt", body.prompt, "must not be empty")
     choice = await _choice(service, body)
     if body.enable_streaming:
-        return await event_stream(request, _events(service, choice))
+        return await event_stream(
+            request, _events(service, choice), service.spec.request_deadline_s
+        )
     return await until_disconnected(request.receive, _whole(service, choice))
 
 
 async def _choice(service: MasterService, body: GenerateBody) -> TextRequest:
     do_sample = service.defaults.generate_samples(body, body.do_sample)
     sampling = service.sampling(body, do_sample=do_sample)
+    service.engine.check_place()
     prompt_ids = await service.prompt_ids("prompt", body.prompt)
     room = service.room("prompt", prompt_ids)
     tokens = service.defaults.max_new_tokens(

@@ -116,11 +116,6 @@ class Group:
         """By rank, in this master's life."""
         return self._membership.restarts()
 
-    @property
-    def commit(self) -> str | None:
-        """The model's commit that every stage loads, once it is known."""
-        return self._membership.commit
-
     async def _live(self) -> None:
         delay = FIRST_DELAY_S
         while True:
@@ -278,3 +273,4 @@ class Group:
             logger.critical("the group stopped on a fault of its own", exc_info=error)
             self._lose("a fault of the master's own")
             self._set_state("failed", f"a fault of the master's own: {error!r}")
+            self._listener.group_failed(self.reason)

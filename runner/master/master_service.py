@@ -26,6 +26,7 @@ from service.deadline import remaining_s
 
 # Shorter texts are tokenized faster than a thread takes them over.
 _LONG_TEXT = 10_000
+_AROUND_MESSAGE = 32  # characters of a usual template's markers
 
 
 @dataclass
@@ -45,24 +46,30 @@ class MasterService:
             raise UnknownModel("model", name, rule)
 
     async def prompt_ids(self, field_name: str, prompt: str | list[int]) -> tuple[int, ...]:
-        """The ids of a bare prompt; raises InvalidField and, first, what `check_place` does."""
-        self.engine.check_place()
+        """The ids of a bare prompt; raises InvalidField, PromptTooLong, NotServing."""
         if isinstance(prompt, str):
             self._check_length(field_name, len(prompt))
             if len(prompt) < _LONG_TEXT:
                 return self.text.encode_prompt(prompt)
             return await asyncio.to_thread(self.text.encode_prompt, prompt)
+        self.room(field_name, prompt)
         self.check_ids(field_name, prompt)
         return tuple(prompt)
 
     async def chat_ids(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
-        """The ids of a conversation; raises InvalidField and, first, what `check_place` does."""
-        self.engine.check_place()
+        """The ids of a conversation; raises InvalidField, PromptTooLong."""
         length = sum(len(message["content"]) for message in messages)
         self._check_length("messages", length)
-        if length < _LONG_TEXT:
+        if length + _AROUND_MESSAGE * len(messages) < _LONG_TEXT:
             return self.text.encode_chat(messages)
         return await asyncio.to_thread(self.text.encode_chat, messages)
+
+    def check_messages(self, count: int) -> None:
+        """Raises PromptTooLong for more messages than tokens: each becomes one at least."""
+        limit = self.engine.max_model_len
+        if limit is not None and count > limit:
+            rule = f"must be fewer than the model's context of {limit} tokens"
+            raise PromptTooLong("messages", f"{count} messages", rule)
 
     def _check_length(self, field_name: str, characters: int) -> None:
         """Raises PromptTooLong for a text too long whatever its tokens: making them costs seconds.

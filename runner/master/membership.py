@@ -76,11 +76,6 @@ class Membership:
         self._joined, self._all_joined = asyncio.Event(), asyncio.Event()
         self._commit_known = asyncio.Event()
 
-    @property
-    def complete(self) -> bool:
-        """Every rank is held by a stage that has its weights and is not leaving."""
-        return self.missing() == ""
-
     def missing(self) -> str:
         """One sentence on who is not there yet, "" when everybody is."""
         absent: list[str] = []

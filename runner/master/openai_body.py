@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from runner.errors import InvalidField
 from runner.master.request_body import SamplingBody
@@ -105,7 +105,7 @@ class ChatBody(OpenAIBody):
         "verbosity": ((), "is not supported"),
         "web_search_options": ((), "is not supported: this server does not search"),
     }
-    messages: list[dict[str, Any]]
+    messages: list[dict[str, Any]] = Field(fail_fast=True)
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None

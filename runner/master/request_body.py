@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runner.errors import InvalidField
+from runner.sampling_parameters import MAX_LOGIT_BIAS_ENTRIES
 
+# An object's keys, the body's own too: pydantic makes a fault of each unknown one, and a million
+# of those cost seconds and gigabytes. No field of ours needs more.
+MAX_KEYS = MAX_LOGIT_BIAS_ENTRIES
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 512
 
@@ -37,7 +41,7 @@ class SamplingBody(RequestBody):
     frequency_penalty: float | None = None
     seed: int | None = None
     stop: Any = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[int] | None = Field(default=None, fail_fast=True)
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool = False
 
@@ -52,7 +56,9 @@ Body = TypeVar("Body", bound=RequestBody)
 def parse_body(kind: type[Body], document: Mapping[str, Any]) -> Body:
     """`document` as `kind`; raises InvalidField naming every field, value and rule it breaks."""
     given: dict[str, Any] = {}
+    _check_keys("body", document)
     for name, value in document.items():
+        _check_keys(name, value)
         if value is None or name in kind.ignored:
             if name not in kind.ignored | kind.refused.keys() | kind.model_fields.keys():
                 raise InvalidField(name, value, "is not a field of this request")
@@ -80,6 +86,11 @@ def stop_strings(stop: object) -> tuple[str, ...]:
             rule = f"must be a string of 1 to {MAX_STOP_LENGTH} characters"
             raise InvalidField("stop", item, rule)
     return tuple(stops)
+
+
+def _check_keys(name: str, value: object) -> None:
+    if isinstance(value, Mapping) and len(value) > MAX_KEYS:
+        raise InvalidField(name, f"{len(value)} keys", f"must have at most {MAX_KEYS} keys")
 
 
 def _invalid_field(error: ValidationError) -> InvalidField:

@@ -14,7 +14,7 @@ from runner.errors import PromptTooLong
 from runner.master.generation import TokenEvent
 from runner.master.micro_batches import MicroBatches
 from runner.master.request_ledger import OpenRequest
-from runner.master.step_cost import StepCost
+from runner.master.step_cost import MIN_CHUNK, StepCost
 from runner.step import Admission, Segment, Step, StepResult
 
 STEP_LIMIT_S, STEP_LIMIT_FACTOR = 5.0, 8.0
@@ -96,7 +96,9 @@ class Scheduler:
         admissions: list[Admission] = []
         segments = [self._decode(request) for request in decodes]
         if len(self.in_flight) <= self._ranks:
-            segments += self._chunks(self._budget - len(segments), admissions)
+            # However many decode, prompts come on.
+            least = min(self._budget, MIN_CHUNK)
+            segments += self._chunks(max(least, self._budget - len(segments)), admissions)
         if not segments and not self._releases:
             return None
         ids: list[int] = []

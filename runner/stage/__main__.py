@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from runner.connection import AddressError
-from runner.errors import ModelUnavailable, UnsupportedModel
+from runner.errors import ModelUnavailable, RunnerError, UnsupportedModel
 from runner.stage.stage_process import ControlThread
 from service.contract import GroupSpec, RankSpec, SpecError, load, read_token
 from service.listener import PortError
@@ -43,6 +43,10 @@ def main() -> int:
         logger.error("%s", error)
         control.report_load_failure(str(error))
         return 2  # trying again would not help
+    except RunnerError as error:  # no memory now: there may be some later
+        logger.error("%s", error)
+        control.report_load_failure(str(error))
+        return 1
     except Exception as error:  # whatever a broken checkpoint makes of its reader
         logger.exception("the weights cannot be loaded")
         control.report_load_failure(f"{type(error).__name__}: {error}"[:500])

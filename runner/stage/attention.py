@@ -18,6 +18,8 @@ from runner.errors import UnsupportedModel
 from runner.stage.kv_cache import Slot
 
 IMPLEMENTATION = "splitstack"
+# 256 MiB in float32, of which a few copies live at once.
+SCORES_AT_ONCE = 64 * 2**20
 _KNOWN_TENSORS = ("s_aux", "position_ids", "cache_position")
 
 
@@ -165,10 +167,26 @@ def _attend_by_hand(
 ) -> torch.Tensor:
     """What torch's fused attention has not: capped scores and sinks, in transformers' order.
 
-    rows [heads, tokens, size], keys [KV heads, length, size], sinks [heads].
+    rows [heads, tokens, size], keys [KV heads, length, size], sinks [heads]. At most
+    SCORES_AT_ONCE scores exist at a time: a long prompt's would outweigh its weights.
     """
     heads, tokens, size = rows.shape
     kv_heads, length, _ = keys.shape
+    at_once = max(1, SCORES_AT_ONCE // (heads * length))
+    if tokens > at_once:
+        parts = [
+            _attend_by_hand(
+                rows[:, first : first + at_once],
+                keys,
+                values,
+                None if mask is None else mask[first : first + at_once],
+                scaling,
+                softcap,
+                sinks,
+            )
+            for first in range(0, tokens, at_once)
+        ]
+        return torch.cat(parts, dim=1)
     scale = size**-0.5 if scaling is None else scaling
     grouped = rows.reshape(kv_heads, -1, size)
     scores = (grouped @ keys.transpose(1, 2)).mul_(scale).view(heads, tokens, length)

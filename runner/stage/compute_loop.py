@@ -45,10 +45,13 @@ class ComputeLoop:
         A long step of the epoch in force is the master's to judge, which knows how long it
         should take; a step that outlives its epoch by so much hangs.
         """
-        current = self._current
-        if current is not None and current.pipeline.open:
-            return False
-        return time.monotonic() - self._beat > STUCK_AFTER_S
+        current, since = self._current, self._beat
+        if current is not None:
+            halted_at = current.pipeline.halted_at
+            if halted_at is None:
+                return False
+            since = max(since, halted_at)
+        return time.monotonic() - since > STUCK_AFTER_S
 
     def run(self) -> None:
         """Until Stop."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from runner.errors import RunnerError
 from service.contract import GroupSpec, RankSpec
 
 RESERVED_BYTES = 1_000_000_000  # the interpreter, torch, activations
@@ -18,7 +19,7 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 def kv_tokens(
     spec: GroupSpec, rank: RankSpec, *, weight_bytes: int, kv_bytes_per_token: int
 ) -> int:
-    """Positions in all, over every request; 0 where the weights leave no room.
+    """Positions in all, over every request; raises RunnerError where the weights leave no room.
 
     CPU with a declared memory: that less the weights less 1 GB. CPU without: half of what is
     available now, shared by the ranks of the same node. CUDA: 9/10 of what is free.
@@ -31,7 +32,13 @@ def kv_tokens(
     else:
         sharing = sum(other.node == rank.node for other in spec.ranks)
         room = int(_available_bytes() * HOST_SHARE) // sharing
-    return max(0, room) // max(1, kv_bytes_per_token)
+    tokens = room // max(1, kv_bytes_per_token)
+    if tokens < 1:
+        raise RunnerError(
+            f"rank {rank.rank}: its weights of {weight_bytes} bytes leave no memory for a KV cache:"
+            " give it more memory or fewer layers"
+        )
+    return tokens
 
 
 def _available_bytes() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -60,6 +61,7 @@ class Pipeline:
         self._incoming, self._outgoing = incoming, outgoing
         self._deliver, self._fail = deliver, fail
         self._halted, self._closed = threading.Event(), threading.Event()
+        self.halted_at: float | None = None
         self._free: SimpleQueue[Slot | None] = SimpleQueue()
         for _ in range(depth):
             self._free.put(Slot(limits))
@@ -105,11 +107,13 @@ class Pipeline:
     def halt(self) -> None:
         """Compute nothing more. The links stay until the master ends the epoch: a closed one would
         make the neighbours report a fault of theirs before the true one is told."""
+        if self.halted_at is None:
+            self.halted_at = time.monotonic()
         self._halted.set()
 
     def close(self) -> None:
         """Shut both links and let the threads end; safe to call twice and from any thread."""
-        self._halted.set()
+        self.halt()
         self._closed.set()
         self._incoming.shutdown()
         self._outgoing.shutdown()

@@ -195,8 +195,6 @@ class ControlThread(threading.Thread):
             # Other weights than those held: the restarted process loads the right ones.
             logger.error("the master serves commit %s, this stage holds %s", commit, self._commit)
             os._exit(1)
-        if self._leaving:
-            self._link.send(Leaving())
 
     def _lost(self, reason: str) -> None:
         self._forming.dissolve(None, reason)

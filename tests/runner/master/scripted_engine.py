@@ -28,7 +28,7 @@ class ScriptedEngine:
         self.failure: RunnerError | None = None
         self.fail_after = 0
 
-    def check_place(self) -> None:
+    def check_place(self, choices: int = 1) -> None:
         pass
 
     def validate(self, request: GenerationRequest) -> None:

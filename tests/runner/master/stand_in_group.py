@@ -66,11 +66,13 @@ class StandInGroup:
         *,
         ranks: int = 2,
         kv_tokens: int = 4096,
+        max_positions: int = 0,
         rope_boundary: int | None = None,
         delay_s: float = 0.0,
     ) -> None:
         self.listener, self.ranks, self.delay_s = listener, ranks, delay_s
         self.kv_tokens, self.rope_boundary = kv_tokens, rope_boundary
+        self.max_positions = max_positions or kv_tokens
         self.state, self.reason = "starting", "waiting for ranks"
         self.epoch = self.formations = self.progress = 0
         self.steps: list[Step] = []
@@ -95,7 +97,7 @@ class StandInGroup:
                 kv_tokens=self.kv_tokens + rank,
                 hidden_size=8,
                 vocab_size=VOCABULARY,
-                max_positions=self.kv_tokens,
+                max_positions=self.max_positions,
                 rope_boundary=self.rope_boundary,
                 commit="",
                 dtype="float32",
@@ -146,6 +148,3 @@ class StandInGroup:
 
     def note_progress(self) -> None:
         self.progress += 1
-
-    def drain(self) -> None:
-        pass

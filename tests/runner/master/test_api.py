@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -18,7 +19,7 @@ from runner.master.openai_body import ChatBody, CompletionBody
 from runner.master.text import ModelText
 from service.contract import LARGEST_BODY_BYTES
 from tests.runner.master.scripted_engine import ScriptedEngine
-from tests.runner.master.serving import DEPLOYMENT, MODEL, served_engine, wait_until
+from tests.runner.master.serving import DEPLOYMENT, MODEL, group_spec, served_engine, wait_until
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 GENERATING = [
@@ -136,6 +137,44 @@ def test_a_text_longer_than_any_context_is_refused_before_it_is_tokenized(
         error = response.json()["error"]
         assert error["code"] == "context_length_exceeded"
         assert "10000000 characters" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"messages": [1] * 300_000}, "messages[0]"),
+        ({"messages": [{"role": "user"}] * 300_000}, "messages"),
+        ({"messages": MESSAGES, "stop_token_ids": [""] * 300_000}, "stop_token_ids[0]"),
+        ({"messages": MESSAGES, "logit_bias": dict.fromkeys(map(str, range(99_999)), 1)}, "logit"),
+        ({"messages": MESSAGES, "stream_options": dict.fromkeys(map(str, range(99_999)))}, "str"),
+        ({"messages": MESSAGES, **dict.fromkeys(map(str, range(99_999)), 1)}, "body"),
+    ],
+)
+def test_a_body_of_many_faults_is_refused_for_its_first(
+    url: str, body: dict[str, Any], field: str
+) -> None:
+    response = httpx.post(f"{url}/v1/chat/completions", json={"model": MODEL, **body}, timeout=60)
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message.startswith(field)
+    assert len(message) < 300
+
+
+def test_a_client_that_does_not_read_is_given_up(
+    engine: ScriptedEngine, demo_text: ModelText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.master.event_stream.LAST_SEND_S", 0.2)
+    engine.max_model_len = 10_000_000
+    engine.script = lambda _request: [1000] * 1_000_000
+    body = {"prompt": "x", "max_new_tokens": 1_000_000, "enable_streaming": True}
+    content = json.dumps(body).encode()
+    with served_engine(engine, demo_text, spec=group_spec(request_deadline_s=1.0)) as url:
+        address = httpx.URL(url)
+        with socket.create_connection((address.host, address.port)) as connection:
+            head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+            connection.sendall(head.encode() + content)
+            wait_until(lambda: engine.open == 1)
+            assert 0.5 < wait_until(lambda: engine.open == 0) < 5
 
 
 def test_metrics_count_requests_tokens_and_times(url: str, client: OpenAI) -> None:

@@ -192,6 +192,37 @@ def test_refusals() -> None:
     run(body)
 
 
+def test_more_choices_than_places_are_refused_for_good() -> None:
+    async def body() -> None:
+        engine, group = make_engine(make_spec(max_concurrent_requests=2))
+        group.form()
+        group.frozen = True
+        engine.check_place(10)
+        with pytest.raises(InvalidField, match=r"11 choices.*at most 10.*2 run and 8 wait"):
+            engine.check_place(11)
+        task = asyncio.create_task(collect(engine, make_request(3, 3)))
+        await asyncio.sleep(0.01)
+        engine.check_place(9)
+        with pytest.raises(EngineFull):
+            engine.check_place(10)
+        task.cancel()
+
+    run(body)
+
+
+def test_the_context_is_no_longer_than_the_smallest_cache() -> None:
+    async def body() -> None:
+        engine, group = make_engine(max_positions=4096, kv_tokens=100)
+        group.form()
+        assert engine.max_model_len == 100
+        fits = make_request(60, 40)
+        assert await collect(engine, fits) == wanted(fits)
+        with pytest.raises(PromptTooLong, match="100"):
+            engine.validate(make_request(60, 41))
+
+    run(body)
+
+
 @pytest.mark.parametrize("outside", [VOCABULARY, -1])
 def test_id_outside_the_vocabulary_never_reaches_a_stage(outside: int) -> None:
     async def body() -> None:
@@ -269,6 +300,24 @@ def test_deadline() -> None:
         with pytest.raises(DeadlineExceeded, match=r"0\.05"):
             await collect(engine, make_request(3, 1000))
         assert engine.statistics().running == 0
+
+    run(body)
+
+
+def test_the_deadline_frees_the_place_of_a_client_that_does_not_read() -> None:
+    async def body() -> None:
+        engine, group = make_engine(make_spec(request_deadline_s=0.05), delay_s=0.01)
+        group.form()
+        events = engine.generate(make_request(3, 1000))
+        await anext(events)
+        await asyncio.sleep(0.1)
+        assert engine.statistics().running == 0
+        steps = len(group.steps)
+        await asyncio.sleep(0.1)
+        assert len(group.steps) <= steps + 1
+        with pytest.raises(DeadlineExceeded):
+            async for _ in events:
+                pass
 
     run(body)
 

@@ -100,7 +100,6 @@ def test_a_masters_death_costs_no_weights(stages: Stages, expected: list[int]) -
             formation = await master.until_formed(NOTICED_S)
             assert await master.generate(1, PROMPT, COUNT) == expected
             assert {stage.rank: stage.process_id for stage in formation.stages} == pids
-            assert master.group.commit == formation.stages[0].commit
 
     run(work())
 
@@ -298,6 +297,23 @@ def test_idle_connections_delay_no_forming(stages: Stages) -> None:
             for connection in idle:
                 connection.close()
             assert took < 1.0
+
+    run(work())
+
+
+def test_a_fault_of_the_groups_own_is_the_end_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fault(_membership: object) -> None:
+        raise RuntimeError("a slip")
+
+    monkeypatch.setattr("runner.master.membership.Membership.watch", fault)
+
+    async def work() -> None:
+        async with Stages("model", [(0, 6)], tmp_path).master() as master:
+            await master.until(lambda: master.recorder.failure, 5, "told")
+            assert master.group.state == "failed"
+            assert "a slip" in master.recorder.failure
 
     run(work())
 

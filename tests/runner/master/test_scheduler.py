@@ -9,7 +9,7 @@ from runner.master.generation import GenerationRequest
 from runner.master.micro_batches import MicroBatches
 from runner.master.request_ledger import OpenRequest, RequestLedger
 from runner.master.scheduler import UNKNOWN_STEP_LIMIT_S, Scheduler
-from runner.master.step_cost import StepCost
+from runner.master.step_cost import MIN_CHUNK, StepCost
 from runner.sampling_parameters import SamplingParameters
 from runner.step import SampledToken, StageTime, Step, StepResult
 
@@ -101,6 +101,22 @@ def test_decodes_come_first_and_wait_for_their_token() -> None:
         (late.number, 63),
     ]
     assert step.segments[0].start == 4
+
+
+def test_prompts_come_on_however_many_decode() -> None:
+    bench = Bench(ranks=1, running=100)
+    bench.micro_batches.count = 1
+    for _ in range(70):
+        bench.submit(1)
+    for _ in range(2):
+        step = bench.next_step()
+        assert step is not None
+        bench.answer(step)
+    late = bench.submit(500)
+    step = bench.next_step()
+    assert step is not None
+    assert len(step.segments) == 71
+    assert (step.segments[-1].request, step.segments[-1].length) == (late.number, MIN_CHUNK)
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, [6]), (2, [3, 3]), (3, [2, 2, 2])])

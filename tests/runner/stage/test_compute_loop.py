@@ -36,7 +36,7 @@ class Master:
         self._results = Limits(Operation.RESULT, 1, 64, 64, 0, model.vocab_size, 256)
         steps = Limits(Operation.STEP, 0, 64, 64, 0, model.vocab_size, 256)
         self.loop = ComputeLoop(0, model, "cpu", lambda _epoch, what: pytest.fail(what))
-        self._pipeline = Pipeline(
+        self.pipeline = Pipeline(
             EPOCH,
             TcpLink(incoming, EPOCH, steps),
             TcpLink(outgoing, EPOCH, steps),
@@ -46,12 +46,15 @@ class Master:
             fail=lambda _epoch, what: pytest.fail(what),
         )
         self._thread = threading.Thread(target=self.loop.run)
-        self._pipeline.start()
+        self.pipeline.start()
         self._thread.start()
+
+    def send(self, step: Step) -> None:
+        self._sending.sendall(encode_step(step, EPOCH))
 
     def run(self, step: Step) -> list[int]:
         """The token ids that were sampled."""
-        self._sending.sendall(encode_step(step, EPOCH))
+        self.send(step)
         while True:
             header = decode_header(self._read(HEADER_BYTES), EPOCH, self._results)
             body = self._read(header.body_bytes)
@@ -64,7 +67,7 @@ class Master:
     def end(self) -> None:
         self.loop.inbox.put(Stop())
         self._thread.join(10)
-        self._pipeline.close()
+        self.pipeline.close()
         self._sending.close()
         self._receiving.close()
 
@@ -79,6 +82,28 @@ def master(small_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maste
     )
     yield master
     master.end()
+
+
+def test_a_step_that_outlives_its_epoch_is_stuck_only_after_a_while(
+    master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute_loop, "STUCK_AFTER_S", 0.3)
+    began, end = threading.Event(), threading.Event()
+
+    def long_step(*_: object) -> None:
+        began.set()
+        end.wait(10)
+
+    monkeypatch.setattr(master.loop, "_answer", long_step)
+    master.send(Step(1, (), []))
+    assert began.wait(5)
+    time.sleep(0.6)
+    assert not master.loop.stuck()  # the epoch is in force: for the master to judge
+    master.pipeline.halt()
+    assert not master.loop.stuck()
+    wait_for(master.loop.stuck, 5, "stuck")
+    end.set()
+    wait_for(lambda: not master.loop.stuck(), 5, "turning again")
 
 
 def test_freed_memory_is_given_back_once_when_it_has_been_idle(master: Master) -> None:
