@@ -48,6 +48,8 @@ def _kind(name: str, rules: Mapping[str, Any]) -> Any:
     bounds: dict[str, Any] = {
         word: rules[bound] for bound, word in _BOUNDS.items() if bound in rules
     }
+    if rules["type"] == "array":
+        bounds["fail_fast"] = True
     if rules["type"] == "number":
         bounds["allow_inf_nan"] = False
     kind = Annotated[kind, Field(description=rules.get("description"), **bounds)]

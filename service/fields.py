@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from service.error_body import ApiError, shown_value
+
+# pydantic makes a fault of each unknown field, and a million of those cost seconds.
+MAX_KEYS = 1024
 
 
 class Fields(BaseModel):
     """Base of the request models: unknown fields are refused, strings are not taken as numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, document: Any) -> Any:
+        if isinstance(document, Mapping) and len(document) > MAX_KEYS:
+            raise ValueError(f"{len(document)} fields, where at most {MAX_KEYS} are allowed")
+        return document
 
 
 Kind = TypeVar("Kind", bound=Fields)
