@@ -232,7 +232,8 @@ def _cluster_logs_hint(stack_file: StackFile) -> str:
     selector = f"app.kubernetes.io/instance={deployment.deployment_name}"
     return (
         f"stack {stack_file.stack} is in clusters; read its logs with: "
-        f"kubectl logs -n {deployment.namespace} -l {selector} --all-containers --prefix -f "
+        f"kubectl logs -n {deployment.namespace} -l {selector} --all-containers --prefix "
+        "-f --max-log-requests 100 "
         f"(blocks: -n {deployment.namespaces.blocks}, public API: "
         f"-n {deployment.namespaces.inference_server})"
     )

@@ -13,7 +13,7 @@ from kubernetes.utils.quantity import parse_quantity
 from infra.cluster_client import REQUEST_TIMEOUT, ClusterClient
 from infra.finding import Finding
 from infra.labels import HOSTNAME, INSTANCE
-from infra.rank_pod import GPU
+from infra.rank_pod import GPU, MASTER_CORES, MASTER_MEMORY
 from infra.stack_config import DeploymentConfig, RankParams
 
 _FORBIDDEN, _NOT_FOUND = 403, 404
@@ -110,6 +110,9 @@ def _shortages(
         "cpu": sum((Decimal(str(params.cpu or 0)) for params in placed), Decimal(0)),
         "memory": Decimal(sum(params.memory or 0 for params in placed)),
     }
+    if any(params.rank == 0 for params in placed):
+        asked["cpu"] += Decimal(str(MASTER_CORES))
+        asked["memory"] += MASTER_MEMORY
     if deployment.gpu_pinning == "resource":
         asked[GPU] = Decimal(len(placed))
     allocatable = {

@@ -11,7 +11,7 @@ from typing import Any
 from kubernetes import client
 
 from infra.cluster_client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
-from infra.cluster_deployment import rank_clusters
+from infra.cluster_deployment import rank_clusters, stack_places
 from infra.labels import (
     COMPONENT,
     INFERENCE_SERVER,
@@ -105,10 +105,11 @@ def render_cluster_status(status: ClusterStatus) -> str:
 def _pods_of(cluster: ClusterClient, deployment: DeploymentConfig) -> list[PodStatus]:
     selector = f"{INSTANCE}={deployment.deployment_name},{MANAGED_BY}={PROJECT}"
     core = client.CoreV1Api(cluster.api)
-    namespaces = [deployment.namespace, deployment.namespaces.blocks]
     pods: list[PodStatus] = []
     # One after the other: the right to list the pods of every namespace is rarer than these.
-    for namespace in dict.fromkeys([*namespaces, deployment.namespaces.inference_server]):
+    for cluster_id, namespace in stack_places(deployment):
+        if cluster_id != cluster.cluster_id:
+            continue
         with cluster.asked_to(f"list pods in namespace {namespace}"):
             found = core.list_namespaced_pod(
                 namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT

@@ -14,7 +14,6 @@ _CORES = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m?)")
 _LAYERS = re.compile(r"([0-9]+)(?:-([0-9]+))?")
 _NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
-_NODE = re.compile(r"[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?")
 _IMAGE = re.compile(
     r"(?:[A-Za-z0-9.-]+(?::[0-9]+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
@@ -23,6 +22,9 @@ _ADDRESS = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?")
 _INTERFACE = re.compile(r"[^\s/]{1,15}")
 _DEVICES = re.compile(r"[0-9A-Za-z-]+(?:,[0-9A-Za-z-]+)*")
 _ORDINALS = re.compile(r"[0-9]+(?:,[0-9]+)*")
+_SUBDOMAIN = r"[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?"
+_NODE = re.compile(_SUBDOMAIN)
+_KEY = re.compile(rf"(?:{_SUBDOMAIN}/)?[A-Za-z0-9](?:[-._A-Za-z0-9]{{0,61}}[A-Za-z0-9])?")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -83,10 +85,11 @@ _TEXT = {"type": ["string", "integer"]}
 _LABEL_RULE = "must be a DNS-1123 label: lower case letters, digits and -, at most 63 characters"
 _NAME_RULE = _LABEL_RULE + ", starting with a letter (Services are named by it)"
 
-Integer = Annotated[int, BeforeValidator(_no_boolean)]
+NO_BOOLEAN = BeforeValidator(_no_boolean)
+Integer = Annotated[int, NO_BOOLEAN]
 Positive = Annotated[Integer, Field(ge=1)]
 WorldSize = Annotated[Integer, Field(ge=1, le=1024)]  # more layers than any model has
-Seconds = Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, le=30 * 24 * 3600)]
+Seconds = Annotated[float, NO_BOOLEAN, Field(gt=0, le=30 * 24 * 3600)]
 Window = Annotated[Integer, Field(ge=0, le=3600)]  # what an autoscaler's stabilisation takes
 Port = Annotated[Integer, Field(ge=1, le=65535)]
 Text = Annotated[str, WithJsonSchema(_TEXT)]
@@ -94,6 +97,16 @@ NonEmptyText = Annotated[str, Field(min_length=1), WithJsonSchema(_TEXT)]
 Name = Annotated[str, _matching(_NAME, _NAME_RULE, False), WithJsonSchema(_TEXT)]
 Label = Annotated[str, _matching(_LABEL, _LABEL_RULE, False), WithJsonSchema(_TEXT)]
 OptionalLabel = Annotated[str, _matching(_LABEL, _LABEL_RULE), WithJsonSchema(_TEXT)]
+Key = Annotated[
+    str,
+    _matching(_KEY, "must be a label's or taint's key, as in nvidia.com/gpu"),
+    WithJsonSchema(_TEXT),
+]
+ClassName = Annotated[
+    str,
+    _matching(_NODE, "must be a class's name: lower case letters, digits, - and ."),
+    WithJsonSchema(_TEXT),
+]
 Node = Annotated[
     str,
     _matching(_NODE, "must be a node's name: lower case letters, digits, - and ."),

@@ -9,6 +9,7 @@ from typing import Any
 
 from infra.block_policies import map_policies
 from infra.faults import MISSING, Fault, StackConfigError
+from infra.generation_config import GenerationConfig
 from infra.stack_config import DEPLOYMENT_KEY
 from infra.stack_file import parse_deployment
 from infra.stack_text import stack_text
@@ -135,10 +136,14 @@ def _basic_keys(spec: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
     settings, parameters = spec.get("initSettings", {}), spec.get("parameters", {})
     if "system_message" in settings:
         block["system_message"] = settings["system_message"]
-    if "generation_config" in parameters:
-        block["generation_config"] = parameters["generation_config"]
     ignored = [f"initSettings.{key}" for key in settings if key != "system_message"]
     ignored += [f"parameters.{key}" for key in parameters if key != "generation_config"]
+    if "generation_config" in parameters:
+        block["generation_config"] = config = parameters["generation_config"]
+        if isinstance(config, dict):
+            known = GenerationConfig.model_fields
+            block["generation_config"] = {key: config[key] for key in config if key in known}
+            ignored += [f"parameters.generation_config.{key}" for key in config if key not in known]
     ignored += [
         f"blockInitData.{key}" for key in spec.get("blockInitData", {}) if key != "model_split_id"
     ]

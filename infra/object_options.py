@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pulumi
@@ -68,4 +69,4 @@ def metadata(
 
 
 def _seconds(count: float) -> str:
-    return f"{count:.0f}s"
+    return f"{math.ceil(count)}s"

@@ -47,7 +47,9 @@ def diagnose(core: client.CoreV1Api, pod: Pod) -> Diagnosis:
     if pod.metadata.deletion_timestamp:
         return Diagnosis("is ending")
     if pod.status.phase == "Failed":
-        return Diagnosis(_joined("failed", pod.status.reason, pod.status.message))
+        delete = f"kubectl delete pod {pod.metadata.name} -n {pod.metadata.namespace}"
+        mend = f"it stays so until: {delete} && pulumi up --refresh"
+        return Diagnosis(_joined("failed", pod.status.reason, pod.status.message, mend))
     scheduled = _condition(pod, "PodScheduled")
     if scheduled and scheduled.status != "True":
         message = scheduled.message or scheduled.reason

@@ -122,7 +122,7 @@ def proxy_spec(
         component=block.component,
         labels=dict(block.labels),
         system_message=block.system_message,
-        generation_config=dict(block.generation_config),
+        generation_config=block.generation_config.model_dump(exclude_none=True),
         sessions=SessionsSpec(
             path=sessions_path,
             url=sessions_url,

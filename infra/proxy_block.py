@@ -224,6 +224,8 @@ class ProxyBlockTier(pulumi.ComponentResource):
             spec=policy.PodDisruptionBudgetSpecArgs(
                 # One at a time, the only one too: a node must be drainable.
                 max_unavailable=1,
+                # Else one that is not ready is never evicted.
+                unhealthy_pod_eviction_policy="AlwaysAllow",
                 selector=meta.LabelSelectorArgs(match_labels=self._selector),
             ),
             opts=self._options(),

@@ -29,8 +29,8 @@ HUB_TOKEN_FILE = "hub_token"  # noqa: S105 (a file's name)
 CACHE_FOLDER = "/var/cache/splitstack"
 GPU = "nvidia.com/gpu"
 CLAIM = "gpu"
-_MASTER_CORES = 1.0
-_MASTER_MEMORY = 2**30
+MASTER_CORES = 1.0
+MASTER_MEMORY = 2**30
 _CACHE = "model-cache"
 
 
@@ -128,8 +128,8 @@ def _master(deployment: DeploymentConfig, image: pulumi.Input[str], hub_token: b
         ports={"group": deployment.common_params.master_port, "http": MASTER_HTTP_PORT},
         # Ready is the whole group; without a stage the master lives and says what is missing.
         probes=http_probes(MASTER_HTTP_PORT, startup_s=deployment.common_params.load_timeout_s),
-        cpu=_MASTER_CORES,
-        memory=_MASTER_MEMORY,
+        cpu=MASTER_CORES,
+        memory=MASTER_MEMORY,
         # Images based on CUDA's ask for every GPU, and the master uses none.
         environment=_environment(deployment, hub_token) | {"NVIDIA_VISIBLE_DEVICES": "void"},
         mounts=_mounts(deployment, 0),
@@ -159,6 +159,8 @@ def _device_environment(deployment: DeploymentConfig, params: RankParams) -> dic
         "NVIDIA_VISIBLE_DEVICES": params.nvidia_visible_devices,
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
         "CUDA_VISIBLE_DEVICES": params.cuda_visible_devices or "0",
+        # As nvidia_visible_devices counts; by itself CUDA puts the fastest device first.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
 
 

@@ -148,14 +148,14 @@ class ModelCache(Section):
     """The existing claim."""
     size: types.Bytes | None = None
     """Size of each rank's own claim."""
-    storage_class: types.Text = ""
+    storage_class: types.ClassName = ""
     """Storage class of our own claims; empty: the cluster's default."""
 
 
 class Toleration(Section):
     """One toleration of the rank pods, as in Kubernetes."""
 
-    key: types.Text = ""
+    key: types.Key = ""
     """Taint key; empty with operator Exists: every taint."""
     operator: Literal["Equal", "Exists"] = "Equal"
     """How key and value are compared."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pulumi
 
+from infra.api_keys import wrong_entries
 from infra.faults import MISSING, Fault
 
 NAMESPACE = "splitstack"
@@ -60,19 +60,9 @@ def _faults(values: Mapping[str, str]) -> Iterator[Fault]:
         yield Fault(key, MISSING, f"is required: ranks prove it to one another; `{line}`")
     elif len(token.strip().encode()) < MINIMUM_TOKEN_BYTES:
         yield Fault(key, MISSING, f"must have at least {MINIMUM_TOKEN_BYTES} bytes; `{line}`")
-    if "api_keys" in values and not _is_key_list(values["api_keys"]):
+    for wrong in wrong_entries(values["api_keys"]) if "api_keys" in values else ():
         rule = 'must be a JSON list, as in [{"name": "me", "sha256": "<hex digest of the key>"}]'
-        yield Fault(f"{NAMESPACE}:api_keys", MISSING, rule)
-
-
-def _is_key_list(text: str) -> bool:
-    try:
-        keys = json.loads(text)
-    except ValueError:
-        return False
-    return isinstance(keys, list) and all(
-        isinstance(key, dict) and {"name", "sha256"} <= key.keys() for key in keys
-    )
+        yield Fault(f"{NAMESPACE}:api_keys", MISSING, f"{rule}:{wrong}")
 
 
 def _is_encrypted(key: str) -> bool:

@@ -142,6 +142,9 @@ def _visible_device_faults(path: str, params: RankParams) -> Iterator[Fault]:
         rule = 'must list devices by index or UUID, as in "0" or "0,1"'
         yield Fault(f"{path}.nvidia_visible_devices", params.nvidia_visible_devices, rule)
         return
+    if all(device.isdecimal() for device in devices) and devices != sorted(devices, key=int):
+        rule = "must list indices in ascending order: within a container they are numbered so"
+        yield Fault(f"{path}.nvidia_visible_devices", params.nvidia_visible_devices, rule)
     if len(set(devices)) < len(devices):
         rule = "lists a device twice"
         yield Fault(f"{path}.nvidia_visible_devices", params.nvidia_visible_devices, rule)
@@ -265,5 +268,11 @@ def _cache_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     cache = deployment.model_cache
     if cache.mode == "existing-claim" and not cache.claim_name:
         yield Fault("model_cache.claim_name", "", "is required with mode existing-claim")
+    if cache.mode == "existing-claim" and deployment.namespaces.create:
+        rule = (
+            f"existing-claim needs namespaces.create: false, and namespace {deployment.namespace}"
+            " made before: what this stack creates and destroys can hold no claim of yours"
+        )
+        yield Fault("model_cache.mode", cache.mode, rule)
     if cache.mode == "own-claim" and cache.size is None:
         yield Fault("model_cache.size", None, "is required with mode own-claim")

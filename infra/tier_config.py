@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from infra import field_types as types
+from infra.generation_config import GenerationConfig
 from infra.stack_section import Section
 from service.contract import (
     INFERENCE_PORT,
@@ -58,7 +59,7 @@ class ProxyBlock(Section):
     """Component that the block is an instance of."""
     system_message: types.Text = ""
     """System message of requests that bring none."""
-    generation_config: dict[str, Any] = Field(default_factory=dict)
+    generation_config: GenerationConfig = GenerationConfig()
     """Generation parameters of requests that bring none."""
     labels: dict[str, types.Text] = Field(default_factory=dict)
     """What selection queries pick blocks by."""
@@ -127,7 +128,7 @@ class SessionStore(Section):
     """With mode url, as in redis://host:6379/0; its password: splitstack:session_store_password."""
     size: types.Bytes | None = None
     """Size of a claim for histories, which goes with the stack; null: they go with their pod."""
-    storage_class: types.Text = ""
+    storage_class: types.ClassName = ""
     """Storage class of that claim; empty: the cluster's default."""
     cpu: types.Cores = 0.5
     """CPU cores of Valkey: request and limit."""
@@ -151,5 +152,5 @@ class Observability(Section):
     """Whether dashboard, alert rules and what is scraped are declared."""
     prometheus_operator: bool = False
     """PodMonitors and a PrometheusRule, for clusters with the operator; else annotated Services."""
-    dashboard_label: types.NonEmptyText = "grafana_dashboard"
+    dashboard_label: Annotated[types.Key, Field(min_length=1)] = "grafana_dashboard"
     """Label with the value 1 by which Grafana's sidecar finds the dashboard."""

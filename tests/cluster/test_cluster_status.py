@@ -95,6 +95,38 @@ def test_a_crash_with_the_end_of_its_log(control_plane):
         assert "  | " in render_cluster_status(status(mapping))
 
 
+def test_an_evicted_pod_with_what_mends_it(control_plane):
+    mapping = stack_mapping(control_plane, "evicted")
+    with applied(control_plane, mapping):
+        wait_for(lambda: rank(mapping, 1).ready, 60, "rank 1 ready")
+        with control_plane.client() as api:
+            failed = {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}
+            ready = [{"type": "Ready", "status": "False"}]
+            client.CoreV1Api(api).patch_namespaced_pod_status(
+                "evicted-rank-1", "evicted-splits", {"status": failed | {"conditions": ready}}
+            )
+        pod = with_reason(mapping, 1, "failed: Evicted: low on memory")
+        assert "kubectl delete pod evicted-rank-1 -n evicted-splits && pulumi up" in pod.reason
+
+
+def test_only_namespaces_that_the_stack_uses_are_asked_about(control_plane):
+    path = control_plane.kubeconfig_for("ranks-only")
+    with control_plane.client() as api:
+        client.CoreV1Api(api).create_namespace({"metadata": {"name": "narrow-splits"}})
+        rbac = client.RbacAuthorizationV1Api(api)
+        group = "rbac.authorization.k8s.io"
+        binding = {
+            "metadata": {"name": "ranks-only"},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "view"},
+            "subjects": [{"kind": "User", "name": "ranks-only", "apiGroup": group}],
+        }
+        rbac.create_namespaced_role_binding("narrow-splits", binding)
+    clusters = {"home": {"kubeconfig": str(path)}}
+    changes = {"proxy_blocks": [], "inference_server": {"enabled": False}}
+    mapping = stack_mapping(control_plane, "narrow", clusters=clusters, **changes)
+    wait_for(lambda: rank(mapping, 0).phase == "missing", 10, "the right to list")
+
+
 def test_a_node_that_does_not_exist(control_plane):
     ranks = [{"rank": 1, "node_id": "no-such-node"}]
     mapping = stack_mapping(control_plane, "nowhere", per_rank_params=ranks)

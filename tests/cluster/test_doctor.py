@@ -82,7 +82,6 @@ def test_objects_that_are_not_ours(control_plane, nodes):
             control_plane,
             "third",
             **shared | {"namespaces": shared["namespaces"] | {"create": False}},
-            **{"inference_server": {"enabled": False}} if False else {},
         )
         assert "configmaps/third-group in namespace first-splits exists" in " ".join(
             findings(third)
@@ -137,6 +136,10 @@ def test_more_than_a_node_has(control_plane, nodes):
     ranks = [{"rank": 0, "node_id": "doctor-gpu", "memory": "1Ti", "cpu": 500}]
     huge = stack_mapping(control_plane, "huge", nnodes=1, per_rank_params=ranks)
     assert [text.partition(" left of ")[2].split()[0] for text in findings(huge)] == ["32", "256.0"]
+    # Rank 0's pod has the master's container too.
+    ranks = [{"rank": 0, "node_id": "doctor-gpu", "memory": "4Gi", "cpu": 32}]
+    (text,) = findings(stack_mapping(control_plane, "full", nnodes=1, per_rank_params=ranks))
+    assert "32 cpu, and rank 0 asks for 33" in text
 
 
 def test_devices_that_no_driver_publishes(control_plane, nodes):

@@ -91,7 +91,9 @@ def matrix(folder: Path) -> Mapping[str, dict[str, Any]]:
         "4 ranks": stack(folder, nnodes=4),
         "stateful sets": stack(folder, workload="statefulset"),
         "existing claim": stack(
-            folder, model_cache={"mode": "existing-claim", "claim_name": "weights"}
+            folder,
+            model_cache={"mode": "existing-claim", "claim_name": "weights"},
+            namespaces={"create": False},
         ),
         "session store elsewhere": stack(
             folder, session_store={"mode": "url", "url": "redis://store.test:6379/0"}

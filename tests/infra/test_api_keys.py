@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from inference_server.api_keys import ApiKeys
-from infra.api_keys import FILE_VARIABLE, local_api_keys_file, make_api_key
+from inference_server.api_keys import ApiKey, ApiKeys, ApiKeysError
+from infra.api_keys import (
+    FILE_VARIABLE,
+    ApiKeyEntry,
+    local_api_keys_file,
+    make_api_key,
+    wrong_entries,
+)
 from infra.cli import app
 from infra.local_error import LocalStackError
 
@@ -25,6 +31,35 @@ def test_a_key_works_where_its_entry_is_listed(tmp_path: Path) -> None:
     assert (found.name, found.max_concurrent) == ("ann", 3)
     assert ApiKeys(path).find(other) is None
     assert key not in path.read_text()
+
+
+def test_an_entrys_rules_are_the_inference_servers() -> None:
+    ours, theirs = (kind.model_json_schema()["properties"] for kind in (ApiKeyEntry, ApiKey))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"sha256": "sk-a-key"}, "[0].sha256 String should match pattern"),
+        ({"name": ""}, "[0].name String should have at least 1 character"),
+        ({"max_concurent": 1}, "[0].max_concurent Extra inputs are not permitted"),
+        ({"tokens_per_minute": 0}, "[0].tokens_per_minute Input should be greater"),
+        ({}, "two entries have the same name"),
+    ],
+)
+def test_a_wrong_entry_is_told_without_its_values(
+    tmp_path: Path, change: dict[str, object], wrong: str
+) -> None:
+    entry = make_api_key("ann")[1] | change
+    entries = [entry, make_api_key("ann")[1]] if not change else [entry]
+    (told,) = wrong_entries(json.dumps(entries))
+    assert wrong in told
+    assert "sk-a-key" not in told
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps(entries))
+    with pytest.raises(ApiKeysError):
+        ApiKeys(path)
 
 
 def test_the_command_prints_the_entry_for_a_file_and_the_key_beside_it() -> None:

@@ -91,6 +91,17 @@ def test_what_is_not_taken_over_is_named_with_the_reason(named: str, reason: str
     assert len(warnings) == 9
 
 
+def test_a_generation_parameter_that_no_block_has_is_left_out_with_a_warning() -> None:
+    block = copy.deepcopy(BLOCK)
+    parameters = block["body"]["spec"]["values"]["parameters"]
+    parameters["generation_config"] = {"num_beams": 4, "top_k": 5}
+    deployment, warnings = imported(block)
+    assert deployment["proxy_blocks"][0]["generation_config"] == {"top_k": 5}
+    assert any(line.startswith("parameters.generation_config.num_beams: ") for line in warnings)
+    parameters["generation_config"] = [1]
+    assert "proxy_blocks[0].generation_config" in faults(block)
+
+
 def test_the_rest_of_the_stack_file_stays(tmp_path: Path) -> None:
     stack = phi(proxy_blocks=[{"block_id": "other"}, {"block_id": "chat-front", "cpu": 2}])
     stack |= {"encryptionsalt": "v1:x"}

@@ -58,7 +58,7 @@ def test_peers_are_pods_of_a_namespace(tmp_path):
                 },
                 "podSelector": {
                     "matchLabels": {
-                        INSTANCE: "small",
+                        "app.kubernetes.io/name": "splitstack",
                         "app.kubernetes.io/component": "inference-server",
                     }
                 },

@@ -116,7 +116,8 @@ def test_ranks_on_cpu(tmp_path):
     ],
 )
 def test_model_cache(tmp_path, cache, source):
-    program = run_program(stack(tmp_path, model_cache=cache))
+    create = cache["mode"] != "existing-claim"
+    program = run_program(stack(tmp_path, model_cache=cache, namespaces={"create": create}))
     volumes = {volume.pop("name"): volume for volume in rank_pod(program, 1)["volumes"]}
     assert volumes["model-cache"] == source
     mounts = {mount["name"]: mount for mount in stage(program, 1)["volumeMounts"]}

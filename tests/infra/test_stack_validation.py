@@ -60,13 +60,21 @@ def test_wrong_devices(visible, ordinal, told):
 
 
 def test_a_device_is_held_once():
-    same = gpu(1, nvidia_visible_devices="1,0", cuda_visible_devices="1")
+    same = gpu(1, nvidia_visible_devices="0,1", cuda_visible_devices="0")
     assert fault_lines(**pinned(gpu(0), same)) == [
-        "per_rank_params[1].nvidia_visible_devices = '1,0': "
+        "per_rank_params[1].nvidia_visible_devices = '0,1': "
         "rank 1 would hold device 0 of node node-1, which rank 0 holds"
     ]
     other_node = same | {"node_id": "node-2"}
     assert parsed(**pinned(gpu(0), other_node)).rank_params(1).physical_device == "0"
+
+
+def test_indices_of_devices_ascend():
+    """In a container they are numbered in that order, whatever order they were asked for in."""
+    (line,) = fault_lines(**pinned(gpu(0, nvidia_visible_devices="10,9", cuda_visible_devices="1")))
+    assert "nvidia_visible_devices = '10,9': must list indices in ascending order" in line
+    parsed(**pinned(gpu(0, nvidia_visible_devices="9,10", cuda_visible_devices="1")))
+    parsed(**pinned(gpu(0, nvidia_visible_devices="GPU-2,GPU-1", cuda_visible_devices="1")))
 
 
 def test_a_claimed_device_is_held_once():
@@ -151,7 +159,16 @@ def test_layers_cover_each_layer_once(layers, told):
          "proxy_blocks[1].block_id = 'b': is listed twice"),
         ({"proxy_blocks": [{"block_id": "b", "min_instances": 2}]},
          "proxy_blocks[0].max_instances = 1: must be at least min_instances (2)"),
-        ({"model_cache": {"mode": "existing-claim"}}, "model_cache.claim_name = '': is required"),
+        ({"model_cache": {"mode": "existing-claim"}, "namespaces": {"create": False}},
+         "model_cache.claim_name = '': is required"),
+        ({"model_cache": {"mode": "existing-claim", "claim_name": "weights"}},
+         "model_cache.mode = 'existing-claim': existing-claim needs namespaces.create: false"),
+        ({"proxy_blocks": [{"block_id": "b", "generation_config": {"temprature": 1}}]},
+         "proxy_blocks[0].generation_config.temprature = 1: "),
+        ({"proxy_blocks": [{"block_id": "b", "generation_config": {"top_p": 2}}]},
+         "proxy_blocks[0].generation_config.top_p = 2: "),
+        ({"tolerations": [{"key": "a b!", "operator": "Exists"}]},
+         "tolerations[0].key = 'a b!': must be a label's or taint's key"),
         ({"model_cache": {"mode": "own-claim"}}, "model_cache.size = None: is required"),
         ({"tolerations": [{"value": "x"}]}, "tolerations[0].key = '': is required"),
         ({"common_params": {"model_name": "m", "master_port": 8080}},
