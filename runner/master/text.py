@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,14 @@ _DEFAULT_PARAMETERS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "r
 class ModelText:
     """What lies beside the API because stages know token ids only.
 
+    `longest_token` is in characters: a text of n times as many has at least n tokens. Byte-level
+    pieces have a character for each byte, so they are never shorter than their text.
     `chat_template` is None for a base model. `generation_defaults` are the sampling values of the
     model's generation_config.json, those that it sets.
     """
 
     tokenizer: Tokenizer
+    longest_token: int
     token_bytes: TokenBytes
     chat_template: ChatTemplate | None
     eos_ids: tuple[int, ...]
@@ -60,6 +62,7 @@ class ModelText:
         special_tokens = _special_tokens(folder)
         return cls(
             tokenizer=tokenizer,
+            longest_token=max(map(len, tokenizer.get_vocab()), default=1),
             token_bytes=TokenBytes(tokenizer),
             chat_template=_chat_template(folder, special_tokens),
             eos_ids=_eos_ids(folder, generation, special_tokens, tokenizer),
@@ -73,14 +76,6 @@ class ModelText:
     @property
     def vocabulary_size(self) -> int:
         return self.tokenizer.get_vocab_size()
-
-    @cached_property
-    def longest_token(self) -> int:
-        """Characters of the vocabulary's longest token: a text of n such has at least n tokens.
-
-        Byte-level pieces have a character for each byte, so they are never shorter than their text.
-        """
-        return max(map(len, self.tokenizer.get_vocab()), default=1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """All of `ids` as text, special tokens left out."""
