@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from inference_server.block import Block, known_ids
 from service.contract import BlockSpec
-from service.error_body import ApiError, shown_value
+from service.error_body import ApiError
+from service.shown_value import shown_value
 
 
 class BlockTable:

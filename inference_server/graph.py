@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from service.error_body import ApiError, shown_value
+from service.error_body import ApiError
+from service.shown_value import shown_value
 
 MAX_NODES = 64
 MAX_EDGES = 512

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from inference_server.variables import Variables, holds
-from service.error_body import ApiError, shown_value
+from service.error_body import ApiError
 from service.fields import Fields, parse
+from service.shown_value import shown_value
 
 PARAM = "selection_query"
 AIOS_PATH = ("body", "values", "rankingPolicyRule", "values", "parameters", "filterRule", "filter")

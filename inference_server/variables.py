@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.contract import BlockSpec
-from service.error_body import shown_value
+from service.shown_value import shown_value
 
 _ORDERED: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,

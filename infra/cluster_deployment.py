@@ -80,3 +80,8 @@ def stack_places(deployment: DeploymentConfig) -> list[tuple[str, str]]:
     if deployment.inference_server.enabled:
         places.append((home, deployment.namespaces.inference_server))
     return list(dict.fromkeys(places))
+
+
+def namespaces_on(deployment: DeploymentConfig, cluster_id: str) -> list[str]:
+    """Those of a stack's places that are on one cluster."""
+    return [name for cluster, name in stack_places(deployment) if cluster == cluster_id]

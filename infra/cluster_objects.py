@@ -8,7 +8,7 @@ from typing import Any
 from kubernetes import client
 
 from infra.cluster_client import REQUEST_TIMEOUT, ClusterClient
-from infra.cluster_deployment import stack_places
+from infra.cluster_deployment import namespaces_on
 from infra.declared_objects import DeclaredObject
 from infra.finding import Finding
 from infra.labels import INSTANCE
@@ -51,7 +51,7 @@ def check_needed(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterat
 
 def _needed(cluster_id: str, deployment: DeploymentConfig) -> Iterator[tuple[str, str, str]]:
     """(what, path, the stack file's key) of each."""
-    places = [name for where, name in stack_places(deployment) if where == cluster_id]
+    places = namespaces_on(deployment, cluster_id)
     if not deployment.namespaces.create:
         for name in places:
             yield f"namespace {name}", f"/api/v1/namespaces/{name}", "namespaces.create is false"

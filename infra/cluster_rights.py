@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from kubernetes import client
 
 from infra.cluster_client import REQUEST_TIMEOUT, ClusterClient
-from infra.cluster_deployment import stack_places
+from infra.cluster_deployment import namespaces_on
 from infra.declared_objects import DeclaredObject
 from infra.finding import Finding, Level
 from infra.stack_config import DeploymentConfig
@@ -26,8 +26,7 @@ def check_rights(
         for group, resource, namespace in kinds:
             yield from _check(api, cluster, "fault", _VERBS, group, resource, namespace)
         yield from _check(api, cluster, "warning", ("list",), "", "nodes", "")
-        places = [name for where, name in stack_places(deployment) if where == cluster.cluster_id]
-        for namespace in places:
+        for namespace in namespaces_on(deployment, cluster.cluster_id):
             yield from _check(api, cluster, "warning", ("list",), "", "events", namespace)
             yield from _check(api, cluster, "warning", ("get",), "", "pods/log", namespace)
 

@@ -11,7 +11,7 @@ from typing import Any
 from kubernetes import client
 
 from infra.cluster_client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
-from infra.cluster_deployment import rank_clusters, stack_places
+from infra.cluster_deployment import namespaces_on, rank_clusters
 from infra.labels import (
     COMPONENT,
     INFERENCE_SERVER,
@@ -107,9 +107,7 @@ def _pods_of(cluster: ClusterClient, deployment: DeploymentConfig) -> list[PodSt
     core = client.CoreV1Api(cluster.api)
     pods: list[PodStatus] = []
     # One after the other: the right to list the pods of every namespace is rarer than these.
-    for cluster_id, namespace in stack_places(deployment):
-        if cluster_id != cluster.cluster_id:
-            continue
+    for namespace in namespaces_on(deployment, cluster.cluster_id):
         with cluster.asked_to(f"list pods in namespace {namespace}"):
             found = core.list_namespaced_pod(
                 namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT

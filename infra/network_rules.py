@@ -114,9 +114,8 @@ def _rank_master(deployment: DeploymentConfig) -> NetworkRule:
 
 def _proxy_blocks(deployment: DeploymentConfig) -> NetworkRule:
     ports = tuple(sorted({block.port for block in deployment.proxy_blocks}))
-    servers = deployment.namespaces.inference_server
     # Another stack's inference server that discovers blocks serves these too.
-    server = _any(servers, labels.INFERENCE_SERVER)
+    server = _any(deployment.namespaces.inference_server, labels.INFERENCE_SERVER)
     rank_0 = labels.selector(deployment, labels.RANK_COMPONENT, 0)
     egress = [Allowed((MASTER_HTTP_PORT,), (Peer(deployment.namespace, tuple(rank_0.items())),))]
     store = deployment.session_store

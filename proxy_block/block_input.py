@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from proxy_block import component
-from service.error_body import ApiError, shown_value
+from service.error_body import ApiError
 from service.fields import parse
+from service.shown_value import shown_value
 
 CHAT: Final = "chat"
 COMPLETIONS: Final = "completions"

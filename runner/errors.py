@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import reprlib
-
-# Of a list of millions only the beginning is made into text.
-_SHORT = reprlib.Repr()
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 16
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+from service.shown_value import shown_value
 
 
 class RunnerError(Exception):
@@ -19,10 +14,7 @@ class InvalidField(RunnerError):
 
     def __init__(self, field: str, value: object, rule: str) -> None:
         self.field, self.value, self.rule = field, value, rule
-        shown = repr(value[:80]) if isinstance(value, str) else _SHORT.repr(value)
-        if len(shown) > 80:
-            shown = shown[:77] + "..."
-        super().__init__(f"{field} = {shown}: {rule}")
+        super().__init__(f"{field} = {shown_value(value)}: {rule}")
 
 
 class PromptTooLong(InvalidField):

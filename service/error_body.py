@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +15,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from service.request_id import current_request_id
+from service.shown_value import shown_value
 
-MAX_SHOWN_VALUE = 80
 # Nobody reads it; the metrics count it under the number that many proxies use.
 CLIENT_LEFT = 499
 _NOT_GIVEN: Any = object()
-_shorten = reprlib.Repr()
-_shorten.maxstring = _shorten.maxother = MAX_SHOWN_VALUE
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -81,15 +78,6 @@ def error_response(
     """`param` is the path of the field at fault, `value` what was sent there (shown cut short)."""
     body = error_body(status, message, param=param, code=code, value=value)
     return JSONResponse(body, status, headers=headers)
-
-
-def shown_value(value: Any) -> str:
-    """`value` as an error shows it: its repr, cut to MAX_SHOWN_VALUE characters.
-
-    reprlib, because a body may hold megabytes or be nested as deep as the parser allows.
-    """
-    shown = _shorten.repr(value)
-    return shown if len(shown) <= MAX_SHOWN_VALUE else shown[: MAX_SHOWN_VALUE - 3] + "..."
 
 
 def install_error_handlers(app: Starlette) -> None:

@@ -12,11 +12,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.deadline import LAST_SEND_S
 from service.disconnect import until_disconnected
 from service.error_body import error_body
 from service.upstream import Answer, Upstream
-
-LAST_SEND_S = 5.0
 
 
 async def relay(
@@ -58,7 +57,6 @@ class RelayedStream(Response):
         await send(_part(self._answer.content))
         last = _part(await self._pass_on(send), more=False)
         await self._answer.rest.aclose()
-        # Past the deadline nobody waits for a client that does not read.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_SEND_S):
                 await send(last)

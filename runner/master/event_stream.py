@@ -13,11 +13,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from runner.master.failure import failure_body
-from service.deadline import remaining_s
+from service.deadline import LAST_SEND_S, remaining_s
 from service.disconnect import until_disconnected
 
-# Past a request's deadline nobody waits longer for a client that does not read.
-LAST_SEND_S = 5.0
 Events = AsyncGenerator[dict[str, Any], None]
 # json.dumps with arguments makes an encoder at each call.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))

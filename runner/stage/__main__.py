@@ -39,14 +39,11 @@ def main() -> int:
         from runner.stage.serving import load_stage
 
         compute = load_stage(spec, rank, control)
-    except (ModelUnavailable, UnsupportedModel) as error:
+    except RunnerError as error:
         logger.error("%s", error)
         control.report_load_failure(str(error))
-        return 2  # trying again would not help
-    except RunnerError as error:  # no memory now: there may be some later
-        logger.error("%s", error)
-        control.report_load_failure(str(error))
-        return 1
+        # Of these trying again would not mend any; of memory there may be more later.
+        return 2 if isinstance(error, ModelUnavailable | UnsupportedModel) else 1
     except Exception as error:  # whatever a broken checkpoint makes of its reader
         logger.exception("the weights cannot be loaded")
         control.report_load_failure(f"{type(error).__name__}: {error}"[:500])

@@ -60,8 +60,8 @@ class Pipeline:
         self.epoch = epoch
         self._incoming, self._outgoing = incoming, outgoing
         self._deliver, self._fail = deliver, fail
-        self._halted, self._closed = threading.Event(), threading.Event()
         self.halted_at: float | None = None
+        self._closed = threading.Event()
         self._free: SimpleQueue[Slot | None] = SimpleQueue()
         for _ in range(depth):
             self._free.put(Slot(limits))
@@ -78,7 +78,7 @@ class Pipeline:
 
     @property
     def open(self) -> bool:
-        return not self._halted.is_set()
+        return self.halted_at is None
 
     def start(self) -> None:
         for thread in self._threads:
@@ -109,7 +109,6 @@ class Pipeline:
         make the neighbours report a fault of theirs before the true one is told."""
         if self.halted_at is None:
             self.halted_at = time.monotonic()
-        self._halted.set()
 
     def close(self) -> None:
         """Shut both links and let the threads end; safe to call twice and from any thread."""

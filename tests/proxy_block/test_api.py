@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from service.contract import ProxySpec
-from service.relay import LAST_SEND_S
+from service.deadline import LAST_SEND_S
 from tests.service.small_upstream import DEPLOYMENT, MODEL, SmallUpstream
 from tests.service.tier_process import TierProcess
 from tests.waiting import wait_for
