@@ -1,0 +1,40 @@
+"""What the HTTP surfaces say of themselves: OpenAPI documents, component.json, routes.
+
+Clients are made from the documents, and AIOS reads component.json.
+"""
+
+from __future__ import annotations
+
+import httpx
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from runner.master.api import create_app
+from runner.stage.health import health_app
+from tests.goldens.recorded_file import check_recorded
+
+
+def test_the_proxy_blocks_documents(proxy: str) -> None:
+    for name in ("openapi", "component"):
+        document = httpx.get(f"{proxy}/{name}.json").raise_for_status().json()
+        check_recorded(f"{name}-proxy-block", document)
+
+
+def test_the_inference_servers_document(server: str) -> None:
+    document = httpx.get(f"{server}/openapi.json").raise_for_status().json()
+    check_recorded("openapi-inference-server", document)
+
+
+def test_the_ranks_routes() -> None:
+    """These have no document of their own."""
+    stage = health_app(lambda: "", lambda: "", CollectorRegistry())
+    # The routes are there before a request needs the service.
+    master = create_app(None)  # type: ignore[arg-type]
+    check_recorded("routes", {"master": routes(master), "stage": routes(stage)})
+
+
+def routes(app: Starlette) -> list[str]:
+    found = [route for route in app.routes if isinstance(route, Route)]
+    assert len(found) == len(app.routes)
+    return sorted(f"{route.path} {','.join(sorted(route.methods or ()))}" for route in found)
