@@ -17,8 +17,10 @@ def outcome(answer: httpx.Response) -> Any:
         error = answer.json()["error"]
     except (ValueError, KeyError, TypeError):
         return {"status": answer.status_code, "body": "no error body"}
-    found = {"status": answer.status_code}
+    found: dict[str, Any] = {"status": answer.status_code}
     found |= {name: error.get(name) for name in ("type", "code", "param")}
     found["has_value"] = "value" in error
     found |= {name: answer.headers[name] for name in _HEADERS if name in answer.headers}
+    if "allow" in found:  # comes out of a set
+        found["allow"] = ", ".join(sorted(found["allow"].split(", ")))
     return found

@@ -216,6 +216,7 @@ INPUTS: list[Any] = [
     [["a"], [5]],
     [[["too deep"]]],
     {"message": "refuse"},
+    {"message": "die"},
 ]
 ENVELOPES: list[dict[str, Any]] = [
     {"session_id": ""},
@@ -298,6 +299,7 @@ def test_the_proxy_block(proxy: str) -> None:
     check_recorded("errors-proxy-block", found)
 
 
+FILES: list[dict[str, Any]] = [{"files": []}, {"file": "x"}]
 GRAPHS: list[Any] = [
     {},
     None,
@@ -378,7 +380,7 @@ def test_the_inference_server(server: str) -> None:
             chat = {"model": model, "messages": [USER]}
             name = f"chat, model {short(model)}"
             found[name] = ask(client, "/v1/chat/completions", json=chat)
-        for number, files in enumerate(({"files": []}, {"file": "x"})):
+        for number, files in enumerate(FILES):
             body = question({"message": "x"} | files, 50_000 + number, model=BLOCK)
             found[f"{path}, data with {short(files)}"] = ask(client, path, json=body)
         body = question({"message": "refuse"}, 60_000, model=BLOCK, graph={BLOCK: ["block-2"]})
