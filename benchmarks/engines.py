@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from service.contract import GroupSpec, RankSpec, render
+from contract.specs import GroupSpec, RankSpec, render
 
 READY_LIMIT_S = 300.0
 HERE = Path(__file__).parent

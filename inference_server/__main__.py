@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from contract.specs import InferenceServerSpec, SpecError, load
 from inference_server.api import build_app
 from inference_server.api_keys import ApiKeys, ApiKeysError
 from inference_server.request_log import RequestLog, RequestLogError
-from service.contract import InferenceServerSpec, SpecError, load
-from service.drain import EXIT_USAGE, serve
-from service.log_format import configure_logging
+from web.logs import configure_logging
+from web.serve import EXIT_USAGE, serve
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from inference_server.api_keys import ApiKey, ApiKeys
 from inference_server.key_limits import KeyUse
-from service.error_body import ApiError
+from web.errors import ApiError
 
 # The page asks for the key itself; probes and Prometheus have none.
 PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/openapi.json"})

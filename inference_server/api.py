@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from contract.specs import InferenceServerSpec
 from inference_server.access import Access
 from inference_server.api_keys import ApiKeys
 from inference_server.block_table import BlockTable
@@ -23,9 +24,8 @@ from inference_server.page_files import page_routes
 from inference_server.pipeline_api import PipelineApi
 from inference_server.request_log import RequestLog
 from inference_server.server import InferenceServer
-from service.contract import InferenceServerSpec
-from service.error_body import install_error_handlers
-from service.metrics import RequestMetrics, metrics_endpoint
+from web.errors import install_error_handlers
+from web.metrics import RequestMetrics, metrics_endpoint
 
 
 def build_app(

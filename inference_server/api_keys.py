@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from service.fields import Fields
+from web.fields import Fields
 
 CHECK_INTERVAL_S = 1.0
 log = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 
+from contract.specs import BlockSpec
 from inference_server.replica import Replica
-from service.contract import BlockSpec
-from service.error_body import ApiError
-from service.remembered import Remembered
-from service.upstream import Answer, UpstreamError
+from web.errors import ApiError
+from web.remembered import Remembered
+from web.upstream import Answer, UpstreamError
 
 DRAINING = "draining"
 # A URL may stand for several instances (a Service): the second attempt may reach another one.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+from contract.faults import shown_value
+from contract.specs import BlockSpec
 from inference_server.block import Block, known_ids
-from service.contract import BlockSpec
-from service.error_body import ApiError
-from service.shown_value import shown_value
+from web.errors import ApiError
 
 
 class BlockTable:

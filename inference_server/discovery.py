@@ -16,9 +16,9 @@ from typing import Any
 
 from kubernetes_asyncio import client, config
 
+from contract.specs import BlockSpec
 from inference_server.block_table import BlockTable
 from inference_server.followed import Followed
-from service.contract import BlockSpec
 
 SELECTOR = "app.kubernetes.io/component=proxy-block"
 BLOCK_ID = "splitstack.dev/block-id"

@@ -13,8 +13,8 @@ from inference_server.access import Caller
 from inference_server.block import Block
 from inference_server.replica import Replica
 from inference_server.request_log import MAX_TEXT, LogRow, RequestLog
-from service.error_body import ApiError
-from service.upstream import Answer
+from web.errors import ApiError
+from web.upstream import Answer
 
 OK, FAILED, CANCELLED = "ok", "failed", "cancelled"
 TOO_LATE = "deadline_exceeded"

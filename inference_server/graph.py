@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from service.error_body import ApiError
-from service.shown_value import shown_value
+from contract.faults import shown_value
+from web.errors import ApiError
 
 MAX_NODES = 64
 MAX_EDGES = 512

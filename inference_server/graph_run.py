@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from inference_server.graph import Graph
-from service.error_body import ApiError
+from web.errors import ApiError
 
 Data = dict[str, Any] | list[Any] | str
 AskNode = Callable[[str, Data], Awaitable[Data]]

@@ -18,10 +18,10 @@ from inference_server.graph_run import Data, NodeFailed, run_graph
 from inference_server.infer_request import InferRequest, parse_infer_request
 from inference_server.selection_query import parse_selection_query
 from inference_server.server import InferenceServer
-from service import deadline
-from service.body import read_json_object
-from service.disconnect import until_disconnected
-from service.error_body import ApiError
+from web import deadline
+from web.body import read_json_object
+from web.disconnect import until_disconnected
+from web.errors import ApiError
 
 INFER_PATH = "/v1/infer"
 

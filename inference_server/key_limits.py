@@ -6,7 +6,7 @@ import math
 import time
 
 from inference_server.api_keys import ApiKey
-from service.error_body import ApiError
+from web.errors import ApiError
 
 MINUTE_S = 60.0
 

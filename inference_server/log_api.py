@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from inference_server.request_log import Column, RequestLog, RequestLogError
-from service.error_body import ApiError
+from web.errors import ApiError
 
 _COLUMNS: dict[str, Column] = {
     "request": "request_id",

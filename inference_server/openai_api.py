@@ -17,11 +17,11 @@ from inference_server.block import Block
 from inference_server.exchange import CANCELLED, FAILED, OK, Exchange
 from inference_server.server import InferenceServer
 from inference_server.stream_meter import StreamMeter, asks_usage, with_usage
-from service.body import read_json_object
-from service.disconnect import until_disconnected
-from service.error_body import ApiError
-from service.relay import RelayedStream
-from service.upstream import Answer
+from web.body import read_json_object
+from web.disconnect import until_disconnected
+from web.errors import ApiError
+from web.relay import RelayedStream
+from web.upstream import Answer
 
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
 MODEL_RULE = "must be a string that names a block or its model"

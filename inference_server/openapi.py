@@ -10,9 +10,9 @@ from starlette.routing import Route
 
 from inference_server.infer_request import InferRequest
 from inference_server.openai_api import MODEL_RULE
-from service.deadline import HEADER as TIMEOUT_HEADER
-from service.deadline import MAX_TIMEOUT_S
-from service.openapi import (
+from web.deadline import HEADER as TIMEOUT_HEADER
+from web.deadline import MAX_TIMEOUT_S
+from web.openapi import (
     ERROR_SCHEMA,
     READINESS_SCHEMA,
     error_answers,

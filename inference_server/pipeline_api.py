@@ -11,8 +11,8 @@ from starlette.routing import Route
 from inference_server.block import Block
 from inference_server.pipeline_feed import PipelineFeed
 from inference_server.server import InferenceServer
-from service.error_body import ApiError
-from service.live_events import LiveEvents
+from web.errors import ApiError
+from web.live_events import LiveEvents
 
 
 class PipelineApi:

@@ -7,8 +7,8 @@ import json
 from collections.abc import AsyncGenerator
 
 from inference_server.block import Block
-from service.error_body import ApiError
-from service.live_events import event
+from web.errors import ApiError
+from web.live_events import event
 
 TOPOLOGY_EVENTS = "/topology/events"
 AGAIN_S = 2.0

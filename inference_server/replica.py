@@ -7,7 +7,7 @@ import hashlib
 import math
 import time
 
-from service.upstream import Upstream
+from web.upstream import Upstream
 
 # A replica that failed a request is the last choice for this long.
 AVOIDED_S = 5.0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from inference_server.block import Block, known_ids
 from inference_server.selection_query import PARAM, Tree
 from inference_server.variables import Variables
-from service.error_body import ApiError
+from web.errors import ApiError
 
 MAX_SESSIONS = 10_000
 MAX_EXPLAINED = 10

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from contract.faults import shown_value
 from inference_server.variables import Variables, holds
-from service.error_body import ApiError
-from service.fields import Fields, parse
-from service.shown_value import shown_value
+from web.errors import ApiError
+from web.fields import Fields, parse
 
 PARAM = "selection_query"
 AIOS_PATH = ("body", "values", "rankingPolicyRule", "values", "parameters", "filterRule", "filter")

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from service.contract import BlockSpec
-from service.shown_value import shown_value
+from contract.faults import shown_value
+from contract.specs import BlockSpec
 
 _ORDERED: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from contract.specs import INFERENCE_PORT, MASTER_HTTP_PORT
 from infra.layer_plan import RankPlan
 from infra.process_specs import Addresses, StagePorts
 from infra.stack_config import DeploymentConfig, RankParams
 from infra.stack_plan import StackPlan, plan_stack
-from service.contract import INFERENCE_PORT, MASTER_HTTP_PORT
 
 # What a rank asks for where the stack file says nothing.
 _RANK_CORES = 2.0

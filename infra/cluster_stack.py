@@ -8,6 +8,7 @@ from typing import Any
 
 import pulumi
 
+from contract.specs import GroupSpec, spec_hash
 from infra.cluster_deployment import addresses, plan_on_clusters, rank_clusters
 from infra.curl_line import curl_line
 from infra.faults import MISSING, Fault, StackConfigError
@@ -19,7 +20,6 @@ from infra.stack_config import DEPLOYMENT_KEY, DeploymentConfig
 from infra.stack_file import parse_deployment
 from infra.stack_plan import StackPlan
 from infra.stack_secrets import NAMESPACE, StackSecrets, read_secrets, secret_outputs
-from service.contract import GroupSpec, spec_hash
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pulumi_kubernetes.core import v1 as core
 from pulumi_kubernetes.meta import v1 as meta
 from pulumi_kubernetes.rbac import v1 as rbac
 
+from contract.specs import INFERENCE_PORT, InferenceServerSpec, render
 from infra import labels
 from infra.object_options import SKIP_AWAIT, metadata, object_options
 from infra.pod_spec import (
@@ -26,7 +27,6 @@ from infra.pod_spec import (
 from infra.process_specs import Addresses, inference_server_spec
 from infra.stack_config import DeploymentConfig
 from infra.tier_deployment import QUIET_S, STARTUP_S, TierPods, tier_deployment
-from service.contract import INFERENCE_PORT, InferenceServerSpec, render
 
 SPEC_FILE = "inference_server.json"
 KEYS_FILE = "api_keys"

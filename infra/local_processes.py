@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from contract.specs import GroupSpec, InferenceServerSpec, ProxySpec, render
 from infra.api_keys import local_api_keys_file
 from infra.kept_process import ProcessDefinition
 from infra.local_deployment import stage_environment
@@ -17,7 +18,6 @@ from infra.process_specs import (
 )
 from infra.stack_config import DeploymentConfig
 from infra.stack_plan import StackPlan
-from service.contract import GroupSpec, InferenceServerSpec, ProxySpec, render
 
 # Light tiers start in seconds; a stage or the master may have weights or a tokenizer to fetch.
 LIGHT_STARTUP_S = 60.0

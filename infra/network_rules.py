@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from contract.specs import INFERENCE_PORT, MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
 from infra import labels
 from infra.cluster_deployment import rank_clusters, stack_places
 from infra.model_config import is_hub_id
 from infra.session_url import SESSION_STORE_PORT
 from infra.stack_config import DeploymentConfig
-from service.contract import INFERENCE_PORT, MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
 
 DNS_PORT = 53
 HTTPS_PORT = 443

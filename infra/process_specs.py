@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from infra.layer_plan import RankPlan
-from infra.stack_config import DeploymentConfig, RankParams
-from infra.tier_config import ProxyBlock
-from service.contract import (
+from contract.specs import (
     MASTER_HTTP_PORT,
     STAGE_DATA_PORT,
     STAGE_HEALTH_PORT,
@@ -19,6 +16,9 @@ from service.contract import (
     RankSpec,
     SessionsSpec,
 )
+from infra.layer_plan import RankPlan
+from infra.stack_config import DeploymentConfig, RankParams
+from infra.tier_config import ProxyBlock
 
 # A request in the block protocol's envelope, or with the usage asked for, is a little larger.
 ADDED_BODY_BYTES = 64 * 1024

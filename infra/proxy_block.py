@@ -12,6 +12,7 @@ from pulumi_kubernetes.core import v1 as core
 from pulumi_kubernetes.meta import v1 as meta
 from pulumi_kubernetes.policy import v1 as policy
 
+from contract.specs import ProxySpec, render
 from infra import labels
 from infra.object_options import SKIP_AWAIT, metadata, object_options
 from infra.pod_spec import (
@@ -32,7 +33,6 @@ from infra.session_url import session_url
 from infra.stack_config import DeploymentConfig
 from infra.tier_config import ProxyBlock
 from infra.tier_deployment import QUIET_S, STARTUP_S, TierPods, tier_deployment
-from service.contract import ProxySpec, render
 
 # The inference server finds blocks by these.
 BLOCK_ID_ANNOTATION = "splitstack.dev/block-id"

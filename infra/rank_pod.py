@@ -5,6 +5,7 @@ from __future__ import annotations
 import pulumi
 from pulumi_kubernetes.core import v1 as core
 
+from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
 from infra.labels import RANK_COMPONENT
 from infra.pod_spec import (
     SECRET_FOLDER,
@@ -21,7 +22,6 @@ from infra.pod_spec import (
     secret_mount,
 )
 from infra.stack_config import DeploymentConfig, RankParams
-from service.contract import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
 
 SPEC_FILE = "group.json"
 GROUP_TOKEN_FILE = "group_token"  # noqa: S105 (a file's name)

@@ -13,6 +13,7 @@ from pulumi_kubernetes.core import v1 as core
 from pulumi_kubernetes.meta import v1 as meta
 from pulumi_kubernetes.resource import v1 as devices
 
+from contract.specs import MASTER_HTTP_PORT, GroupSpec, render, spec_hash
 from infra import rank_pod
 from infra.cluster_deployment import rank_clusters
 from infra.labels import RANK_COMPONENT, RANK_MASTER, selector
@@ -25,7 +26,6 @@ from infra.object_options import (
 )
 from infra.stack_config import DeploymentConfig, RankParams
 from infra.stack_secrets import StackSecrets
-from service.contract import MASTER_HTTP_PORT, GroupSpec, render, spec_hash
 
 # https://github.com/kubernetes-sigs/dra-driver-nvidia-gpu
 _DEVICE_CLASS = "gpu.nvidia.com"

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from contract.specs import RANK_MASTER_PORT, GroupSpec
 from infra import field_types as types
 from infra.stack_section import Section
 from infra.tier_config import (
@@ -19,7 +20,6 @@ from infra.tier_config import (
     ProxyBlock,
     SessionStore,
 )
-from service.contract import RANK_MASTER_PORT, GroupSpec
 
 DEPLOYMENT_KEY = "splitstack:deployment"
 GpuPinning = Literal["visible-devices", "resource", "dra", "none"]

@@ -11,7 +11,7 @@ from infra.api_keys import wrong_entries
 from infra.faults import MISSING, Fault
 
 NAMESPACE = "splitstack"
-# As in `service.contract.read_token`, which refuses a shorter one.
+# As in `contract.specs.read_token`, which refuses a shorter one.
 MINIMUM_TOKEN_BYTES = 16
 _SET_LINES = {
     "group_token": "pulumi config set --secret splitstack:group_token $(openssl rand -hex 32)",

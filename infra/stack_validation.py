@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
 from infra.faults import MISSING, Fault
 from infra.image_names import registry_of
 from infra.stack_config import DeploymentConfig, RankParams
 from infra.tier_validation import cluster_tier_faults, tier_faults
-from service.contract import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
 
 NAME_LIMIT = 63
 _TAKEN_PORTS = {

@@ -6,10 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from infra import field_types as types
-from infra.generation_config import GenerationConfig
-from infra.stack_section import Section
-from service.contract import (
+from contract.specs import (
     INFERENCE_PORT,
     LARGEST_BODY_BYTES,
     PROXY_PORT,
@@ -17,6 +14,9 @@ from service.contract import (
     ProxySpec,
     SessionsSpec,
 )
+from infra import field_types as types
+from infra.generation_config import GenerationConfig
+from infra.stack_section import Section
 
 
 class Sessions(Section):

@@ -6,15 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from contract.specs import ProxySpec, SpecError, load
 from proxy_block.api import build_app
 from proxy_block.generation_config import parse_generation_config
 from proxy_block.redis_store import RedisStore
 from proxy_block.session_store import SessionStore, StoreUnavailable
 from proxy_block.sqlite_store import SqliteStore
-from service.contract import ProxySpec, SpecError, load
-from service.drain import EXIT_USAGE, serve
-from service.error_body import ApiError
-from service.log_format import configure_logging
+from web.errors import ApiError
+from web.logs import configure_logging
+from web.serve import EXIT_USAGE, serve
 
 
 def main() -> int:

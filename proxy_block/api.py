@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from contract.specs import ProxySpec
 from proxy_block.active_sessions import ActiveSessions
 from proxy_block.block_request import parse_block_request, parse_management_request
 from proxy_block.component import component_document
@@ -20,14 +21,13 @@ from proxy_block.conversation import Conversations
 from proxy_block.master import Master, UpstreamRefused
 from proxy_block.openapi import openapi_document
 from proxy_block.session_store import SessionStore, StoreUnavailable
-from service.body import read_json_object
-from service.contract import ProxySpec
-from service.disconnect import until_disconnected
-from service.error_body import error_response, install_error_handlers
-from service.live_events import LiveEvents
-from service.metrics import RequestMetrics, metrics_endpoint
-from service.relay import relay
-from service.upstream import Upstream
+from web.body import read_json_object
+from web.disconnect import until_disconnected
+from web.errors import error_response, install_error_handlers
+from web.live_events import LiveEvents
+from web.metrics import RequestMetrics, metrics_endpoint
+from web.relay import relay
+from web.upstream import Upstream
 
 # How long a request that got nothing yet waits for a master that died.
 MASTER_PATIENCE_S = 30.0

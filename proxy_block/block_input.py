@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
+from contract.faults import shown_value
 from proxy_block import component
-from service.error_body import ApiError
-from service.fields import parse
-from service.shown_value import shown_value
+from web.errors import ApiError
+from web.fields import parse
 
 CHAT: Final = "chat"
 COMPLETIONS: Final = "completions"

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from contract.specs import ProxySpec
 from proxy_block.protocol import fields_model
-from service.contract import ProxySpec
 
 COMPONENT: Final[dict[str, Any]] = json.loads(
     Path(__file__).with_name("component.json").read_text("utf-8")

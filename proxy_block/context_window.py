@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy_block.session import Turn
-from service.error_body import ApiError
-from service.remembered import Remembered
-from service.upstream import Answer, Upstream
+from web.errors import ApiError
+from web.remembered import Remembered
+from web.upstream import Answer, Upstream
 
 PROMPT_TOO_LONG = "context_length_exceeded"
 # Where nothing was counted: about what English text has.

@@ -15,8 +15,8 @@ from proxy_block.context_window import ContextWindow
 from proxy_block.master import Master, Reply, UpstreamRefused
 from proxy_block.session import SeqNoPassed, Session
 from proxy_block.session_store import SessionStore
-from service import deadline
-from service.error_body import ApiError
+from web import deadline
+from web.errors import ApiError
 
 # Completions of one batch that are asked at the same time.
 BATCH_PARALLEL = 8

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from proxy_block.component import GenerationConfig
-from service.fields import parse
+from web.fields import parse
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 

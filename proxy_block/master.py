@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from contract.specs import ProxySpec
 from proxy_block.block_input import Question
 from proxy_block.generation_config import openai_parameters
 from proxy_block.session import Turn
-from service.contract import ProxySpec
-from service.error_body import ApiError
-from service.upstream import Answer, Upstream
+from web.errors import ApiError
+from web.upstream import Answer, Upstream
 
 CHAT_PATH = "/v1/chat/completions"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from contract.specs import ProxySpec
 from proxy_block import component
 from proxy_block.input_schema import input_schemas
-from service.contract import ProxySpec
-from service.openapi import ERROR_SCHEMA, READINESS_SCHEMA, error_answers, json_answer, json_body
+from web.openapi import ERROR_SCHEMA, READINESS_SCHEMA, error_answers, json_answer, json_body
 
 _ERRORS = {
     400: "A field is wrong: the body names it, its value and the rule.",

@@ -14,9 +14,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import LockNotOwnedError, RedisError
 
+from contract.specs import SessionsSpec
 from proxy_block.session import Exchange, Session, from_text
 from proxy_block.session_store import StoreUnavailable
-from service.contract import SessionsSpec
 
 ANSWER_TIMEOUT_S = 2.0
 # Who finds all connections in use waits for one.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from service.contract import SessionsSpec
+from contract.specs import SessionsSpec
 
 
 class SeqNoPassed(Exception):

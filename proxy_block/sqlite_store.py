@@ -11,9 +11,9 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
+from contract.specs import SessionsSpec
 from proxy_block.session import Exchange, Session, from_text
 from proxy_block.session_store import StoreUnavailable
-from service.contract import SessionsSpec
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS session_record (

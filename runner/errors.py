@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.shown_value import shown_value
+from contract.faults import shown_value
 
 
 class RunnerError(Exception):

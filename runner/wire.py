@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from contract.specs import GroupSpec
 from runner.errors import ProtocolError
 from runner.sampling_parameters import MAX_LOGPROBS
 from runner.step import StageTime
-from service.contract import GroupSpec
 
 MAGIC = b"SPLS"
 VERSION = 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from contract.specs import INFERENCE_PORT, MASTER_HTTP_PORT, STAGE_HEALTH_PORT
 from infra import labels
 from infra.cluster_deployment import rank_clusters
 from infra.stack_config import DeploymentConfig
-from service.contract import INFERENCE_PORT, MASTER_HTTP_PORT, STAGE_HEALTH_PORT
 
 PATH = "/metrics"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
+from contract.specs import GroupSpec, SpecError, load, read_token
 from runner.errors import ModelUnavailable
 from runner.master.api import create_app
 from runner.master.engine import Engine
@@ -19,10 +20,9 @@ from runner.master.master_service import MasterService
 from runner.master.metrics import Metrics
 from runner.master.text import ModelText
 from runner.model_files import resolve_model
-from service.contract import GroupSpec, SpecError, load, read_token
-from service.drain import EXIT_USAGE, serve
-from service.listener import PortError, bind
-from service.log_format import configure_logging
+from web.listener import PortError, bind
+from web.logs import configure_logging
+from web.serve import EXIT_USAGE, serve
 
 
 def main(arguments: list[str] | None = None) -> int:

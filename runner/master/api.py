@@ -11,7 +11,7 @@ from starlette.routing import Route
 from runner.master import chat_api, completions_api, generate_api, state_api
 from runner.master.failure import install_failure_handlers
 from runner.master.master_service import MasterService
-from service.error_body import install_error_handlers
+from web.errors import install_error_handlers
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 

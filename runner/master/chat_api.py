@@ -18,8 +18,8 @@ from runner.master.openai_body import ChatBody
 from runner.master.request_body import parse_body
 from runner.master.text_generation import collect
 from runner.master.token_logprobs import chat_logprobs
-from service.body import read_json_object
-from service.disconnect import until_disconnected
+from web.body import read_json_object
+from web.disconnect import until_disconnected
 
 
 async def chat_completions(request: Request) -> Response:

@@ -20,8 +20,8 @@ from runner.master.openai_body import CompletionBody
 from runner.master.request_body import parse_body
 from runner.master.text_generation import collect
 from runner.master.token_logprobs import completion_logprobs
-from service.body import read_json_object
-from service.disconnect import until_disconnected
+from web.body import read_json_object
+from web.disconnect import until_disconnected
 
 _HEAD = ("text_completion", "cmpl")
 

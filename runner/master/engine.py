@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 
+from contract.specs import GroupSpec
 from runner.errors import (
     DeadlineExceeded,
     EngineFull,
@@ -23,7 +24,6 @@ from runner.master.request_ledger import OpenRequest, RequestLedger
 from runner.master.scheduler import Scheduler
 from runner.master.step_cost import StepCost
 from runner.step import Step, StepResult
-from service.contract import GroupSpec
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from contract.specs import GroupSpec, RankSpec
 from runner.master.formation import RankGroup, StageInfo
 from runner.master.step_cost import StageCost, StepCost
-from service.contract import GroupSpec, RankSpec
 
 
 @dataclass(frozen=True)

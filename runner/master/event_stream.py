@@ -13,8 +13,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from runner.master.failure import failure_body
-from service.deadline import LAST_SEND_S, remaining_s
-from service.disconnect import until_disconnected
+from web.deadline import LAST_SEND_S, remaining_s
+from web.disconnect import until_disconnected
 
 Events = AsyncGenerator[dict[str, Any], None]
 # json.dumps with arguments makes an encoder at each call.

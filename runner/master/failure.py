@@ -17,7 +17,7 @@ from runner.errors import (
     PromptTooLong,
     RunnerError,
 )
-from service.error_body import error_body, error_response
+from web.errors import error_body, error_response
 
 _log = logging.getLogger(__name__)
 NOT_SERVING_RETRY_AFTER_S = 1

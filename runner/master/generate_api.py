@@ -15,8 +15,8 @@ from runner.master.master_service import MasterService, service_of
 from runner.master.openai_answer import usage
 from runner.master.request_body import SamplingBody, parse_body
 from runner.master.text_generation import collect
-from service.body import read_json_object
-from service.disconnect import until_disconnected
+from web.body import read_json_object
+from web.disconnect import until_disconnected
 
 
 class GenerateBody(SamplingBody):

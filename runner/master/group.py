@@ -11,6 +11,7 @@ import logging
 import secrets
 from typing import Literal
 
+from contract.specs import GroupSpec, spec_hash
 from runner.connection import Proven, ProvingListener
 from runner.control_message import EpochFailed, Form, Formed, Leaving, Message, Released
 from runner.handshake import MASTER_RANK, NO_EPOCH, Hello, Role
@@ -19,9 +20,8 @@ from runner.master.membership import Member, Membership
 from runner.master.pipeline_ends import PipelineEnds
 from runner.step import Step, StepResult
 from runner.wire import Epoch, Limits
-from service.contract import GroupSpec, spec_hash
-from service.listener import bind
-from service.log_format import note_in_logs
+from web.listener import bind
+from web.logs import note_in_logs
 
 logger = logging.getLogger(__name__)
 

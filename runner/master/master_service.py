@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from contract.specs import GroupSpec
 from runner.errors import InvalidField, NotServing, PromptTooLong
 from runner.master.choice_text import TextRequest
 from runner.master.engine import Engine
@@ -21,8 +22,7 @@ from runner.master.request_body import SamplingBody
 from runner.master.text import ModelText
 from runner.master.text_generation import Pieces, merged, text_pieces
 from runner.sampling_parameters import SamplingParameters
-from service.contract import GroupSpec
-from service.deadline import remaining_s
+from web.deadline import remaining_s
 
 # Shorter texts are tokenized faster than a thread takes them over.
 _LONG_TEXT = 10_000

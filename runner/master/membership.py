@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from contract.specs import GroupSpec
 from runner.connection import PING_INTERVAL_S, SILENCE_LIMIT_S, Proven
 from runner.control_message import (
     ControlChannel,
@@ -23,7 +24,6 @@ from runner.control_message import (
 from runner.errors import ModelUnavailable, ProtocolError
 from runner.master.formation import StageInfo
 from runner.model_files import resolve_model
-from service.contract import GroupSpec
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from runner.master.master_service import MasterService, service_of
-from service.live_events import LiveEvents, event
+from web.live_events import LiveEvents, event
 
 # A watcher is told of changes no oftener, and hears of an idle pipeline no less often.
 CHANGE_S = 0.25

@@ -9,12 +9,12 @@ import signal
 import sys
 from pathlib import Path
 
+from contract.specs import GroupSpec, RankSpec, SpecError, load, read_token
 from runner.connection import AddressError
 from runner.errors import ModelUnavailable, RunnerError, UnsupportedModel
 from runner.stage.stage_process import ControlThread
-from service.contract import GroupSpec, RankSpec, SpecError, load, read_token
-from service.listener import PortError
-from service.log_format import configure_logging, note_in_logs
+from web.listener import PortError
+from web.logs import configure_logging, note_in_logs
 
 logger = logging.getLogger("runner.stage")
 

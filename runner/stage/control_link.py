@@ -10,11 +10,11 @@ import socket
 import time
 from collections.abc import Callable
 
+from contract.specs import GroupSpec, spec_hash
 from runner.connection import PING_INTERVAL_S, SILENCE_LIMIT_S, OccasionalLog, dial
 from runner.control_message import ControlChannel, Heartbeat, Join, Message, Refusal
 from runner.errors import ProtocolError
 from runner.handshake import NO_EPOCH, Hello, Role
-from service.contract import GroupSpec, spec_hash
 
 logger = logging.getLogger(__name__)
 

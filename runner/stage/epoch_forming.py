@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from contract.specs import GroupSpec, spec_hash
 from runner.connection import Proven, dial
 from runner.control_message import EpochFailed, Form, Formed, Message
 from runner.data_link import TcpLink
@@ -16,8 +17,7 @@ from runner.handshake import MASTER_RANK, Hello, Role
 from runner.master.formation import StageInfo
 from runner.stage.pipeline import NewEpoch, Pipeline
 from runner.wire import Epoch, Limits
-from service.contract import GroupSpec, spec_hash
-from service.log_format import note_in_logs
+from web.logs import note_in_logs
 
 if TYPE_CHECKING:
     from runner.stage.compute_loop import ComputeLoop

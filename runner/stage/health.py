@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service.metrics import metrics_response
+from web.metrics import metrics_response
 
 Check = Callable[[], str]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from contract.specs import GroupSpec, RankSpec
 from runner.errors import RunnerError
-from service.contract import GroupSpec, RankSpec
 
 RESERVED_BYTES = 1_000_000_000  # the interpreter, torch, activations
 CUDA_SHARE = 0.9  # of what is free once the weights are loaded

@@ -9,6 +9,7 @@ import time
 
 import torch
 
+from contract.specs import GroupSpec, RankSpec
 from runner.master.formation import StageInfo
 from runner.model_files import resolve_model
 from runner.stage.compute_loop import ComputeLoop
@@ -16,7 +17,6 @@ from runner.stage.kv_budget import kv_tokens
 from runner.stage.own_tensors import own_files
 from runner.stage.split_model import StageModel
 from runner.stage.stage_process import ControlThread
-from service.contract import GroupSpec, RankSpec
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from contract.specs import GroupSpec, RankSpec, spec_hash
 from runner.connection import ProvingListener, interface_address
 from runner.control_message import (
     EpochFailed,
@@ -30,8 +31,7 @@ from runner.stage.health import health_app, serve_health
 from runner.stage.pipeline import Stop
 from runner.stage.stage_metrics import StageMetrics
 from runner.wire import Epoch
-from service.contract import GroupSpec, RankSpec, spec_hash
-from service.listener import bind
+from web.listener import bind
 
 if TYPE_CHECKING:
     from runner.stage.compute_loop import ComputeLoop

@@ -14,14 +14,14 @@ import kubernetes.client
 import pytest
 import yaml
 
+from contract.specs import InferenceServerSpec, ProxySpec, SessionsSpec
 from inference_server.discovery import BLOCK_ID, COMPONENT, LABELS, SELECTOR, SERVICE_NAME
-from service.contract import InferenceServerSpec, ProxySpec, SessionsSpec
 from tests.cluster.control_plane import ControlPlane
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.programs import needs
-from tests.service.small_upstream import DEPLOYMENT, SmallUpstream
-from tests.service.tier_process import TierProcess
 from tests.waiting import free_ports, wait_for
+from tests.web.small_upstream import DEPLOYMENT, SmallUpstream
+from tests.web.tier_process import TierProcess
 
 pytestmark = [pytest.mark.slow, needs("kube-apiserver")]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from service.contract import GroupSpec, RankSpec, render
+from contract.specs import GroupSpec, RankSpec, render
 from tests.waiting import free_ports, wait_for
 
 MASTER = -1

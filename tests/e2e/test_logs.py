@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.contract import BlockSpec, InferenceServerSpec
+from contract.specs import BlockSpec, InferenceServerSpec
 from tests.e2e.local_stack import LocalStack
-from tests.service.tier_process import TierProcess
 from tests.waiting import wait_for
+from tests.web.tier_process import TierProcess
 
 pytestmark = pytest.mark.slow
 BLOCK = "pytorch-block-3"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
-from service.contract import BlockSpec, InferenceServerSpec
+from contract.specs import BlockSpec, InferenceServerSpec
 from tests.e2e.local_stack import LocalStack
 from tests.programs import needs, program
-from tests.service.tier_process import TierProcess
+from tests.web.tier_process import TierProcess
 
 pytestmark = [pytest.mark.slow, needs("chromium")]
 # Without them Chromium asks after its maker's hosts at every start.

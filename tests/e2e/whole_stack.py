@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from contract.specs import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
 from runner.model_files import resolve_model
-from service.contract import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
 from tests.e2e.rank_group import RankGroup
-from tests.service.tier_process import TierProcess
+from tests.web.tier_process import TierProcess
 
 MODEL = "demo:smollm2-135m-instruct"
 BLOCK = "block-1"

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from contract.specs import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
 from runner.master.engine_report import EngineStatistics, RankStatistics
 from runner.master.step_cost import StepCost
 from runner.master.text import ModelText
 from runner.model_files import resolve_model
-from service.contract import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import served_engine
-from tests.service.small_upstream import DEPLOYMENT, SmallUpstream
-from tests.service.tier_process import TierProcess
+from tests.web.small_upstream import DEPLOYMENT, SmallUpstream
+from tests.web.tier_process import TierProcess
 
 BLOCK = "block-1"
 # Small, so that a body beyond it is quickly sent.

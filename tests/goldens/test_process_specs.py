@@ -14,12 +14,7 @@ from typing import Any
 
 import pytest
 
-from infra.local_deployment import addresses, port_count
-from infra.local_processes import define_processes
-from infra.local_state import StateFolder
-from infra.stack_file import load_stack_file, parse_deployment
-from infra.stack_plan import plan_stack
-from service.contract import (
+from contract.specs import (
     BlockSpec,
     GroupSpec,
     InferenceServerSpec,
@@ -28,6 +23,11 @@ from service.contract import (
     render,
     spec_hash,
 )
+from infra.local_deployment import addresses, port_count
+from infra.local_processes import define_processes
+from infra.local_state import StateFolder
+from infra.stack_file import load_stack_file, parse_deployment
+from infra.stack_plan import plan_stack
 from tests.goldens.recorded_file import check_recorded, replaced
 from tests.infra.program_stacks import matrix
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import pytest
 
+from contract.specs import GroupSpec, RankSpec
 from runner import control_message
 from runner.handshake import NO_EPOCH, Hello, Role, accept_handshake, dial_handshake
 from runner.master.formation import StageInfo
@@ -22,7 +23,6 @@ from runner.sampling_parameters import SamplingParameters
 from runner.step import Admission, SampledToken, Segment, StageTime, Step, StepResult
 from runner.step_frame import decode_step, encode_step, pass_on
 from runner.wire import HEADER_BYTES, Epoch, Limits, decode_header, encode_ping
-from service.contract import GroupSpec, RankSpec
 from tests.goldens.recorded_file import check_recorded
 
 EPOCH = Epoch(0x1234_5678_9ABC_DEF0, 7)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from service.contract import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
-from tests.service.small_upstream import DEPLOYMENT, SmallUpstream
-from tests.service.tier_process import TierProcess
+from contract.specs import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
+from tests.web.small_upstream import DEPLOYMENT, SmallUpstream
+from tests.web.tier_process import TierProcess
 
 
 class Tiers:

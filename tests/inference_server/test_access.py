@@ -12,11 +12,11 @@ import httpx
 import openai
 import pytest
 
-from service.contract import BlockSpec, InferenceServerSpec
+from contract.specs import BlockSpec, InferenceServerSpec
 from tests.inference_server.conftest import Tiers
-from tests.service.small_upstream import DEPLOYMENT
-from tests.service.tier_process import TierProcess
 from tests.waiting import wait_for
+from tests.web.small_upstream import DEPLOYMENT
+from tests.web.tier_process import TierProcess
 
 BLOCK = "block-1"
 

@@ -13,10 +13,10 @@ import httpx
 import openai
 import pytest
 
-from service.contract import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
-from tests.service.small_upstream import DEPLOYMENT, MODEL, USAGE, SmallUpstream
-from tests.service.tier_process import TierProcess
+from contract.specs import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
 from tests.waiting import free_ports, wait_for
+from tests.web.small_upstream import DEPLOYMENT, MODEL, USAGE, SmallUpstream
+from tests.web.tier_process import TierProcess
 
 BLOCK = "pytorch-block-3"
 SESSIONS = itertools.count(100)

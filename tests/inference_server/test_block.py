@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.contract import BlockSpec
+from contract.specs import BlockSpec
 from tests.inference_server.conftest import Tiers
-from tests.service.tier_process import TierProcess
 from tests.waiting import wait_for
+from tests.web.tier_process import TierProcess
 
 BLOCK = "block-1"
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from contract.specs import BlockSpec
 from inference_server.block_table import BlockTable
 from inference_server.pipeline_feed import PipelineFeed
 from inference_server.replica import Replica
-from service import remembered
-from service.contract import BlockSpec
-from service.error_body import ApiError
-from tests.service.small_upstream import MODEL, SmallUpstream
+from tests.web.small_upstream import MODEL, SmallUpstream
+from web import remembered
+from web.errors import ApiError
 
 OTHER_MODEL = "another/model"
 

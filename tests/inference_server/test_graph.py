@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from inference_server.graph import MAX_NODES, Graph, parse_graph
-from service.error_body import ApiError
+from web.errors import ApiError
 
 KNOWN = ["a", "b", "c", "d", "e"]
 DIAMOND = {"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []}

@@ -9,7 +9,7 @@ import pytest
 
 from inference_server.graph import Graph, parse_graph
 from inference_server.graph_run import NodeFailed, run_graph
-from service.error_body import ApiError
+from web.errors import ApiError
 
 DIAMOND = {"a": ["b", "c"], "c": ["d"], "b": ["d"], "d": []}
 

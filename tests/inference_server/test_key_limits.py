@@ -7,7 +7,7 @@ import pytest
 from inference_server import key_limits
 from inference_server.api_keys import ApiKey
 from inference_server.key_limits import KeyUse
-from service.error_body import ApiError
+from web.errors import ApiError
 
 
 class Clock:

@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.contract import BlockSpec
+from contract.specs import BlockSpec
 from tests.inference_server.conftest import Tiers
-from tests.service.fuzzing import fuzz
-from tests.service.tier_process import TierProcess
+from tests.web.fuzzing import fuzz
+from tests.web.tier_process import TierProcess
 
 BLOCK = "block-1"
 # A few hundred cases at each run; SPLITSTACK_FUZZ_EXAMPLES=1000 for the long one.

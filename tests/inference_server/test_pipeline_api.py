@@ -18,10 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.contract import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
-from service.live_events import LiveEvents, event
-from tests.service.tier_process import TierProcess
+from contract.specs import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
 from tests.waiting import free_ports, wait_for
+from tests.web.tier_process import TierProcess
+from web.live_events import LiveEvents, event
 
 BLOCK = "block-1"
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from contract.specs import BlockSpec
 from inference_server.selection_query import AIOS_PATH, parse_selection_query
 from inference_server.variables import Variables
-from service.contract import BlockSpec
-from service.error_body import ApiError
+from web.errors import ApiError
 
 BLOCK = Variables(
     BlockSpec(

@@ -139,7 +139,8 @@ def test_an_image_holds_its_own_tier_and_its_dependencies_only(tier):
         "!LICENSE",
         "!pyproject.toml",
         "!constraints.txt",
-        "!service",
+        "!contract",
+        "!web",
         f"!{tier}",
     }
 
@@ -156,7 +157,7 @@ def test_the_constraints_pin_every_dependency_of_the_images():
     groups = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     text = (REPOSITORY / "constraints.txt").read_text()
     pinned = {_normal(line.partition("==")[0]) for line in text.splitlines() if "==" in line}
-    for group in ("service", "runner", "proxy-block", "inference-server"):
+    for group in ("web", "runner", "proxy-block", "inference-server"):
         for requirement in groups["optional-dependencies"][group]:
             name = _normal(re.match(r"[\w.-]+", requirement)[0])
             assert name == "splitstack" or name in pinned, requirement

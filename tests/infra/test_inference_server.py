@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.contract import InferenceServerSpec, load
+from contract.specs import InferenceServerSpec, load
 from tests.infra.program_stacks import SECRETS, stack
 from tests.infra.recorded_program import TOKEN, Program, changed_objects, run_program
 

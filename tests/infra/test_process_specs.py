@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from contract.specs import GroupSpec, InferenceServerSpec, ProxySpec, load, render
 from infra.layer_plan import RankPlan
 from infra.process_specs import (
     Addresses,
@@ -16,7 +17,6 @@ from infra.process_specs import (
 )
 from infra.stack_config import DeploymentConfig
 from infra.stack_file import parse_deployment
-from service.contract import GroupSpec, InferenceServerSpec, ProxySpec, load, render
 
 PLAN = tuple(
     RankPlan(rank, layers, None, None, None, None, None)

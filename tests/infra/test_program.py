@@ -9,10 +9,10 @@ from collections import Counter
 import pulumi
 import pytest
 
+from contract.specs import GroupSpec, load, spec_hash
 from infra.labels import INSTANCE, MANAGED_BY
 from infra.stack_file import parse_deployment
 from infra.stack_plan import plan_stack
-from service.contract import GroupSpec, load, spec_hash
 from tests.infra.program_stacks import BARE, DEMO, FULL, NAMES, SECRETS, matrix, stack, two_clusters
 from tests.infra.recorded_program import TOKEN, Program, Recorded, run_program
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.contract import ProxySpec, load
+from contract.specs import ProxySpec, load
 from tests.infra.program_stacks import DIGEST, SECRETS, stack
 from tests.infra.recorded_program import TOKEN, Program, changed_objects, run_program
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.contract import GroupSpec
+from contract.specs import GroupSpec
 from tests.infra.deployments import fault_lines, parsed
 
 

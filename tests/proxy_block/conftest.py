@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from service.contract import ProxySpec, SessionsSpec
-from tests.service.small_upstream import DEPLOYMENT, SmallUpstream
-from tests.service.tier_process import TierProcess
+from contract.specs import ProxySpec, SessionsSpec
+from tests.web.small_upstream import DEPLOYMENT, SmallUpstream
+from tests.web.tier_process import TierProcess
 
 
 @pytest.fixture

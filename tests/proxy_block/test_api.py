@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.contract import ProxySpec
-from service.deadline import LAST_SEND_S
-from tests.service.small_upstream import DEPLOYMENT, MODEL, SmallUpstream
-from tests.service.tier_process import TierProcess
+from contract.specs import ProxySpec
 from tests.waiting import wait_for
+from tests.web.small_upstream import DEPLOYMENT, MODEL, SmallUpstream
+from tests.web.tier_process import TierProcess
+from web.deadline import LAST_SEND_S
 
 
 def chat(text: str, *, stream: bool = False) -> dict[str, object]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as make
 
 from proxy_block.block_input import parse_data, questions
-from service.error_body import ApiError
+from web.errors import ApiError
 
 JSON_VALUES = make.recursive(
     make.none() | make.booleans() | make.integers() | make.floats() | make.text(),

@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
+from contract.specs import ProxySpec
 from proxy_block.component import COMPONENT, INPUT, component_document
 from proxy_block.generation_config import parse_generation_config
-from service.contract import ProxySpec
-from service.error_body import ApiError
-from tests.service.tier_process import TierProcess
+from tests.web.tier_process import TierProcess
+from web.errors import ApiError
 
 CONFIG: dict[str, dict[str, Any]] = INPUT["generation_config"]["properties"]
 BOUNDED = [

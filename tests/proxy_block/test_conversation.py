@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.contract import ProxySpec, SessionsSpec
-from tests.service.small_upstream import DEPLOYMENT, USAGE, SmallUpstream
-from tests.service.tier_process import TierProcess
+from contract.specs import ProxySpec, SessionsSpec
 from tests.waiting import wait_for
+from tests.web.small_upstream import DEPLOYMENT, USAGE, SmallUpstream
+from tests.web.tier_process import TierProcess
 
 _seq_no = itertools.count(1)
 

@@ -14,10 +14,10 @@ import httpx
 import jsonschema
 import pytest
 
-from service.contract import ProxySpec, SessionsSpec
-from tests.service.fuzzing import fuzz
-from tests.service.small_upstream import SmallUpstream
-from tests.service.tier_process import TierProcess
+from contract.specs import ProxySpec, SessionsSpec
+from tests.web.fuzzing import fuzz
+from tests.web.small_upstream import SmallUpstream
+from tests.web.tier_process import TierProcess
 
 # A few hundred cases at each run; SPLITSTACK_FUZZ_EXAMPLES=1000 for the long one.
 EXAMPLES = int(os.environ.get("SPLITSTACK_FUZZ_EXAMPLES", "15"))

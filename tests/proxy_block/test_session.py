@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from contract.specs import SessionsSpec
 from proxy_block.session import Exchange, SeqNoPassed, Session, Turn, from_text
-from service.contract import SessionsSpec
 
 
 def exchange(seq_no: int, *turns: Turn, kept: int | None = None) -> Exchange:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from contract.specs import SessionsSpec
 from proxy_block.redis_store import RedisStore
 from proxy_block.session import Exchange, SeqNoPassed, Session, Turn
 from proxy_block.session_store import SessionStore, StoreUnavailable
 from proxy_block.sqlite_store import SqliteStore
-from service.contract import SessionsSpec
 from tests.programs import needs
 from tests.proxy_block.redis_server import RedisServer
 

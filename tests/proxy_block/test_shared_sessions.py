@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
-from service.contract import ProxySpec, SessionsSpec
+from contract.specs import ProxySpec, SessionsSpec
 from tests.programs import needs
 from tests.proxy_block.redis_server import RedisServer
-from tests.service.small_upstream import SmallUpstream
-from tests.service.tier_process import TierProcess
 from tests.waiting import wait_for
+from tests.web.small_upstream import SmallUpstream
+from tests.web.tier_process import TierProcess
 
 pytestmark = needs("redis-server")
 PASSWORD = "secret of the store"

@@ -19,7 +19,7 @@ from runner.connection import (
     prepare,
 )
 from runner.handshake import NO_EPOCH, Hello, Refused, Role
-from service.listener import bind
+from web.listener import bind
 
 TOKEN = b"a token of at least 16 bytes"
 SPEC_HASH = "00" * 32

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from contract.specs import GroupSpec, RankSpec
 from runner.data_link import LinkBroken, Slot, TcpLink
 from runner.errors import ProtocolError
 from runner.master.pipeline_ends import FrameReader
@@ -15,7 +16,6 @@ from runner.sampling_parameters import SamplingParameters
 from runner.step import Admission, SampledToken, Segment, StageTime, Step, StepResult
 from runner.step_frame import decode_step, encode_step, pass_on
 from runner.wire import HEADER_BYTES, Epoch, Limits, Operation, decode_header, encode_ping
-from service.contract import GroupSpec, RankSpec
 
 EPOCH = Epoch(0x1234_5678_9ABC_DEF0, 7)
 HIDDEN, VOCABULARY, POSITIONS = 16, 1000, 512

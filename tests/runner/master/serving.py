@@ -11,12 +11,12 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from contract.specs import GroupSpec, RankSpec
 from runner.master.api import Lifespan, create_app
 from runner.master.generation_defaults import GenerationDefaults
 from runner.master.master_service import MasterService
 from runner.master.metrics import Metrics
 from runner.master.text import ModelText
-from service.contract import GroupSpec, RankSpec
 
 MODEL = "test/model"
 DEPLOYMENT = "test-deployment"

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from contract.specs import LARGEST_BODY_BYTES
 from runner.master.generate_api import GenerateBody
 from runner.master.generation_defaults import ConfigurationBody
 from runner.master.openai_body import ChatBody, CompletionBody
 from runner.master.text import ModelText
-from service.contract import LARGEST_BODY_BYTES
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import DEPLOYMENT, MODEL, group_spec, served_engine, wait_until
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from contract.specs import GroupSpec, RankSpec
 from runner.errors import (
     DeadlineExceeded,
     EngineFull,
@@ -19,7 +20,6 @@ from runner.master import engine as engine_module
 from runner.master.engine import Engine
 from runner.master.generation import GenerationRequest
 from runner.sampling_parameters import SamplingParameters
-from service.contract import GroupSpec, RankSpec
 from tests.runner.master.stand_in_group import VOCABULARY, StandInGroup, expected_tokens
 
 

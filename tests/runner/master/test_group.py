@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from contract.specs import spec_hash
 from runner.connection import dial
 from runner.control_message import ControlChannel, Join, Refusal
 from runner.handshake import MASTER_RANK, NO_EPOCH, Hello, Refused, Role
 from runner.step import Segment
 from runner.wire import Epoch
-from service.contract import spec_hash
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.runner.running_stages import Stages
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.contract import GroupSpec, render
+from contract.specs import GroupSpec, render
 from tests.runner.master.conftest import DEMO_MODEL
 from tests.runner.master.serving import group_spec, wait_until
 

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.disconnect import until_disconnected
+from web.disconnect import until_disconnected
 
 # A source says something at least this often, so that who hears nothing for longer may give it up.
 SILENCE_LIMIT_S = 10.0

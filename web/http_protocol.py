@@ -14,7 +14,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.error_body import error_body
+from web.errors import error_body
 
 REQUEST_TIMEOUT_S = 10.0
 MIN_BYTES_PER_S = 16 * 1024

@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from service.request_id import current_request_id
-from service.shown_value import shown_value
+from contract.faults import shown_value
+from web.request_id import current_request_id
 
 # Nobody reads it; the metrics count it under the number that many proxies use.
 CLIENT_LEFT = 499

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from service.deadline import HEADER, DeadlineMiddleware, allowed_s, remaining_s
-from service.upstream import Upstream
-from tests.service.small_upstream import SmallUpstream
+from tests.web.small_upstream import SmallUpstream
+from web.deadline import HEADER, DeadlineMiddleware, allowed_s, remaining_s
+from web.upstream import Upstream
 
 
 def seen_by_application(value: str | None) -> tuple[float, float] | None:

@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.contract import BlockSpec, InferenceServerSpec
-from service.http_protocol import MAX_HEAD_BYTES
-from tests.service.small_upstream import MODEL, SmallUpstream
-from tests.service.tier_process import TierProcess
+from contract.specs import BlockSpec, InferenceServerSpec
+from tests.web.small_upstream import MODEL, SmallUpstream
+from tests.web.tier_process import TierProcess
+from web.http_protocol import MAX_HEAD_BYTES
 
 
 @pytest.fixture(scope="module")

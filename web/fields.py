@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from service.error_body import ApiError
-from service.shown_value import shown_value
+from contract.faults import shown_value
+from web.errors import ApiError
 
 # pydantic makes a fault of each unknown field, and a million of those cost seconds.
 MAX_KEYS = 1024

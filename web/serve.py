@@ -18,12 +18,12 @@ from collections.abc import Awaitable, Callable, Iterator
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.access_log import AccessLog
-from service.deadline import DeadlineMiddleware
-from service.error_body import error_response
-from service.http_protocol import HttpProtocol
-from service.listener import PortError, bind
-from service.request_id import RequestIdMiddleware
+from web.access_log import AccessLog
+from web.deadline import DeadlineMiddleware
+from web.errors import error_response
+from web.http_protocol import HttpProtocol
+from web.listener import PortError, bind
+from web.request_id import RequestIdMiddleware
 
 EXIT_CLEAN = 0
 EXIT_FAILED = 1
@@ -36,7 +36,7 @@ CLOSE_S = 2
 ALWAYS_SERVED = frozenset(
     {"/livez", "/readyz", "/metrics", "/topology", "/topology/events", "/v1/events"}
 )
-log = logging.getLogger("service.drain")
+log = logging.getLogger("web.serve")
 
 OnDrain = Callable[[], Awaitable[None]]
 

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 
-from service.log_format import JsonLines
+from web.logs import JsonLines
 
 
 def test_a_line_is_json_with_its_fields_and_trace() -> None:

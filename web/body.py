@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
-from service.contract import LARGEST_BODY_BYTES
-from service.error_body import ApiError
+from contract.specs import LARGEST_BODY_BYTES
+from web.errors import ApiError
 
 
 async def read_json_object(request: Request, limit: int = LARGEST_BODY_BYTES) -> dict[str, Any]:

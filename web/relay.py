@@ -12,10 +12,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.deadline import LAST_SEND_S
-from service.disconnect import until_disconnected
-from service.error_body import error_body
-from service.upstream import Answer, Upstream
+from web.deadline import LAST_SEND_S
+from web.disconnect import until_disconnected
+from web.errors import error_body
+from web.upstream import Answer, Upstream
 
 
 async def relay(

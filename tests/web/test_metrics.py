@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from service.metrics import RequestMetrics, metrics_endpoint
+from web.metrics import RequestMetrics, metrics_endpoint
 
 
 def test_routes_are_counted_by_status() -> None:

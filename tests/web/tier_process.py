@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
+from contract.specs import render
 from infra.child_process import die_with_parent
-from service.contract import render
 from tests.waiting import free_ports, wait_for
 
 # A second's work; on a machine that runs other tests too it may take its time.

@@ -23,7 +23,7 @@ class RequestIdMiddleware:
     """Pure ASGI, so that streams pass through it unbuffered.
 
     A client's own id is kept when it is 1 to 128 letters, digits or `._:-`; else one is made up.
-    `service.drain.serve` puts it around every tier, so that Starlette's own handler of defects,
+    `web.serve.serve` puts it around every tier, so that Starlette's own handler of defects,
     which runs outside of an application's middleware, knows the id too.
     """
 

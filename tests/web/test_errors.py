@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from service.error_body import error_response, install_error_handlers
-from service.request_id import RequestIdMiddleware
+from web.errors import error_response, install_error_handlers
+from web.request_id import RequestIdMiddleware
 
 
 def test_value_is_shown_short_however_large_or_deep() -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from service.request_id import current_request_id
+from web.request_id import current_request_id
 
 
 class JsonLines(logging.Formatter):

@@ -14,10 +14,10 @@ from typing import Any
 
 import httpx
 
-from service import deadline as request_deadline
-from service.error_body import ApiError
-from service.live_events import SILENCE_LIMIT_S
-from service.request_id import HEADER, current_request_id
+from web import deadline as request_deadline
+from web.errors import ApiError
+from web.live_events import SILENCE_LIMIT_S
+from web.request_id import HEADER, current_request_id
 
 CONNECT_TIMEOUT_S = 5.0
 READY_TIMEOUT_S = 2.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.error_body import error_response
+from web.errors import error_response
 
 HEADER = "X-Request-Timeout"
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
@@ -47,7 +47,7 @@ def remaining_s(limit_s: float) -> float:
 
 
 class DeadlineMiddleware:
-    """Pure ASGI; `service.drain.serve` puts it around every tier. A bad header is a 400."""
+    """Pure ASGI; `web.serve.serve` puts it around every tier. A bad header is a 400."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
