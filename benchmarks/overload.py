@@ -11,7 +11,7 @@ import httpx
 
 from benchmarks.running_stack import BLOCK, RunningStack
 from benchmarks.streamed_answer import Answer, ask, client_of, percentiles
-from runner.stage.compute_loop import IDLE_AFTER_S
+from runner.stage.process.compute_loop import IDLE_AFTER_S
 
 PLACES = 32 * 5  # max_concurrent_requests of the stack file run, four times as many wait
 OVERLOAD, OVERLOAD_S, OVERLOAD_TOKENS = 8, 15, 8

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from runner.model_files import resolve_model
+from runner.models.folder import resolve_model
 
 DEMO_MODEL = "demo:smollm2-135m-instruct"
 VOCABULARY = 49152

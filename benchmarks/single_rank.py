@@ -26,9 +26,9 @@ from benchmarks.hardware import describe_hardware
 from benchmarks.random_model import make_random_model
 from benchmarks.serving import NEW_TOKENS, PROMPT_TOKENS, make_work
 from runner.sampling_parameters import SamplingParameters
-from runner.stage.sampler import Sampler
-from runner.stage.split_model import StageModel
-from runner.step import Admission, Segment, Step
+from runner.stage.model.stage_model import StageModel
+from runner.stage.sampling.sampler import Sampler
+from runner.steps import Admission, Segment, Step
 
 Prompts = list[list[int]]
 Contender = Callable[[Prompts, int], list[list[int]]]

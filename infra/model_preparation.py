@@ -16,7 +16,7 @@ def prepare_model(name: str, revision: str) -> str:
     Returns the commit that the name stands for now. Progress goes to our standard error. Raises
     LocalStackError with the runner's sentence.
     """
-    command = [sys.executable, "-m", "runner.model_files", name, "--revision", revision]
+    command = [sys.executable, "-m", "runner.models.folder", name, "--revision", revision]
     finished = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,

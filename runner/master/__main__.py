@@ -12,14 +12,14 @@ from starlette.applications import Starlette
 
 from contract.specs import GroupSpec, SpecError, load, read_token
 from runner.errors import ModelUnavailable
-from runner.master.api import create_app
-from runner.master.engine import Engine
-from runner.master.generation_defaults import GenerationDefaults
-from runner.master.group import Group
-from runner.master.master_service import MasterService
+from runner.master.api.app import create_app
+from runner.master.api.defaults import GenerationDefaults
+from runner.master.api.prompts import MasterService
+from runner.master.engine.engine import Engine
+from runner.master.group.group import Group
 from runner.master.metrics import Metrics
-from runner.master.text import ModelText
-from runner.model_files import resolve_model
+from runner.master.text.model_text import ModelText
+from runner.models.folder import resolve_model
 from web.listener import PortError, bind
 from web.logs import configure_logging
 from web.serve import EXIT_USAGE, serve

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from runner.master.engine_report import EngineStatistics, RankStatistics
+from runner.master.engine.report import EngineStatistics, RankStatistics
 
 _RANK_GAUGES: dict[str, tuple[str, Callable[[RankStatistics], float]]] = {
     "splitstack_stage_up": ("1 while the rank is held by a loaded stage", lambda r: bool(r.stage)),

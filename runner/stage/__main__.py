@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from contract.specs import GroupSpec, RankSpec, SpecError, load, read_token
-from runner.connection import AddressError
 from runner.errors import ModelUnavailable, RunnerError, UnsupportedModel
-from runner.stage.stage_process import ControlThread
+from runner.stage.process.control_thread import ControlThread
+from runner.transport.connection import AddressError
 from web.listener import PortError
 from web.logs import configure_logging, note_in_logs
 
@@ -36,7 +36,7 @@ def main() -> int:
     control.start()
     try:
         # torch comes only now: health and the control connection stand while it is imported.
-        from runner.stage.serving import load_stage
+        from runner.stage.process.load import load_stage
 
         compute = load_stage(spec, rank, control)
     except RunnerError as error:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from runner.model_files import resolve_model
+from runner.models.folder import resolve_model
 from tests.cluster.applied_stack import DEMO, stack_mapping, write_stack
 from tests.cluster.local_pods import LocalPods
 from tests.cluster.nodes import Node

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from runner.model_files import resolve_model
+from runner.models.folder import resolve_model
 from tests.e2e.rank_group import MASTER, RankGroup
 from tests.e2e.streams import Stream, make_bodies, run_streams
 from tests.e2e.tcp_proxy import TcpProxy

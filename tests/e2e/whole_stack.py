@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.specs import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
-from runner.model_files import resolve_model
+from runner.models.folder import resolve_model
 from tests.e2e.rank_group import RankGroup
 from tests.web.tier_process import TierProcess
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from contract.specs import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
-from runner.master.engine_report import EngineStatistics, RankStatistics
-from runner.master.step_cost import StepCost
-from runner.master.text import ModelText
-from runner.model_files import resolve_model
+from runner.master.engine.report import EngineStatistics, RankStatistics
+from runner.master.engine.step_cost import StepCost
+from runner.master.text.model_text import ModelText
+from runner.models.folder import resolve_model
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import served_engine
 from tests.web.small_upstream import DEPLOYMENT, SmallUpstream

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from runner.master.api import create_app
-from runner.stage.health import health_app
+from runner.master.api.app import create_app
+from runner.stage.process.health import health_app
 from tests.goldens.recorded_file import check_recorded
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import httpx
 
 from contract.specs import GroupSpec, RankSpec, render
-from runner.master.formation import Formation
-from runner.master.group import Group
+from runner.master.group.formation import Formation
+from runner.master.group.group import Group
 from runner.sampling_parameters import SamplingParameters
-from runner.step import Admission, Segment, Step, StepResult
+from runner.steps import Admission, Segment, Step, StepResult
 from tests.waiting import free_ports
 
 GREEDY = SamplingParameters(temperature=0)

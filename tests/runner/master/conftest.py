@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from runner.master.text import ModelText
-from runner.model_files import resolve_model
+from runner.master.text.model_text import ModelText
+from runner.models.folder import resolve_model
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import served_engine
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 
 from runner.errors import RunnerError
-from runner.master.engine_report import EngineStatistics
-from runner.master.generation import (
+from runner.master.engine.report import EngineStatistics
+from runner.master.engine.requests import (
     FINISHED_BY_LENGTH,
     FINISHED_BY_STOP,
     GenerationRequest,

@@ -12,11 +12,11 @@ import uvicorn
 from starlette.applications import Starlette
 
 from contract.specs import GroupSpec, RankSpec
-from runner.master.api import Lifespan, create_app
-from runner.master.generation_defaults import GenerationDefaults
-from runner.master.master_service import MasterService
+from runner.master.api.app import Lifespan, create_app
+from runner.master.api.defaults import GenerationDefaults
+from runner.master.api.prompts import MasterService
 from runner.master.metrics import Metrics
-from runner.master.text import ModelText
+from runner.master.text.model_text import ModelText
 
 MODEL = "test/model"
 DEPLOYMENT = "test-deployment"

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
+from runner.master.engine.report import EngineStatistics, RankStatistics
+from runner.master.engine.step_cost import StepCost
 from runner.master.engine_metrics import EngineCollector
-from runner.master.engine_report import EngineStatistics, RankStatistics
-from runner.master.step_cost import StepCost
-from runner.step import StageTime
+from runner.steps import StageTime
 
 
 def test_every_rank_has_its_times() -> None:

@@ -1,0 +1,318 @@
+"""The engine: requests in, token events out, whatever happens to the group in between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+
+from contract.specs import GroupSpec
+from runner.errors import (
+    DeadlineExceeded,
+    EngineFull,
+    InvalidField,
+    NotServing,
+    PromptTooLong,
+    RunnerError,
+)
+from runner.master.engine.micro_batches import MicroBatches
+from runner.master.engine.report import EngineStatistics, describe_topology, rank_statistics
+from runner.master.engine.request_ledger import OpenRequest, RequestLedger
+from runner.master.engine.requests import GenerationRequest, TokenEvent
+from runner.master.engine.scheduler import Scheduler
+from runner.master.engine.step_cost import StepCost
+from runner.master.group.formation import Formation, RankGroup
+from runner.steps import Step, StepResult
+
+logger = logging.getLogger(__name__)
+
+WAITING_PER_RUNNING = 4
+FORMING_LIMIT_S = 120.0
+PROBE_AFTER_S = 2.0
+WATCH_INTERVAL_S = 0.25
+
+
+class Engine:
+    """Owns the ledger and the scheduler; a GroupListener. Everything on one event loop."""
+
+    def __init__(self, spec: GroupSpec) -> None:
+        self._spec = spec
+        self._ledger = RequestLedger()
+        self._cost = StepCost(len(spec.ranks))
+        self._micro_batches = MicroBatches(self._cost)
+        self._scheduler: Scheduler | None = None
+        self._group: RankGroup | None = None
+        self._counters = EngineStatistics()
+        self._formation: Formation | None = None
+        self._lost_at: float | None = None
+        self._failed = False
+        self._turned = False
+        self._pump_due = False
+        self._returned_at = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        self.max_model_len: int | None = None
+
+    def attach(self, group: RankGroup) -> None:
+        self._group = group
+
+    # What the API asks
+
+    @property
+    def ready(self) -> bool:
+        """All ranks of this epoch are loaded, a step has gone round, and none is overdue."""
+        assert self._group is not None
+        return self._turned and self._group.state == "ready"
+
+    @property
+    def state(self) -> str:
+        """The group's: starting, forming, ready or failed (the end)."""
+        assert self._group is not None
+        return self._group.state
+
+    @property
+    def reason(self) -> str:
+        assert self._group is not None
+        return self._group.reason or "the first step of this epoch has not come back"
+
+    def validate(self, request: GenerationRequest) -> None:
+        """The checks that need no place; raises InvalidField, PromptTooLong, NotServing."""
+        if not request.prompt_ids:
+            raise InvalidField("prompt", "", "must have at least one token")
+        if request.max_new_tokens < 1:
+            raise InvalidField("max_tokens", request.max_new_tokens, "must be at least 1")
+        if self.max_model_len is None:
+            raise NotServing(f"the rank group has not formed yet: {self.reason}")
+        if self._formation is not None:
+            vocabulary = min(stage.vocab_size for stage in self._formation.stages)
+            for token_id in (min(request.prompt_ids), max(request.prompt_ids)):
+                if not 0 <= token_id < vocabulary:
+                    rule = f"must be a token id from 0 to {vocabulary - 1}, the vocabulary's last"
+                    raise InvalidField("prompt", token_id, rule)
+        needed = len(request.prompt_ids) + request.max_new_tokens
+        if needed > self.max_model_len:
+            raise PromptTooLong(
+                "max_tokens",
+                request.max_new_tokens,
+                f"with the prompt's {len(request.prompt_ids)} tokens makes {needed}; "
+                f"the model's context is {self.max_model_len} tokens",
+            )
+
+    def check_place(self, choices: int = 1) -> None:
+        """Raises NotServing, EngineFull, InvalidField for more choices than there will ever be
+        places: cheap, so that an overload costs little a refusal."""
+        if self._failed or self._forming_for_too_long():
+            raise NotServing(self.reason)
+        running = self._spec.max_concurrent_requests
+        waiting = running * WAITING_PER_RUNNING
+        if choices > running + waiting:
+            rule = (
+                f"must be at most {running + waiting} for all prompts together: {running} run and"
+                f" {waiting} wait"
+            )
+            raise InvalidField("n", f"{choices} choices", rule)
+        if len(self._ledger.open) + choices > running + waiting:
+            raise EngineFull(f"{running} requests run and {waiting} wait: try again later")
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+        """The request's tokens. Closing the generator frees its place at once.
+
+        Raises what `validate` does, EngineFull, NotServing, DeadlineExceeded.
+        """
+        self.validate(request)
+        self.check_place()
+        arrived: asyncio.Queue[TokenEvent | RunnerError] = asyncio.Queue()
+        entry = self._ledger.add(request, arrived.put_nowait)
+        self._counters.requests += 1
+        given = request.deadline_s
+        limit_s = self._spec.request_deadline_s if given is None else given
+        loop = asyncio.get_running_loop()
+
+        def overdue() -> None:
+            # Whoever asks for the tokens may be waiting for a client that does not read.
+            self._end(entry)
+            late = DeadlineExceeded(f"not finished within its deadline of {limit_s:g} s")
+            arrived.put_nowait(late)
+
+        deadline = loop.call_later(limit_s, overdue)
+        if self._scheduler is not None:
+            self._scheduler.submit(entry)
+            self._pump_soon()
+        try:
+            while True:
+                item = await arrived.get()
+                if isinstance(item, RunnerError):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            deadline.cancel()
+            self._end(entry)
+
+    def statistics(self) -> EngineStatistics:
+        scheduler, group = self._scheduler, self._group
+        present = EngineStatistics(**vars(self._counters))
+        present.waiting = len(self._ledger.open)
+        if group is not None:
+            present.epoch, present.formations = group.epoch, group.formations
+            present.ready, present.ranks = self.ready, rank_statistics(group, self._cost)
+        if scheduler is not None:
+            present.running, present.waiting = len(scheduler.running), len(scheduler.waiting)
+            present.kv_tokens_reserved = scheduler.kv_reserved
+            present.kv_tokens = scheduler.kv_tokens
+            present.steps_in_flight = len(scheduler.in_flight)
+            present.micro_batches = self._micro_batches.count
+        return present
+
+    def topology(self) -> dict[str, object]:
+        """Epoch, micro-batches in flight, and by rank its layers, bytes and mean times (ms)."""
+        group, scheduler = self._group, self._scheduler
+        assert group is not None
+        in_flight = [] if scheduler is None else scheduler.in_flight.values()
+        return describe_topology(self._spec, self.statistics()) | {
+            "state": self.state,
+            "reason": "" if self.ready else self.reason,
+            "max_model_len": self.max_model_len,
+            "in_flight": [
+                {"requests": len(item.step.segments), "tokens": len(item.step.token_ids)}
+                for item in in_flight
+                if item.step.segments
+            ],
+        }
+
+    # What the group tells
+
+    def group_formed(self, formation: Formation) -> None:
+        stages = formation.stages
+        longest = min(stage.max_positions for stage in stages)
+        kv_tokens = min(stage.kv_tokens for stage in stages)
+        asked = min(longest, self._spec.max_model_len or longest)
+        if kv_tokens < asked:
+            sentence = (
+                "the KV cache of the smallest rank holds %d tokens: requests may have no more"
+            )
+            logger.warning(sentence + ", the model's context is %d", kv_tokens, asked)
+        self.max_model_len = min(asked, kv_tokens)
+        self._formation = formation
+        self._lost_at, self._turned = None, False
+        self._scheduler = Scheduler(
+            ranks=len(stages),
+            prefill_token_budget=self._spec.prefill_token_budget,
+            max_concurrent_requests=self._spec.max_concurrent_requests,
+            kv_tokens=kv_tokens,
+            rope_boundary=stages[0].rope_boundary,
+            cost=self._cost,
+            micro_batches=self._micro_batches,
+        )
+        for entry in list(self._ledger.open.values()):
+            self._enter_again(entry, self._scheduler)
+        self._submit(self._scheduler.probe(time.monotonic()))
+        self._pump()
+        self._watch_soon()
+
+    def step_returned(self, result: StepResult) -> None:
+        scheduler = self._scheduler
+        if scheduler is None:
+            return
+        now = time.monotonic()
+        self._returned_at, self._turned = now, True
+        events = scheduler.returned(result, now)
+        for entry, event in events:
+            if event.finish_reason is not None:
+                self._ledger.remove(entry.number)
+                scheduler.remove(entry)
+            entry.deliver(event)
+        self._counters.generated_tokens += len(events)
+        if events or not self._ledger.open:
+            # Of an idle group nothing is asked but to pass its probes. A request that ends one
+            # epoch after the other stays open, and then probes do not count.
+            assert self._group is not None
+            self._group.note_progress()
+        self._pump()
+
+    def group_lost(self, reason: str) -> None:
+        logger.warning("the group is lost: %s; %d open requests", reason, len(self._ledger.open))
+        self._counters.losses += 1
+        self._scheduler, self._turned = None, False
+        self._lost_at = time.monotonic()
+        for entry in self._ledger.open.values():
+            entry.start_over()
+        self._watch_soon()
+
+    def group_failed(self, reason: str) -> None:
+        self._failed = True
+        self._scheduler, self._turned = None, False
+        self._refuse_open(reason)
+
+    # Inside
+
+    def _forming_for_too_long(self) -> bool:
+        return self._lost_at is not None and time.monotonic() - self._lost_at > FORMING_LIMIT_S
+
+    def _enter_again(self, entry: OpenRequest, scheduler: Scheduler) -> None:
+        """A restarted stage may have less room than before: what can never fit must not stand at
+        the head of the queue."""
+        try:
+            scheduler.check(len(entry.prompt_ids), entry.max_new_tokens)
+        except PromptTooLong as error:
+            self._ledger.remove(entry.number)
+            entry.deliver(error)
+            return
+        self._counters.replays += bool(entry.emitted)
+        scheduler.submit(entry)
+
+    def _refuse_open(self, reason: str) -> None:
+        for entry in list(self._ledger.open.values()):
+            self._ledger.remove(entry.number)
+            entry.deliver(NotServing(reason))
+
+    def _end(self, entry: OpenRequest) -> None:
+        """The client has what it wanted, or left."""
+        if self._ledger.remove(entry.number) is not None and self._scheduler is not None:
+            self._scheduler.remove(entry)
+            self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        """Requests that arrive in the same turn of the loop start in the same step."""
+        if not self._pump_due:
+            self._pump_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        assert self._group is not None
+        self._pump_due = False
+        # A group that has just lost its epoch says so in its state first, and tells us after.
+        while self._scheduler is not None and self._group.state == "ready":
+            step = self._scheduler.next_step(time.monotonic())
+            if step is None:
+                return
+            self._submit(step)
+
+    def _submit(self, step: Step) -> None:
+        assert self._group is not None
+        self._counters.steps += 1
+        self._group.submit(step)
+
+    def _watch_soon(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        loop = asyncio.get_running_loop()
+        self._watch = loop.call_later(WATCH_INTERVAL_S, self._look_for_trouble)
+
+    def _look_for_trouble(self) -> None:
+        """A step that is overdue, an idle pipeline to be probed, a group that does not form."""
+        assert self._group is not None
+        now, scheduler = time.monotonic(), self._scheduler
+        if scheduler is not None and self._group.state == "ready":
+            overdue = scheduler.overdue(now)
+            if overdue is not None:
+                self._group.abandon_epoch(overdue)
+            elif not scheduler.in_flight and now - self._returned_at > PROBE_AFTER_S:
+                self._submit(scheduler.probe(now))
+        elif scheduler is None and self._forming_for_too_long():
+            self._refuse_open(
+                f"the group has not formed for {FORMING_LIMIT_S:.0f} s: {self.reason}"
+            )
+        if not self._failed:
+            self._watch_soon()

@@ -1,0 +1,96 @@
+"""What the engine says of itself: counters for /metrics, the ranks for /topology."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contract.specs import GroupSpec, RankSpec
+from runner.master.engine.step_cost import StageCost, StepCost
+from runner.master.group.formation import RankGroup, StageInfo
+
+
+@dataclass(frozen=True)
+class RankStatistics:
+    """One rank: `stage` None while none is loaded, restarts and times since the master began."""
+
+    rank: int
+    stage: StageInfo | None
+    restarts: int
+    cost: StageCost
+
+
+@dataclass
+class EngineStatistics:
+    """Counters since the start, and the present (`running` to `ranks`)."""
+
+    requests: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    losses: int = 0
+    replays: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_tokens_reserved: int = 0
+    kv_tokens: int = 0
+    epoch: int = 0
+    formations: int = 0
+    steps_in_flight: int = 0
+    micro_batches: int = 0
+    ready: bool = False
+    ranks: Sequence[RankStatistics] = ()
+
+
+def rank_statistics(group: RankGroup, cost: StepCost) -> tuple[RankStatistics, ...]:
+    """By rank."""
+    known = zip(group.stages(), group.restarts(), cost.stages, strict=True)
+    return tuple(
+        RankStatistics(rank, stage, restarts, times)
+        for rank, (stage, restarts, times) in enumerate(known)
+    )
+
+
+def describe_topology(spec: GroupSpec, statistics: EngineStatistics) -> dict[str, object]:
+    """Epoch, micro-batches in flight, and by rank its layers, bytes and mean step times (ms).
+
+    A rank's bubble ratio is the share of its time that it waits for work while there is some.
+    """
+    return {
+        "epoch": statistics.epoch,
+        "formations": statistics.formations,
+        "losses": statistics.losses,
+        "replays": statistics.replays,
+        "micro_batches": statistics.micro_batches,
+        "steps": statistics.steps,
+        "steps_in_flight": statistics.steps_in_flight,
+        "generated_tokens": statistics.generated_tokens,
+        "requests_running": statistics.running,
+        "requests_waiting": statistics.waiting,
+        "kv_tokens": statistics.kv_tokens,
+        "kv_tokens_reserved": statistics.kv_tokens_reserved,
+        "ranks": [
+            _describe_rank(rank, found)
+            for rank, found in zip(spec.ranks, statistics.ranks, strict=True)
+        ],
+    }
+
+
+def _describe_rank(rank: RankSpec, found: RankStatistics) -> dict[str, object]:
+    stage, cost = found.stage, found.cost
+    busy_s, wait_s = cost.mean_s, cost.wait_s
+    return {
+        "rank": rank.rank,
+        "node": rank.node,
+        "devices": rank.visible_devices or rank.device,
+        "layers": list(rank.layers),
+        "loaded": stage is not None,
+        "restarts": found.restarts,
+        "address": stage.address if stage else None,
+        "process_id": stage.process_id if stage else None,
+        "weight_bytes": stage.weight_bytes if stage else None,
+        "kv_bytes": stage.kv_tokens * stage.kv_bytes_per_token if stage else None,
+        "dtype": stage.dtype if stage else None,
+        "compute_ms": round(busy_s * 1e3, 3),
+        "wait_ms": round(wait_s * 1e3, 3),
+        "bubble_ratio": round(wait_s / (busy_s + wait_s), 4) if busy_s + wait_s else None,
+    }

@@ -1,0 +1,222 @@
+"""The scheduler: which tokens of which requests make the next step.
+
+Pure and synchronous: it is told what came back and when, and asked for the next step. Decoding
+requests go first; a step is filled up with a chunk of a prompt. A decoding request needs its
+sampled token back before it can go on, the chunks of a prompt follow one another without waiting.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from runner.errors import PromptTooLong
+from runner.master.engine.micro_batches import MicroBatches
+from runner.master.engine.request_ledger import OpenRequest
+from runner.master.engine.requests import TokenEvent
+from runner.master.engine.step_cost import MIN_CHUNK, StepCost
+from runner.steps import Admission, Segment, Step, StepResult
+
+STEP_LIMIT_S, STEP_LIMIT_FACTOR = 5.0, 8.0
+UNKNOWN_STEP_LIMIT_S = 60.0  # for a step larger than any that was measured
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A step on its way, `decodes` of its segments decoding; lost when not back in `limit_s`."""
+
+    step: Step
+    decodes: int
+    submitted_at: float
+    limit_s: float
+
+
+class Scheduler:
+    """`kv_tokens` is the smallest rank's number of KV positions; `rope_boundary` as in StageInfo.
+
+    Requests are admitted in order of arrival, as long as each one's worst case fits.
+    """
+
+    def __init__(
+        self,
+        *,
+        ranks: int,
+        prefill_token_budget: int,
+        max_concurrent_requests: int,
+        kv_tokens: int,
+        rope_boundary: int | None,
+        cost: StepCost,
+        micro_batches: MicroBatches,
+    ) -> None:
+        self.kv_tokens = kv_tokens
+        self.kv_reserved = 0
+        self.waiting: deque[OpenRequest] = deque()
+        self.running: dict[int, OpenRequest] = {}
+        self.in_flight: dict[int, InFlight] = {}
+        self.micro_batches = micro_batches
+        self._cost = cost
+        self._ranks = ranks
+        self._budget = prefill_token_budget
+        self._max_running = max_concurrent_requests
+        self._rope_boundary = rope_boundary
+        self._ready: deque[OpenRequest] = deque()
+        self._releases: list[int] = []
+        self._decode_steps = 0
+        self._next_number = 1
+
+    def check(self, prompt_tokens: int, max_new_tokens: int) -> None:
+        """Raises PromptTooLong for a request that could never be admitted."""
+        if prompt_tokens + max_new_tokens > self.kv_tokens:
+            raise PromptTooLong(
+                "max_tokens",
+                max_new_tokens,
+                f"with the prompt's {prompt_tokens} tokens needs {prompt_tokens + max_new_tokens} "
+                f"places in the KV cache; the smallest rank has {self.kv_tokens}",
+            )
+
+    def submit(self, request: OpenRequest) -> None:
+        """Enter a request: a new one, or one that is replayed."""
+        self.waiting.append(request)
+
+    def remove(self, request: OpenRequest) -> None:
+        """The request ended or its client left: its place is free from the next step on."""
+        if self.running.pop(request.number, None) is None:
+            self.waiting.remove(request)
+            return
+        self.kv_reserved -= request.capacity
+        if request.held:
+            self._releases.append(request.number)
+        if request in self._ready:
+            self._ready.remove(request)
+
+    def next_step(self, now: float) -> Step | None:
+        """The next step to submit, or None while there is nothing to do or enough is in flight."""
+        self._start_waiting()
+        decodes = self._take_decodes()
+        admissions: list[Admission] = []
+        segments = [self._decode(request) for request in decodes]
+        if len(self.in_flight) <= self._ranks:
+            # However many decode, prompts come on.
+            least = min(self._budget, MIN_CHUNK)
+            segments += self._chunks(max(least, self._budget - len(segments)), admissions)
+        if not segments and not self._releases:
+            return None
+        ids: list[int] = []
+        for segment in segments:
+            ids += self.running[segment.request].ids(segment.start, segment.length)
+        releases, self._releases = tuple(self._releases), []
+        step = Step(self._next_number, tuple(segments), ids, tuple(admissions), releases)
+        self._decode_steps += bool(decodes)
+        self._note(step, len(decodes), now)
+        return step
+
+    def probe(self, now: float) -> Step:
+        """A step without tokens: shows that the pipeline turns."""
+        step = Step(self._next_number, (), ())
+        self._note(step, 0, now)
+        return step
+
+    def returned(self, result: StepResult, now: float) -> list[tuple[OpenRequest, TokenEvent]]:
+        """Take a step's tokens; those of requests that are gone or known already are dropped."""
+        flight = self.in_flight.pop(result.number, None)
+        if flight is None:
+            return []
+        step = flight.step
+        self._decode_steps -= flight.decodes > 0
+        if step.segments:
+            self._cost.observe(len(step.token_ids), result.times, now - flight.submitted_at)
+        events = []
+        for token in result.tokens:
+            request = self.running.get(token.request)
+            event = request.accept(token) if request is not None else None
+            if request is not None and event is not None:
+                self._ready.append(request)
+                events.append((request, event))
+        if step.segments:
+            prefilling = sum(not request.prefilled for request in self.running.values())
+            self.micro_batches.returned(
+                len(self.running) - prefilling,
+                len(events),
+                pure=prefilling == 0 and len(step.token_ids) == flight.decodes,
+                now=now,
+            )
+        return events
+
+    def _start_waiting(self) -> None:
+        while self.waiting and len(self.running) < self._max_running:
+            request = self.waiting[0]
+            if self.kv_reserved + request.capacity > self.kv_tokens:
+                return
+            self.waiting.popleft()
+            self.running[request.number] = request
+            self.kv_reserved += request.capacity
+
+    def _take_decodes(self) -> list[OpenRequest]:
+        """One micro-batch of those whose token has come back, oldest first."""
+        count = self.micro_batches.count
+        if self._decode_steps >= count or not self._ready:
+            return []
+        prefilling = sum(not request.prefilled for request in self.running.values())
+        size = max(1, -(-(len(self.running) - prefilling) // count))
+        chosen = []
+        for _ in range(min(size, len(self._ready))):
+            request = self._ready.popleft()
+            if self._crosses_boundary(request):
+                request.prefill_again()
+            else:
+                chosen.append(request)
+        return chosen
+
+    def _crosses_boundary(self, request: OpenRequest) -> bool:
+        """Rotary factors change with the total length: what is cached was computed with others."""
+        boundary = self._rope_boundary
+        return boundary is not None and not request.long_class and request.known > boundary
+
+    def _decode(self, request: OpenRequest) -> Segment:
+        start = request.sent
+        request.sent, request.awaiting = request.known, True
+        return Segment(request.number, start, 1, request.known, sample=True)
+
+    def _chunks(self, budget: int, admissions: list[Admission]) -> list[Segment]:
+        segments = []
+        for request in self.running.values():
+            if budget <= 0:
+                break
+            if not request.prefilled:
+                segments.append(self._chunk(request, budget, admissions))
+                budget -= segments[-1].length
+        return segments
+
+    def _chunk(self, request: OpenRequest, budget: int, admissions: list[Admission]) -> Segment:
+        if request.sent == 0:
+            request.held = True
+            request.chunk_tokens = self._cost.chunk_tokens(request.known, self._budget)
+            boundary = self._rope_boundary
+            request.long_class = boundary is not None and request.known > boundary
+            admissions.append(request.admission())
+        start = request.sent
+        length = min(budget, request.chunk_tokens, request.known - start)
+        request.sent += length
+        request.prefilled = request.awaiting = request.sent == request.known
+        return Segment(request.number, start, length, request.known, sample=request.awaiting)
+
+    def overdue(self, now: float) -> str | None:
+        """Which step should have come back by now, in words; None when all is well."""
+        for number, flight in self.in_flight.items():
+            spent = now - flight.submitted_at
+            if spent > flight.limit_s:
+                return f"step {number} has not come back in {spent:.1f} s"
+        return None
+
+    def _note(self, step: Step, decodes: int, now: float) -> None:
+        """Enter a step. It comes back after those before it, so its limit is not below theirs."""
+        self._next_number += 1
+        cost, tokens = self._cost, len(step.token_ids)
+        ahead = sum(cost.slowest_s(len(item.step.token_ids)) for item in self.in_flight.values())
+        longest = cost.longest_s(tokens) if tokens else cost.overhead_s
+        if longest is None:
+            limit_s = UNKNOWN_STEP_LIMIT_S
+        else:
+            limit_s = max(STEP_LIMIT_S, STEP_LIMIT_FACTOR * (ahead + longest))
+        limit_s = max([limit_s, *(item.limit_s for item in self.in_flight.values())])
+        self.in_flight[step.number] = InFlight(step, decodes, now, limit_s)

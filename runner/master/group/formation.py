@@ -1,0 +1,76 @@
+"""What the group and the engine are to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from runner.steps import Step, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class StageInfo:
+    """What a stage says of itself when it joins, its weights loaded. Sizes in bytes.
+
+    `kv_tokens` is how many positions its KV cache holds in all, over every request.
+    `rope_boundary` is the total length above which a request's KV must be computed anew (longrope),
+    None for other models.
+    """
+
+    rank: int
+    address: str
+    data_port: int
+    layers: tuple[int, int]
+    weight_bytes: int
+    kv_bytes_per_token: int
+    kv_tokens: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    rope_boundary: int | None
+    commit: str
+    dtype: str
+    device: str
+    process_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Formation:
+    """A formed group: the epoch (counter of this master's life) and its stages by rank."""
+
+    epoch: int
+    stages: tuple[StageInfo, ...]
+
+
+class GroupListener(Protocol):
+    """The engine, as the group sees it. Called on the master's event loop, never re-entered."""
+
+    def group_formed(self, formation: Formation) -> None:
+        """Every data connection stands and every stage's KV cache is empty."""
+
+    def step_returned(self, result: StepResult) -> None:
+        """A step of the current epoch has come back."""
+
+    def group_lost(self, reason: str) -> None:
+        """The epoch is over; the group forms again by itself. Open requests wait for replay."""
+
+    def group_failed(self, reason: str) -> None:
+        """The group will not form again: the end state."""
+
+
+class RankGroup(Protocol):
+    """The group, as the engine sees it: `Group`, and the tests' stand-in."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def formations(self) -> int: ...
+    def submit(self, step: Step) -> None: ...
+    def abandon_epoch(self, reason: str) -> None: ...
+    def note_progress(self) -> None: ...
+    def stages(self) -> tuple[StageInfo | None, ...]: ...
+    def restarts(self) -> tuple[int, ...]: ...

@@ -1,0 +1,276 @@
+"""The life of the rank group: stages join, form an epoch, lose it, form again.
+
+The listener (the engine) is called from this module's own task or from a connection's data, never
+from within a call that it makes itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import Literal
+
+from contract.specs import GroupSpec, spec_hash
+from runner.master.group.formation import Formation, GroupListener, StageInfo
+from runner.master.group.membership import Member, Membership
+from runner.master.group.pipeline_ends import PipelineEnds
+from runner.steps import Step, StepResult
+from runner.transport.connection import Proven, ProvingListener
+from runner.transport.control import EpochFailed, Form, Formed, Leaving, Message, Released
+from runner.transport.handshake import MASTER_RANK, NO_EPOCH, Hello, Role
+from runner.transport.wire import Epoch, Limits
+from web.listener import bind
+from web.logs import note_in_logs
+
+logger = logging.getLogger(__name__)
+
+State = Literal["starting", "forming", "ready", "failed"]
+FORMING_LIMIT_S = 10.0  # a stage may be in the middle of a long step of the epoch before
+FIRST_DELAY_S, LAST_DELAY_S = 0.2, 5.0
+MAX_BARREN_EPOCHS = 3
+# Whoever ends the whole stack signals the master within this time of the stages.
+LEAVING_GRACE_S = 0.5
+
+
+class Group:
+    """`state` is starting (waiting for stages), forming, ready or failed; `reason` says why it is
+    not ready. `epoch` is the counter of the epoch in force or last tried; `formations` counts the
+    epochs that were formed."""
+
+    def __init__(self, spec: GroupSpec, token: bytes, listener: GroupListener) -> None:
+        self._spec, self._token, self._listener = spec, token, listener
+        self.state: State = "starting"
+        self.reason = "starting"
+        self.epoch = 0
+        self.formations = 0
+        self._master_id = secrets.randbits(64)
+        self._change = asyncio.Event()
+        self._membership = Membership(
+            spec,
+            changed=self._change.set,
+            lost=lambda rank, why: self._lose(f"rank {rank}: {why}"),
+            received=self._received,
+        )
+        self._ends: PipelineEnds | None = None
+        self._loss: asyncio.Future[str] | None = None
+        self._formed: set[int] = set()
+        self._barren_epochs = 0
+        self._counts = True
+        self._draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Listen on master_port; raises PortError naming it."""
+        listening = bind(self._spec.bind_address, self._spec.master_port)
+        listener = ProvingListener(
+            listening, self._token, spec_hash(self._spec), self._judge, self._deliver
+        )
+        for work in (
+            listener.serve(),
+            self._membership.watch(),
+            self._membership.resolve_commit(),
+            self._live(),
+        ):
+            task = asyncio.create_task(work)
+            task.add_done_callback(self._check_task)
+            self._tasks.append(task)
+
+    async def stop(self) -> None:
+        """Tell the stages that all is drained, and close everything."""
+        members = list(self._membership.members.values())
+        for member in members:
+            member.channel.send(Released("drained"))
+            member.channel.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._ends is not None:
+            self._ends.close()
+            self._ends = None
+
+    def drain(self) -> None:
+        """The master is ending: stages that announce their leaving keep stepping until stop()."""
+        self._draining = True
+
+    def submit(self, step: Step) -> None:
+        """Send a step on its way; only while ready. Never blocks."""
+        assert self.state == "ready"
+        assert self._ends is not None
+        self._ends.send(step)
+
+    def abandon_epoch(self, reason: str) -> None:
+        """The engine gives the epoch up, for a step that has not come back in time."""
+        self._lose(reason)
+
+    def note_progress(self) -> None:
+        """A token advanced: this epoch is not barren."""
+        self._barren_epochs = 0
+        self._counts = False
+
+    def stages(self) -> tuple[StageInfo | None, ...]:
+        """By rank; None where a rank has not joined or loaded."""
+        return self._membership.stages()
+
+    def restarts(self) -> tuple[int, ...]:
+        """By rank, in this master's life."""
+        return self._membership.restarts()
+
+    async def _live(self) -> None:
+        delay = FIRST_DELAY_S
+        while True:
+            await self._wait_for_stages()
+            if not await self._try_to_form():
+                await asyncio.sleep(delay)
+                delay = min(LAST_DELAY_S, delay * 2)
+                continue
+            delay = FIRST_DELAY_S
+            if not await self._serve():
+                return
+
+    async def _wait_for_stages(self) -> None:
+        while missing := self._membership.missing():
+            self._set_state("starting", missing)
+            self._change.clear()
+            await self._change.wait()
+
+    async def _try_to_form(self) -> bool:
+        """One attempt at a new epoch."""
+        self.epoch += 1
+        note_in_logs("epoch", self.epoch)
+        epoch = Epoch(self._master_id, self.epoch)
+        if not self.reason or self.state == "starting":
+            self._set_state("forming", f"forming epoch {self.epoch}")
+        self._loss = asyncio.get_running_loop().create_future()
+        self._formed.clear()
+        self._counts = True
+        forming = asyncio.create_task(self._form(epoch))
+        waiting: set[asyncio.Future[object]] = {forming, self._loss}  # type: ignore[arg-type]
+        try:
+            await asyncio.wait(
+                waiting, timeout=FORMING_LIMIT_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        except asyncio.CancelledError:
+            forming.cancel()
+            raise
+        if forming.done() and not self._loss.done():
+            forming.result()
+            return True
+        forming.cancel()
+        await asyncio.gather(forming, return_exceptions=True)
+        unformed = [item.rank for item in self._spec.ranks if item.rank not in self._formed]
+        self._lose(f"not formed within {FORMING_LIMIT_S:g} s: ranks {unformed} did not answer")
+        self._set_state("forming", f"epoch {self.epoch} was not formed: {self._loss.result()}")
+        return False
+
+    async def _form(self, epoch: Epoch) -> None:
+        stages = [stage for stage in self.stages() if stage is not None]
+        positions = max([stage.max_positions for stage in stages])
+        limits = Limits.of_master(
+            self._spec,
+            vocab=stages[-1].vocab_size,
+            positions=max(positions, self._spec.max_model_len or 0),
+        )
+        self._ends = PipelineEnds(epoch, limits, deliver=self._listener_result, broken=self._lose)
+        addresses = tuple((stage.address, stage.data_port) for stage in stages)
+        self._membership.broadcast(Form(epoch.master, epoch.counter, addresses))
+        hello = Hello(Role.DATA, MASTER_RANK, epoch, spec_hash(self._spec))
+        await self._ends.open(*addresses[0], self._token, hello)
+        while len(self._formed) < len(stages):
+            self._change.clear()
+            await self._change.wait()
+
+    async def _serve(self) -> bool:
+        """From formed to lost; False where this was the end."""
+        assert self._loss is not None
+        self.formations += 1
+        self._set_state("ready", "")
+        stages = tuple(stage for stage in self.stages() if stage is not None)
+        self._listener.group_formed(Formation(self.epoch, stages))
+        reason = await self._loss
+        self._listener.group_lost(reason)
+        if self._counts:
+            self._barren_epochs += 1
+        if self._barren_epochs < MAX_BARREN_EPOCHS:
+            return True
+        self._set_state(
+            "failed",
+            f"{MAX_BARREN_EPOCHS} groups in a row failed before any token advanced, the last one:"
+            f" {reason}; restart the master to try again",
+        )
+        self._listener.group_failed(self.reason)
+        return False
+
+    def _lose(self, reason: str, *, counts: bool = True) -> None:
+        """End the epoch in force, at once; the listener is told by our own task."""
+        if self._loss is None or self._loss.done():
+            return
+        if not counts:
+            self._counts = False
+        if self._ends is not None:
+            self._ends.close()
+            self._ends = None
+        self._loss.set_result(reason)
+        self._set_state("forming", f"epoch {self.epoch} was lost: {reason}")
+        self._membership.broadcast(EpochFailed(self.epoch, reason))
+
+    def _received(self, member: Member, message: Message) -> None:
+        if isinstance(message, Formed) and message.counter == self.epoch:
+            self._formed.add(member.rank)
+            self._change.set()
+        elif isinstance(message, EpochFailed) and message.counter == self.epoch:
+            self._lose(f"rank {member.rank}: {message.reason}")
+        elif isinstance(message, Leaving):
+            loop = asyncio.get_running_loop()
+            loop.call_later(LEAVING_GRACE_S, self._let_go, member)
+
+    def _let_go(self, member: Member) -> None:
+        """A stage wants to leave: alone it may, with the whole stack when all is drained."""
+        if self._draining or self._membership.members.get(member.rank) is not member:
+            return
+        member.leaving = True
+        self._lose(f"rank {member.rank} is ending", counts=False)
+        member.channel.send(Released("the group forms again without this process"))
+        self._change.set()
+
+    def _judge(self, hello: Hello) -> str:
+        """Why a connection is refused, "" accepts."""
+        ranks = len(self._spec.ranks)
+        if hello.rank >= ranks:
+            return f"rank {hello.rank}: must be below {ranks}"
+        if hello.role == Role.CONTROL:
+            return "" if hello.epoch == NO_EPOCH else "a control connection is of no epoch"
+        if hello.role != Role.RETURN or hello.rank != ranks - 1:
+            return (
+                f"role = {hello.role.name}, rank {hello.rank}: the master accepts control, and"
+                f" the return of rank {ranks - 1}"
+            )
+        if self._ends is None or hello.epoch != self._ends.epoch:
+            current = Epoch(self._master_id, self.epoch)
+            return f"epoch {hello.epoch} is not in force; the last one is {current}"
+        return "" if self._ends.wants_return else f"epoch {hello.epoch} has its return already"
+
+    async def _deliver(self, proven: Proven) -> None:
+        if proven.hello.role == Role.CONTROL:
+            await self._membership.hold(proven)
+        elif self._ends is not None and self._ends.epoch == proven.hello.epoch:
+            self._ends.accept_return(proven.connection)
+        else:
+            proven.connection.close()
+
+    def _listener_result(self, result: StepResult) -> None:
+        if self.state == "ready":
+            self._listener.step_returned(result)
+
+    def _set_state(self, state: State, reason: str) -> None:
+        if (state, reason) != (self.state, self.reason):
+            logger.info("group %s%s", state, f": {reason}" if reason else "")
+        self.state, self.reason = state, reason
+
+    def _check_task(self, task: asyncio.Task[None]) -> None:
+        """None of our tasks may raise: without it the group would hang without a word."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("the group stopped on a fault of its own", exc_info=error)
+            self._lose("a fault of the master's own")
+            self._set_state("failed", f"a fault of the master's own: {error!r}")
+            self._listener.group_failed(self.reason)

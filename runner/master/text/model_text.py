@@ -1,0 +1,164 @@
+"""The served model's text: tokenizer, chat template, end-of-sequence ids, default sampling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from runner.errors import InvalidField, ModelUnavailable
+from runner.master.text.chat_template import ChatTemplate
+from runner.master.text.pieces import TokenBytes
+
+_SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_DEFAULT_PARAMETERS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class ModelText:
+    """What lies beside the API because stages know token ids only.
+
+    `longest_token` is in characters: a text of n times as many has at least n tokens. Byte-level
+    pieces have a character for each byte, so they are never shorter than their text.
+    `chat_template` is None for a base model. `generation_defaults` are the sampling values of the
+    model's generation_config.json, those that it sets.
+    """
+
+    tokenizer: Tokenizer
+    longest_token: int
+    token_bytes: TokenBytes
+    chat_template: ChatTemplate | None
+    eos_ids: tuple[int, ...]
+    generation_defaults: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelText:
+        """Read from a model folder; raises ModelUnavailable naming the file that is wrong."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ModelUnavailable(
+                f"{folder} has no tokenizer.json; models whose tokenizer exists only in another "
+                "format are not served: save it with transformers' save_pretrained first"
+            )
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ModelUnavailable(f"{path} cannot be read: {error}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        generation = _read_object(folder / "generation_config.json")
+        special_tokens = _special_tokens(folder)
+        return cls(
+            tokenizer=tokenizer,
+            longest_token=max(map(len, tokenizer.get_vocab()), default=1),
+            token_bytes=TokenBytes(tokenizer),
+            chat_template=_chat_template(folder, special_tokens),
+            eos_ids=_eos_ids(folder, generation, special_tokens, tokenizer),
+            generation_defaults={
+                name: generation[name]
+                for name in _DEFAULT_PARAMETERS
+                if generation.get(name) is not None
+            },
+        )
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """All of `ids` as text, special tokens left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def encode_prompt(self, text: str) -> tuple[int, ...]:
+        """Ids of a bare prompt, with the tokens that the model's tokenizer adds around one."""
+        return self._encode(text, add_special_tokens=True)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """Ids of a conversation up to where the assistant's answer begins; raises InvalidField.
+
+        The template writes the begin-of-sequence token itself, so none is added.
+        """
+        if self.chat_template is None:
+            rule = (
+                "the served model has no chat template (it is a base model): "
+                "use /v1/completions or /generate"
+            )
+            raise InvalidField("messages", f"{len(messages)} messages", rule)
+        text = self.chat_template.render(messages)
+        return self._encode(text, add_special_tokens=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        # Of tokenizers' ways to encode, encode() holds the interpreter's lock and this one does
+        # not: a long prompt in a thread lets the event loop run.
+        [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return tuple(encoding.ids)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ModelUnavailable(f"{path} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ModelUnavailable(f"{path} is not a JSON object")
+    return document
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """Names the template may use; a token stands as text or as {"content": text}."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        document = _read_object(folder / name)
+        for key in _SPECIAL_TOKENS:
+            value = document.get(key)
+            content = value.get("content") if isinstance(value, dict) else value
+            if isinstance(content, str):
+                found[key] = content
+    return found
+
+
+def _chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
+    """chat_template.jinja goes before the template inside tokenizer_config.json."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return ChatTemplate(file.read_text("utf-8"), special_tokens)
+    source = _read_object(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(source, list):  # several named ones
+        named = {item["name"]: item["template"] for item in source}
+        source = named.get("default")
+    return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
+
+
+def _eos_ids(
+    folder: Path,
+    generation: Mapping[str, Any],
+    special_tokens: Mapping[str, str],
+    tokenizer: Tokenizer,
+) -> tuple[int, ...]:
+    """generation_config.json's, else config.json's, else the tokenizer's end-of-sequence token.
+
+    As in transformers, the first file that names any decides.
+    """
+    for source in (generation, _read_object(folder / "config.json")):
+        value = source.get("eos_token_id")
+        ids = value if isinstance(value, list) else [value]
+        known = tuple(item for item in ids if isinstance(item, int) and item >= 0)
+        if known:
+            return known
+    token = special_tokens.get("eos_token")
+    token_id = tokenizer.token_to_id(token) if token is not None else None
+    return () if token_id is None else (token_id,)

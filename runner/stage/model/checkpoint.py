@@ -1,0 +1,160 @@
+"""Which tensors of a checkpoint a stage needs, in which files, and reading only those."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from runner.errors import ModelUnavailable, UnsupportedModel
+from runner.stage.model.layout import read_layout
+
+TENSOR_INDEX = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+REFUSED_TYPES = {
+    "gemma3n": "layers take inputs of their own and share KV",
+    "gemma3n_text": "layers take inputs of their own and share KV",
+    "gemma4": "layers take inputs of their own and share KV",
+    "gemma4_text": "layers take inputs of their own and share KV",
+    "llama4": "it uses chunked attention",
+    "llama4_text": "it uses chunked attention",
+    "falcon_h1": "its layers keep a state beside the KV cache",
+}
+
+_LAYER_KINDS = {"full_attention", "sliding_attention"}
+
+
+class Checkpoint:
+    """A folder as save_pretrained writes it: configuration, layout, and where each tensor lies.
+
+    Needs only config.json and the tensor index (or the single file). Raises ModelUnavailable,
+    UnsupportedModel.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = _read_config(folder)
+        self.model_class = _find_class(self.config)
+        _refuse_by_config(self.config)
+        self.layout, self._meta_model = read_layout(self.model_class, copy.deepcopy(self.config))
+
+    def own_files(self, layers: tuple[int, int]) -> list[str]:
+        """Names of the weight files that a stage with these layers reads."""
+        if not (self.folder / TENSOR_INDEX).is_file():
+            return [SINGLE_FILE]
+        files = _read_index(self.folder)
+        return sorted({files[key] for key in self._own_keys(files, layers)})
+
+    def read_own(self, layers: tuple[int, int]) -> dict[str, Any]:
+        """The stage's tensors by checkpoint key, each read from disk when it is sliced.
+
+        Read, not mapped: a mapped file would count as this process's memory.
+        """
+        files = self._files()
+        tensors: dict[str, Any] = {}
+        keys = self._own_keys(files, layers)
+        for file in sorted({files[key] for key in keys}):
+            reader = _open(self.folder / file)
+            for key in keys:
+                if files[key] == file:
+                    tensors[key] = reader.get_slice(key)
+        return tensors
+
+    def _files(self) -> dict[str, str]:
+        if (self.folder / TENSOR_INDEX).is_file():
+            return _read_index(self.folder)
+        return dict.fromkeys(_open(self.folder / SINGLE_FILE).keys(), SINGLE_FILE)
+
+    def _own_keys(self, keys: Iterable[str], layers: tuple[int, int]) -> list[str]:
+        """Keys whose weights, after transformers' renaming and fusing, are the stage's."""
+        own = self.layout.own_weights(layers)
+        known, model = self.layout.weights, self._meta_model
+        changes = get_model_conversion_mapping(model)
+        renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+        converters = [change for change in changes if isinstance(change, WeightConverter)]
+        prefix = model.base_model_prefix
+        found = []
+        for key in keys:
+            name, _ = rename_source_key(key, renamings, converters, prefix, known)
+            if name not in known:
+                name, _ = rename_source_key(key, [], [], prefix, known)
+            if name in own:
+                found.append(key)
+        return found
+
+
+def own_files(folder: Path, layers: tuple[int, int]) -> list[str]:
+    """Names of the weight files that a stage with these layers reads, found without any of them.
+
+    Raises ModelUnavailable, UnsupportedModel.
+    """
+    return Checkpoint(folder).own_files(layers)
+
+
+def _read_config(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        raise ModelUnavailable(f"{folder}: has no config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever foreign configuration code raises
+        cause = str(error).splitlines()[0]
+        raise UnsupportedModel(f"{folder / 'config.json'}: {cause}") from error
+
+
+def _find_class(config: Any) -> type[Any]:
+    try:
+        found: type[Any] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except KeyError:
+        name, reason = config.model_type, "transformers has no causal language model for it"
+        raise UnsupportedModel(f"model_type {name} cannot be split: {reason}") from None
+    return found
+
+
+def _refuse_by_config(config: Any) -> None:
+    """What a forward with a few tokens would not show."""
+    text = config.get_text_config()
+    reason = REFUSED_TYPES.get(config.model_type)
+    if config.is_encoder_decoder:
+        reason = "it is an encoder-decoder model"
+    elif getattr(config, "quantization_config", None) is not None:
+        reason = "its weights are quantized"
+    elif getattr(text, "num_kv_shared_layers", 0):
+        reason = "layers share KV"
+    elif kinds := set(getattr(text, "layer_types", None) or ()) - _LAYER_KINDS:
+        reason = f"it has layers of kind {', '.join(sorted(kinds))}"
+    elif any("dynamic" in kind for kind in rope_types(text)):
+        reason = "its rotary factors change while a text grows (dynamic rope)"
+    if reason is not None:
+        raise UnsupportedModel(f"model_type {config.model_type} cannot be split: {reason}")
+
+
+def rope_types(config: Any) -> list[str]:
+    """The kinds of rotary embedding that a configuration names, one per kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return [str(entry.get("rope_type", "default")) for entry in (nested or [parameters])]
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads((folder / TENSOR_INDEX).read_text("utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelUnavailable(f"{folder / TENSOR_INDEX}: cannot be read: {error}") from error
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise ModelUnavailable(f"{path}: is missing; weights are read from safetensors files only")
+    try:
+        return safe_open(path, framework="pt", backend="pread")
+    except (OSError, SafetensorError) as error:
+        raise ModelUnavailable(f"{path}: is no safetensors file: {error}") from error

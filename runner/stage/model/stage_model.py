@@ -1,0 +1,193 @@
+"""One stage of a model: its layers, its KV cache, one step at a time."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.errors import UnsupportedModel
+from runner.stage.cpu.allocator import freed_memory_is_given_back
+from runner.stage.cpu.packed_weights import pack_weights
+from runner.stage.model import attention
+from runner.stage.model.checkpoint import Checkpoint
+from runner.stage.model.kv_cache import KVCache
+from runner.stage.model.pruned import load_pruned
+from runner.stage.model.rotary import LengthClasses
+from runner.steps import Admission, Step
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+
+
+class StageModel:
+    """Layers `layers[0]` .. `layers[1] - 1` of a model; one thread at a time may use it."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layers: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        pack: bool,
+    ) -> None:
+        layout = checkpoint.layout
+        self.num_layers = layout.num_layers
+        self.hidden_size, self.vocab_size = layout.hidden_size, layout.vocab_size
+        self.is_first, self.is_last = layers[0] == 0, layers[1] == self.num_layers
+        self.max_positions = _max_positions(checkpoint.config)
+        self.torch_dtype, self._device = dtype, device
+        with freed_memory_is_given_back():
+            self._model = load_pruned(checkpoint, layers, dtype, device)
+            packed = pack_weights(self._model) if pack and device.type == "cpu" else 0
+        self.weight_bytes = packed + _dense_bytes(self._model)
+        self._rotary = LengthClasses(self._model, checkpoint.config)
+        self.rope_boundary = self._rotary.boundary
+        shapes = {index: layout.kv_shapes[index] for index in range(*layers)}
+        self._cache = KVCache(shapes, dtype, device)
+        self.kv_bytes_per_token = self._cache.bytes_per_token
+        self._keep_rows = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        self._received: torch.Tensor | None = None
+        self._captured: torch.Tensor | None = None
+        self._place_hooks(self._model.get_submodule(layout.layer_list), layers)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        layers: tuple[int, int],
+        *,
+        dtype: str = "auto",
+        device: str = "cpu",
+        pack: bool = True,
+    ) -> StageModel:
+        """Read a stage's own tensors from `folder` (other stages' weight files may be absent).
+
+        dtype "auto" is the checkpoint's on CUDA and float32 on the CPU. `pack` reorders weights for
+        oneDNN (CPU only). Raises UnsupportedModel, ModelUnavailable.
+        """
+        checkpoint = Checkpoint(Path(folder))
+        count = checkpoint.layout.num_layers
+        if not 0 <= layers[0] < layers[1] <= count:
+            raise UnsupportedModel(
+                f"layers = {list(layers)}: must be a range [first, end] within the {count} layers"
+            )
+        place = torch.device(device)
+        chosen = choose_dtype(dtype, place, checkpoint.config)
+        return cls(checkpoint, layers, chosen, place, pack)
+
+    def admit(self, admission: Admission) -> None:
+        """Reserve KV for the request; what it had before is dropped."""
+        self._cache.admit(admission.request, admission.capacity)
+
+    def release(self, request: int) -> None:
+        """Free the request's KV; unknown ids are ignored."""
+        self._cache.release(request)
+
+    def reset(self) -> None:
+        """Free all KV: a new epoch."""
+        self._cache.clear()
+
+    @torch.inference_mode()
+    def forward(self, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
+        """Run the step's segments through this stage's layers.
+
+        `hidden` [tokens, hidden_size] comes from the stage before (None on the first). Returns
+        [tokens, hidden_size], on the last stage float32 logits [step.sampled_rows, vocab_size].
+        Raises RunnerError for a request that was not admitted or outgrows its capacity.
+        """
+        spans: list[attention.Span] = []
+        positions: list[int] = []
+        sampled: list[int] = []
+        first = 0
+        for segment in step.segments:
+            end = segment.start + segment.length
+            slot = self._cache.slot(segment.request, end)
+            spans.append(attention.Span(slot, first, segment.length, segment.start))
+            positions.extend(range(segment.start, end))
+            first += segment.length
+            if segment.sample:
+                sampled.append(first - 1)
+        self._rotary.begin(step.segments)
+        position_ids = torch.tensor([positions], device=self._device)
+        # A mask without padding spares transformers its search for packed texts in the positions.
+        arguments: dict[str, Any] = {
+            "position_ids": position_ids,
+            "attention_mask": torch.ones_like(position_ids),
+            "use_cache": False,
+        }
+        if self.is_first:
+            arguments["input_ids"] = torch.tensor([list(step.token_ids)], device=self._device)
+        else:
+            assert hidden is not None, "every stage but the first receives hidden states"
+            self._received = hidden.to(self._device, self.torch_dtype)[None]
+            arguments["inputs_embeds"] = self._received
+        rows = torch.tensor(sampled, dtype=torch.long, device=self._device)
+        if self._keep_rows:
+            arguments["logits_to_keep"] = rows
+        output = self._run(attention.PackedStep(spans), arguments)
+        if not self.is_last:
+            assert self._captured is not None
+            result, self._captured = self._captured[0], None
+            return result
+        logits: torch.Tensor = output.logits[0]
+        return (logits if self._keep_rows else logits[rows]).float()
+
+    def _run(self, step: attention.PackedStep, arguments: dict[str, Any]) -> Any:
+        attention.current.step = step
+        try:
+            return self._model(**arguments)
+        finally:
+            attention.current.step = None
+            self._received = None
+
+    def _place_hooks(self, layer_list: Any, layers: tuple[int, int]) -> None:
+        if not self.is_first:
+            layer_list[layers[0]].register_forward_pre_hook(self._inject, with_kwargs=True)
+        if not self.is_last:
+            layer_list[layers[1] - 1].register_forward_hook(self._capture)
+
+    def _inject(
+        self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The received states as they are: models scale or norm what comes before the layers."""
+        if args:
+            return (self._received, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self._received}
+
+    def _capture(self, _layer: nn.Module, _args: Any, output: Any) -> None:
+        self._captured = output[0] if isinstance(output, tuple) else output
+
+
+def choose_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
+    """ "auto" is the checkpoint's on CUDA and float32 on the CPU; raises UnsupportedModel."""
+    if name != "auto":
+        if name not in _DTYPES:
+            raise UnsupportedModel(f"dtype = {name!r}: must be auto or one of {', '.join(_DTYPES)}")
+        return _DTYPES[name]
+    if device.type == "cpu":
+        return torch.float32
+    kept: torch.dtype | None = config.get_text_config().dtype
+    return kept or torch.float32
+
+
+def _max_positions(config: Any) -> int:
+    text = config.get_text_config()
+    for key in _POSITION_KEYS:
+        value = getattr(text, key, None)
+        if isinstance(value, int):
+            return value
+    keys = ", ".join(_POSITION_KEYS)
+    raise UnsupportedModel(f"model_type {config.model_type}: config.json has none of {keys}")
+
+
+def _dense_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers, shared ones once, without those that packing counted."""
+    seen: dict[int, int] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.is_mkldnn and not tensor.is_meta:
+            seen[id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())

@@ -1,0 +1,140 @@
+"""The loop of a stage's main thread: one step after the other through its layers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+import torch
+
+from runner.stage.cpu.allocator import give_back_freed
+from runner.stage.model.stage_model import StageModel
+from runner.stage.process.epoch_links import Arrival, NewEpoch, Stop, Work
+from runner.stage.sampling.sampler import Sampler
+from runner.steps import StageTime, Step
+from runner.transport.result_frame import encode_result
+from runner.transport.step_frame import pass_on
+from runner.transport.wire import DTYPES, Epoch
+
+logger = logging.getLogger(__name__)
+
+BEAT_INTERVAL_S = 0.5
+STUCK_AFTER_S = 10.0
+IDLE_AFTER_S = 5.0  # without a token to compute: freed memory goes back to the system
+
+
+class ComputeLoop:
+    """Runs steps of the pipeline that is open; `fail` is told of a step that raised."""
+
+    def __init__(
+        self, rank: int, model: StageModel, device: str, fail: Callable[[Epoch, str], None]
+    ) -> None:
+        self.inbox: SimpleQueue[Work] = SimpleQueue()
+        self._rank, self._model, self._fail = rank, model, fail
+        self._device = torch.device(device)
+        self._sampler = Sampler(model.vocab_size, self._device) if model.is_last else None
+        self._beat = time.monotonic()
+        self._current: Arrival | None = None
+        self._busy_at: float | None = None  # the last step with tokens; None: given back since
+
+    def stuck(self) -> bool:
+        """The loop has not turned for STUCK_AFTER_S, and not for a step of an open epoch.
+
+        A long step of the epoch in force is the master's to judge, which knows how long it
+        should take; a step that outlives its epoch by so much hangs.
+        """
+        current, since = self._current, self._beat
+        if current is not None:
+            halted_at = current.pipeline.halted_at
+            if halted_at is None:
+                return False
+            since = max(since, halted_at)
+        return time.monotonic() - since > STUCK_AFTER_S
+
+    def run(self) -> None:
+        """Until Stop."""
+        waiting_since = time.perf_counter_ns()
+        while True:
+            self._beat = time.monotonic()
+            self._give_back_when_idle()
+            try:
+                work = self.inbox.get(timeout=BEAT_INTERVAL_S)
+            except Empty:
+                continue
+            if isinstance(work, Stop):
+                return
+            if isinstance(work, NewEpoch):
+                self._reset()
+                work.ready()
+            elif work.pipeline.open:
+                self._current = work
+                self._answer(work, waiting_since)
+                self._beat = time.monotonic()
+                self._current = None
+                waiting_since = time.perf_counter_ns()
+
+    def _give_back_when_idle(self) -> None:
+        if self._busy_at is not None and self._beat - self._busy_at > IDLE_AFTER_S:
+            give_back_freed()
+            self._busy_at = None
+
+    def _reset(self) -> None:
+        self._model.reset()
+        if self._sampler is not None:
+            self._sampler.reset()
+
+    def _answer(self, arrival: Arrival, waiting_since: int) -> None:
+        began = time.perf_counter_ns()
+        step = arrival.frame.step
+        try:
+            front, tensor = self._compute(arrival, began, began - waiting_since)
+        except Exception as error:
+            logger.exception("step %d failed", step.number)
+            arrival.pipeline.halt()
+            what = f"rank {self._rank} could not compute step {step.number}"
+            self._fail(arrival.pipeline.epoch, f"{what}: {type(error).__name__}: {error}"[:500])
+            return
+        arrival.pipeline.answer(arrival, front, tensor)
+
+    @torch.inference_mode()
+    def _compute(
+        self, arrival: Arrival, began: int, wait_ns: int
+    ) -> tuple[bytes, memoryview | None]:
+        """The answer's frame and tensor: hidden states, or on the last stage sampled tokens."""
+        frame, model = arrival.frame, self._model
+        step = frame.step
+        self._admit_and_release(step)
+        output = None
+        if step.segments:
+            output = model.forward(step, self._hidden(frame.tensor, frame.header.dtype))
+            self._busy_at = time.monotonic()
+        if self._sampler is not None:
+            self._sampler.extend(step)
+            tokens = [] if output is None else self._sampler.sample(step, output)
+            spent = StageTime(self._rank, time.perf_counter_ns() - began, wait_ns)
+            return encode_result(frame.header, frame.body, spent, tokens), None
+        tensor, dtype, width = None, "", 0
+        if output is not None:
+            width, dtype = output.shape[-1], str(output.dtype).removeprefix("torch.")
+            plain = output.reshape(-1, width).contiguous().to("cpu")
+            tensor = plain.view(torch.uint8).numpy().data.cast("B")
+        spent = StageTime(self._rank, time.perf_counter_ns() - began, wait_ns)
+        return pass_on(frame.header, frame.body, spent, dtype, width), tensor
+
+    def _admit_and_release(self, step: Step) -> None:
+        for holder in (self._model, self._sampler):
+            if holder is None:
+                continue
+            for request in step.releases:
+                holder.release(request)
+            for admission in step.admissions:
+                holder.admit(admission)
+
+    def _hidden(self, tensor: memoryview, dtype: int) -> torch.Tensor | None:
+        if not tensor:
+            return None
+        kind: torch.dtype = getattr(torch, DTYPES[dtype])
+        flat = torch.frombuffer(tensor, dtype=kind)
+        return flat.view(-1, self._model.hidden_size).to(self._device)

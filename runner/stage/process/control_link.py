@@ -1,0 +1,118 @@
+"""A stage's control connection: joins, keeps it alive, dials again for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import time
+from collections.abc import Callable
+
+from contract.specs import GroupSpec, spec_hash
+from runner.errors import ProtocolError
+from runner.transport.connection import PING_INTERVAL_S, SILENCE_LIMIT_S, OccasionalLog, dial
+from runner.transport.control import ControlChannel, Heartbeat, Join, Message, Refusal
+from runner.transport.handshake import NO_EPOCH, Hello, Role
+
+logger = logging.getLogger(__name__)
+
+FIRST_DELAY_S = 0.1
+LAST_DELAY_S = 1.0
+
+
+class ControlLink:
+    """`make_join` is asked for the join at each connection, with our address on it; `received`
+    gets each message, `lost` is called when an established connection has ended."""
+
+    def __init__(
+        self,
+        spec: GroupSpec,
+        rank: int,
+        token: bytes,
+        *,
+        make_join: Callable[[str], Join],
+        received: Callable[[Message], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        self._spec, self._token = spec, token
+        self._hello = Hello(Role.CONTROL, rank, NO_EPOCH, spec_hash(spec))
+        self._make_join, self._received, self._lost = make_join, received, lost
+        self._channel: ControlChannel | None = None
+        self._heard = 0.0
+        self._complaints = OccasionalLog()
+
+    @property
+    def connected(self) -> bool:
+        return self._channel is not None
+
+    def send(self, message: Message) -> None:
+        """Dropped while there is no connection: the next join says all that counts."""
+        if self._channel is not None:
+            self._channel.send(message)
+
+    async def flush(self) -> None:
+        """Wait until what was sent has left this process."""
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                await self._channel.flush()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        delay = FIRST_DELAY_S
+        host, port = self._spec.master_host, self._spec.master_port
+        while True:
+            try:
+                connection = await dial(host, port, self._token, self._hello)
+            except (OSError, ProtocolError) as error:
+                sentence = f"the master at {host}:{port} cannot be joined: {error}"
+                self._complaints.log(logging.WARNING, sentence)
+            else:
+                if await self._keep(connection):
+                    delay = FIRST_DELAY_S
+            await asyncio.sleep(delay * random.uniform(0.8, 1.2))
+            delay = min(LAST_DELAY_S, delay * 1.6)
+
+    async def _keep(self, connection: socket.socket) -> bool:
+        """One connection's life; whether the master let us in."""
+        address = str(connection.getsockname()[0])
+        channel = await ControlChannel.over(connection)
+        watch: asyncio.Task[None] | None = None
+        welcome = False
+        reason = "ended"
+        try:
+            channel.send(self._make_join(address))
+            self._channel, self._heard = channel, time.monotonic()
+            watch = asyncio.create_task(self._watch(channel))
+            while True:
+                message = await channel.receive()
+                self._heard = time.monotonic()
+                if isinstance(message, Refusal):
+                    reason = message.reason
+                    self._complaints.log(logging.WARNING, f"the master refuses: {reason}")
+                    return False
+                welcome = True
+                if not isinstance(message, Heartbeat):
+                    self._received(message)
+        except (OSError, ProtocolError) as error:
+            reason = str(error)
+        finally:
+            self._channel = None
+            if watch is not None:
+                watch.cancel()
+            channel.abort()
+            self._lost(f"the control connection to the master: {reason}")
+        return welcome
+
+    async def _watch(self, channel: ControlChannel) -> None:
+        """Send heartbeats; end the connection of a master that has fallen silent."""
+        while True:
+            channel.send(Heartbeat())
+            before = time.monotonic()
+            await asyncio.sleep(PING_INTERVAL_S / 2)
+            late = time.monotonic() - before > PING_INTERVAL_S
+            if not late and time.monotonic() - self._heard > SILENCE_LIMIT_S:
+                logger.warning("the master has been silent for %g s", SILENCE_LIMIT_S)
+                channel.abort()
+                return

@@ -1,0 +1,186 @@
+"""A stage's part in forming an epoch, on the control thread's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from contract.specs import GroupSpec, spec_hash
+from runner.errors import ProtocolError
+from runner.master.group.formation import StageInfo
+from runner.stage.process.epoch_links import NewEpoch, Pipeline
+from runner.transport.connection import Proven, dial
+from runner.transport.control import EpochFailed, Form, Formed, Message
+from runner.transport.data_link import TcpLink
+from runner.transport.handshake import MASTER_RANK, Hello, Role
+from runner.transport.wire import Epoch, Limits
+from web.logs import note_in_logs
+
+if TYPE_CHECKING:
+    from runner.stage.process.compute_loop import ComputeLoop
+
+logger = logging.getLogger(__name__)
+
+REDIAL_DELAY_S = 0.02  # the next rank may not have heard of the epoch yet
+
+
+class EpochForming:
+    """Holds at most one epoch: forming, or its pipeline."""
+
+    def __init__(
+        self,
+        spec: GroupSpec,
+        rank: int,
+        token: bytes,
+        *,
+        send: Callable[[Message], None],
+        fail: Callable[[Epoch, str], None],
+    ) -> None:
+        self._spec, self._rank, self._token = spec, rank, token
+        self._send, self._fail = send, fail
+        self._compute: ComputeLoop | None = None
+        self._limits: Limits | None = None
+        self._epoch: Epoch | None = None
+        self._predecessor: asyncio.Future[socket.socket] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._pipeline: Pipeline | None = None
+
+    @property
+    def active(self) -> bool:
+        return self._epoch is not None
+
+    def attach(self, compute: ComputeLoop, stage: StageInfo) -> None:
+        """The weights are loaded."""
+        self._compute = compute
+        self._limits = Limits.of_stage(
+            self._spec,
+            self._rank,
+            hidden=stage.hidden_size,
+            vocab=stage.vocab_size,
+            positions=max(stage.max_positions, self._spec.max_model_len or 0),
+        )
+
+    def form(self, message: Form) -> None:
+        """Leave the epoch before, whatever state it is in, and form this one."""
+        self.dissolve(None, "a newer epoch is formed")
+        if self._compute is None:
+            self._send(EpochFailed(message.counter, f"rank {self._rank} has no weights yet"))
+            return
+        self._epoch = Epoch(message.master, message.counter)
+        note_in_logs("epoch", message.counter)
+        self._predecessor = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._form(self._epoch, self._predecessor, message))
+
+    def dissolve(self, counter: int | None, reason: str) -> None:
+        """End the epoch (`counter` None: whichever it is)."""
+        if self._epoch is None or counter not in (None, self._epoch.counter):
+            return
+        logger.info("epoch %s is over: %s", self._epoch, reason)
+        self._epoch = None
+        if self._task is not None:
+            self._task.cancel()
+        if self._predecessor is not None and self._predecessor.done():
+            _close_result(self._predecessor)
+        self._task = self._predecessor = None
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+
+    def report_failure(self, epoch: Epoch, message: EpochFailed) -> None:
+        """A thread found the epoch broken: tell the master, which ends it for everybody."""
+        if epoch == self._epoch:
+            self._send(message)
+
+    def judge(self, hello: Hello) -> str:
+        """Why a data connection is refused, "" accepts."""
+        before = self._rank - 1 if self._rank else MASTER_RANK
+        if hello.role != Role.DATA:
+            return f"role = {hello.role.name}: a stage accepts data connections only"
+        if hello.epoch != self._epoch or self._predecessor is None:
+            return f"epoch {hello.epoch} is not this stage's, which is {self._epoch or 'none'}"
+        if hello.rank != before:
+            return f"rank {hello.rank} dials rank {self._rank}, which is fed by rank {before}"
+        if self._predecessor.done():
+            return f"rank {self._rank} is fed already in epoch {self._epoch}"
+        return ""
+
+    async def deliver(self, proven: Proven) -> None:
+        """A data connection that judge accepted; the epoch may have passed meanwhile."""
+        waiting = self._predecessor
+        if waiting is None or waiting.done() or proven.hello.epoch != self._epoch:
+            proven.connection.close()
+            return
+        waiting.set_result(proven.connection)
+
+    async def _form(
+        self, epoch: Epoch, predecessor: asyncio.Future[socket.socket], message: Form
+    ) -> None:
+        successor = asyncio.create_task(self._dial_successor(epoch, message))
+        try:
+            await self._empty_the_cache()
+            incoming, outgoing = await predecessor, await successor
+        except asyncio.CancelledError:
+            successor.cancel()
+            successor.add_done_callback(_close_result)
+            raise
+        assert self._compute is not None
+        assert self._limits is not None
+        compute, limits = self._compute, self._limits
+        self._predecessor = self._task = None
+        self._pipeline = Pipeline(
+            epoch,
+            TcpLink(incoming, epoch, limits),
+            TcpLink(outgoing, epoch, limits),
+            limits=limits,
+            # More than the master ever has in flight, so that a slow stage never stops the
+            # pings of the one before it.
+            depth=len(self._spec.ranks) + 3,
+            deliver=compute.inbox.put,
+            fail=self._fail,
+        )
+        self._pipeline.start()
+        self._send(Formed(epoch.counter))
+
+    async def _empty_the_cache(self) -> None:
+        """Wait until the compute loop has left the old epoch and dropped its KV."""
+        assert self._compute is not None
+        loop = asyncio.get_running_loop()
+        empty: asyncio.Future[None] = loop.create_future()
+
+        def done() -> None:
+            loop.call_soon_threadsafe(_set_done, empty)
+
+        self._compute.inbox.put(NewEpoch(done))
+        await empty
+
+    async def _dial_successor(self, epoch: Epoch, message: Form) -> socket.socket:
+        """The next rank, the last rank's is the master; tries until the epoch is given up."""
+        following = self._rank + 1
+        digest = spec_hash(self._spec)
+        if following < len(message.addresses):
+            host, port = message.addresses[following]
+            hello = Hello(Role.DATA, self._rank, epoch, digest)
+        else:
+            host, port = self._spec.master_host, self._spec.master_port
+            hello = Hello(Role.RETURN, self._rank, epoch, digest)
+        delay = REDIAL_DELAY_S
+        while True:
+            try:
+                return await dial(host, port, self._token, hello)
+            except (OSError, ProtocolError) as error:
+                logger.info("%s:%d cannot be reached yet: %s", host, port, error)
+            await asyncio.sleep(delay)
+            delay = min(1.0, delay * 2)
+
+
+def _set_done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _close_result(future: asyncio.Future[socket.socket]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()

@@ -1,0 +1,188 @@
+"""What master and stages say to each other on a control connection, besides the handshake.
+
+Each message is one JSON object behind its length (4 bytes, big-endian), at most
+MAX_MESSAGE_BYTES, checked against these classes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from runner.errors import ProtocolError
+from runner.master.group.formation import StageInfo
+
+MAX_MESSAGE_BYTES = 64 * 1024
+_LENGTH = struct.Struct(">I")
+
+
+class _Message:
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True)
+class Join(_Message):
+    """Stage -> master, first of all. `instance` is random for each process; `stage` is set when
+    its weights are loaded (a stage that outlived a master), `commit` once it knows the model's."""
+
+    instance: str
+    process_id: int
+    address: str
+    data_port: int
+    commit: str | None
+    stage: StageInfo | None
+    kind: Literal["join"] = "join"
+
+
+@dataclass(frozen=True)
+class Welcome(_Message):
+    """Master -> stage: you hold your rank; load this commit of the model."""
+
+    commit: str
+    kind: Literal["welcome"] = "welcome"
+
+
+@dataclass(frozen=True)
+class Refusal(_Message):
+    """Master -> stage: you do not hold your rank; dial again later."""
+
+    reason: str
+    kind: Literal["refusal"] = "refusal"
+
+
+@dataclass(frozen=True)
+class Heartbeat(_Message):
+    """Both ways, every second."""
+
+    kind: Literal["heartbeat"] = "heartbeat"
+
+
+@dataclass(frozen=True)
+class Loaded(_Message):
+    """Stage -> master: weights loaded."""
+
+    stage: StageInfo
+    kind: Literal["loaded"] = "loaded"
+
+
+@dataclass(frozen=True)
+class LoadFailed(_Message):
+    """Stage -> master: the weights cannot be loaded; the stage exits."""
+
+    reason: str
+    kind: Literal["load_failed"] = "load_failed"
+
+
+@dataclass(frozen=True)
+class Form(_Message):
+    """Master -> stage: a new epoch. Empty your KV cache, dial the next rank, say formed."""
+
+    master: int
+    counter: int
+    addresses: tuple[tuple[str, int], ...]
+    kind: Literal["form"] = "form"
+
+
+@dataclass(frozen=True)
+class Formed(_Message):
+    """Stage -> master: both data connections of this epoch stand, the KV cache is empty."""
+
+    counter: int
+    kind: Literal["formed"] = "formed"
+
+
+@dataclass(frozen=True)
+class EpochFailed(_Message):
+    """Stage -> master: a link broke or a step failed. Master -> stage: the epoch is over."""
+
+    counter: int
+    reason: str
+    kind: Literal["epoch_failed"] = "epoch_failed"
+
+
+@dataclass(frozen=True)
+class Leaving(_Message):
+    """Stage -> master: asked to end (SIGTERM); it keeps stepping until it is released."""
+
+    kind: Literal["leaving"] = "leaving"
+
+
+@dataclass(frozen=True)
+class Released(_Message):
+    """Master -> stage: drained, or the group goes on without you; a leaving stage ends now."""
+
+    reason: str
+    kind: Literal["released"] = "released"
+
+
+Message = (
+    Join
+    | Welcome
+    | Refusal
+    | Heartbeat
+    | Loaded
+    | LoadFailed
+    | Form
+    | Formed
+    | EpochFailed
+    | Leaving
+    | Released
+)
+_ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+
+
+def encode(message: Message) -> bytes:
+    body = _ADAPTER.dump_json(message)
+    assert len(body) <= MAX_MESSAGE_BYTES
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Message:
+    """Raises ProtocolError."""
+    try:
+        return _ADAPTER.validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise ProtocolError(f"a control message: {first['loc']}: {first['msg']}") from None
+
+
+class ControlChannel:
+    """Messages over one proven connection; sending never waits, for what is sent is small."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def over(cls, connection: socket.socket) -> ControlChannel:
+        return cls(*await asyncio.open_connection(sock=connection))
+
+    def send(self, message: Message) -> None:
+        """On a connection that has ended this does nothing: receive() tells."""
+        if not self._writer.is_closing():
+            self._writer.write(encode(message))
+
+    async def receive(self) -> Message:
+        """Raises ProtocolError, or OSError where the connection has ended."""
+        try:
+            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+            if length > MAX_MESSAGE_BYTES:
+                raise ProtocolError(f"a control message of {length} bytes")
+            return decode(await self._reader.readexactly(length))
+        except asyncio.IncompleteReadError:
+            raise ConnectionError("the connection ended") from None
+
+    async def flush(self) -> None:
+        await self._writer.drain()
+
+    def close(self) -> None:
+        """Close once what was sent has left."""
+        self._writer.close()
+
+    def abort(self) -> None:
+        """Close now; a blocked receive() ends."""
+        self._writer.transport.abort()

@@ -1,0 +1,82 @@
+"""A result as a frame: from the last stage back to the master."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from runner.errors import ProtocolError
+from runner.sampling_parameters import MAX_LOGPROBS
+from runner.steps import SampledToken, StageTime, StepResult
+from runner.transport.wire import (
+    ALTERNATIVE,
+    SAMPLED,
+    TIME,
+    Header,
+    Limits,
+    Operation,
+    decode_times,
+    encode_header,
+)
+
+
+def encode_result(
+    header: Header, body: bytes | bytearray, time: StageTime, tokens: Sequence[SampledToken]
+) -> bytes:
+    """What the last stage returns for the step of `header` and `body`."""
+    alternatives = sum(len(token.alternatives) for token in tokens)
+    counts = (len(tokens), alternatives, 0, 0, 0, 0)
+    times = header.times + 1
+    parts = [encode_header(Operation.RESULT, 0, header.epoch, header.step, times, counts)]
+    for token in tokens:
+        logprob = math.nan if token.logprob is None else token.logprob
+        parts.append(
+            SAMPLED.pack(
+                token.request,
+                token.position,
+                token.token_id,
+                token.logprob is not None,
+                logprob,
+                len(token.alternatives),
+            )
+        )
+    parts.extend(ALTERNATIVE.pack(*item) for token in tokens for item in token.alternatives)
+    parts.append(bytes(body[len(body) - header.times * TIME.size :]))
+    parts.append(TIME.pack(time.rank, time.compute_ns, time.wait_ns))
+    return b"".join(parts)
+
+
+def decode_result(header: Header, body: bytes | bytearray, limits: Limits) -> StepResult:
+    """The result of a checked header and its whole body; raises ProtocolError."""
+    count, alternatives = header.counts[:2]
+    end_of_tokens = count * SAMPLED.size
+    view = memoryview(body)
+    pairs = list(
+        ALTERNATIVE.iter_unpack(
+            view[end_of_tokens : end_of_tokens + alternatives * ALTERNATIVE.size]
+        )
+    )
+    for token_id, logprob in pairs:
+        _check_token(token_id, logprob, limits)
+    tokens: list[SampledToken] = []
+    taken = 0
+    for request, position, token_id, has_logprob, logprob, more in SAMPLED.iter_unpack(
+        view[:end_of_tokens]
+    ):
+        _check_token(token_id, logprob if has_logprob else 0.0, limits)
+        if position > limits.positions or more > MAX_LOGPROBS:
+            raise ProtocolError(f"a token at position {position} with {more} alternatives")
+        own = tuple(pairs[taken : taken + more]) if more else ()
+        taken += more
+        value = logprob if has_logprob else None
+        tokens.append(SampledToken(request, position, token_id, value, own))
+    if taken != alternatives:
+        raise ProtocolError(f"alternatives = {alternatives}: the tokens name {taken}")
+    return StepResult(header.step, tuple(tokens), decode_times(header, body))
+
+
+def _check_token(token_id: int, logprob: float, limits: Limits) -> None:
+    if token_id >= limits.vocab_size:
+        raise ProtocolError(f"token id {token_id}: must be below {limits.vocab_size}")
+    if not logprob <= 0.001:  # rounding may leave a certain token a little above 0; NaN fails too
+        raise ProtocolError(f"log probability = {logprob}: must be at most 0")

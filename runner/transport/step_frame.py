@@ -1,0 +1,137 @@
+"""A step as a frame: from the master to stage 0, and on from stage to stage."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from itertools import starmap
+from typing import Any
+
+from runner.errors import InvalidField, ProtocolError
+from runner.sampling_parameters import SEED_LIMIT, SamplingParameters
+from runner.steps import Admission, Segment, StageTime, Step
+from runner.transport.wire import (
+    DTYPES,
+    RELEASE_BYTES,
+    SEGMENT,
+    TIME,
+    TOKEN_BYTES,
+    Epoch,
+    Header,
+    Limits,
+    Operation,
+    decode_times,
+    encode_header,
+)
+
+
+def encode_step(step: Step, epoch: Epoch) -> bytes:
+    """A step as the master sends it to stage 0."""
+    admissions = b""
+    if step.admissions:
+        admissions = json.dumps([_admission_json(item) for item in step.admissions]).encode()
+    tokens, releases = len(step.token_ids), len(step.releases)
+    counts = (len(step.segments), tokens, releases, len(step.admissions), len(admissions), 0)
+    segments = [
+        SEGMENT.pack(item.request, item.start, item.length, item.total, item.sample)
+        for item in step.segments
+    ]
+    return b"".join(
+        (
+            encode_header(Operation.STEP, 0, epoch, step.number, 0, counts),
+            *segments,
+            struct.pack(f"<{tokens}I", *step.token_ids),
+            struct.pack(f"<{releases}Q", *step.releases),
+            admissions,
+        )
+    )
+
+
+def pass_on(
+    header: Header, body: bytes | bytearray, time: StageTime, dtype: str, hidden: int
+) -> bytes:
+    """A step's frame for the next stage, up to its tensor of [tokens, hidden] in `dtype`."""
+    counts = (*header.counts[:5], hidden)
+    code = DTYPES.index(dtype) if hidden else 0
+    times = header.times + 1
+    front = encode_header(Operation.STEP, code, header.epoch, header.step, times, counts)
+    return front + body + TIME.pack(time.rank, time.compute_ns, time.wait_ns)
+
+
+def decode_step(header: Header, body: bytes | bytearray, limits: Limits) -> Step:
+    """The step of a checked header and its whole body; raises ProtocolError."""
+    count, tokens, releases, admissions, admission_bytes, _ = header.counts
+    offset = count * SEGMENT.size
+    rows = list(SEGMENT.iter_unpack(memoryview(body)[:offset]))
+    _check_segments(rows, tokens, limits)
+    token_ids = struct.unpack_from(f"<{tokens}I", body, offset)
+    if tokens and max(token_ids) >= limits.vocab_size:
+        raise ProtocolError(f"token id {max(token_ids)}: must be below {limits.vocab_size}")
+    offset += tokens * TOKEN_BYTES
+    released = struct.unpack_from(f"<{releases}Q", body, offset)
+    offset += releases * RELEASE_BYTES
+    admitted = _decode_admissions(body[offset : offset + admission_bytes], admissions, limits)
+    decode_times(header, body)
+    return Step(header.step, tuple(starmap(Segment, rows)), token_ids, admitted, released)
+
+
+def _check_segments(rows: Sequence[tuple[Any, ...]], tokens: int, limits: Limits) -> None:
+    lengths = 0
+    for request, start, length, total, _ in rows:
+        if not length or start + length > total or total > limits.positions:
+            raise ProtocolError(
+                f"request {request}: {length} positions from {start} of {total}: must be at least"
+                f" one, within total, and total at most {limits.positions}"
+            )
+        lengths += length
+    if lengths != tokens:
+        raise ProtocolError(f"tokens = {tokens}: the segments' lengths are {lengths} in all")
+    if len({row[0] for row in rows}) != len(rows):
+        raise ProtocolError("two segments of one request in one step")
+
+
+def _admission_json(admission: Admission) -> list[Any]:
+    return [
+        admission.request,
+        admission.capacity,
+        admission.prompt_length,
+        admission.choice,
+        admission.seed,
+        admission.sampling.to_json(),
+    ]
+
+
+def _decode_admissions(
+    data: bytes | bytearray, count: int, limits: Limits
+) -> tuple[Admission, ...]:
+    if not count:
+        return ()
+    try:
+        rows = json.loads(bytes(data))
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"admissions are not JSON: {type(error).__name__}") from None
+    if not isinstance(rows, list) or len(rows) != count:
+        raise ProtocolError(f"admissions: must be a list of {count}")
+    return tuple(_decode_admission(row, limits) for row in rows)
+
+
+def _decode_admission(row: object, limits: Limits) -> Admission:
+    if not isinstance(row, list) or len(row) != 6 or not isinstance(row[5], dict):
+        raise ProtocolError("an admission must be a list of 5 integers and an object")
+    if any(not isinstance(value, int) or isinstance(value, bool) for value in row[:5]):
+        raise ProtocolError("an admission must be a list of 5 integers and an object")
+    request, capacity, prompt_length, choice, seed, sampling = row
+    in_range = (
+        0 <= request < 2**64
+        and 0 < prompt_length <= capacity <= limits.positions
+        and 0 <= choice < 2**31
+        and 0 <= seed < SEED_LIMIT
+    )
+    if not in_range:
+        raise ProtocolError(f"an admission out of range: {str(row[:5])[:200]}")
+    try:
+        parameters = SamplingParameters.from_json(sampling)
+    except (InvalidField, TypeError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"sampling parameters of an admission: {str(error)[:200]}") from None
+    return Admission(request, capacity, prompt_length, choice, seed, parameters)

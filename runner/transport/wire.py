@@ -1,0 +1,181 @@
+"""Frames of the data links: a fixed header, packed arrays, at most one activation tensor.
+
+Little-endian. Every count of a header is checked against the receiver's own limits before a byte
+is allocated for what follows; nothing is unpickled. Sampling parameters travel as JSON, bounded in
+size. A stage passes the body on as it came and appends its own time. No torch here: the master
+uses this too, and a tensor is a block of bytes with a dtype's name.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from contract.specs import GroupSpec
+from runner.errors import ProtocolError
+from runner.sampling_parameters import MAX_LOGPROBS
+from runner.steps import StageTime
+
+MAGIC = b"SPLS"
+VERSION = 1
+DTYPES = ("", "float32", "bfloat16", "float16")
+ITEM_BYTES = (0, 4, 2, 2)
+ADMISSION_BYTES = 64 * 1024  # one admission: the largest logit_bias is half of it
+
+_HEADER = struct.Struct("<4sBBBBQIQH6I")
+SEGMENT = struct.Struct("<QIII?")
+RELEASE_BYTES, TOKEN_BYTES = 8, 4
+TIME = struct.Struct("<HQQ")
+SAMPLED = struct.Struct("<QII?dB")
+ALTERNATIVE = struct.Struct("<Id")
+HEADER_BYTES = _HEADER.size
+_NO_COUNTS = (0, 0, 0, 0, 0, 0)
+
+
+class Operation(IntEnum):
+    """What a frame is. A ping says that the sender lives; it has no body."""
+
+    PING = 0
+    STEP = 1
+    RESULT = 2
+
+
+class Epoch(NamedTuple):
+    """One life of the group: a random 64-bit id of the master's own life, and its counter."""
+
+    master: int
+    counter: int
+
+    def __str__(self) -> str:
+        return f"{self.master:016x}/{self.counter}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a receiver accepts: `operation` besides pings, exactly `times` stage times."""
+
+    operation: Operation
+    times: int
+    tokens: int
+    segments: int
+    hidden_size: int
+    vocab_size: int
+    positions: int
+
+    @classmethod
+    def of_stage(
+        cls, spec: GroupSpec, rank: int, *, hidden: int, vocab: int, positions: int
+    ) -> Limits:
+        """What stage `rank` accepts; stage 0 is sent token ids only, no tensor."""
+        segments = max_segments(spec)
+        tokens = spec.prefill_token_budget + segments
+        hidden_size = hidden if rank > 0 else 0
+        return cls(Operation.STEP, rank, tokens, segments, hidden_size, vocab, positions)
+
+    @classmethod
+    def of_master(cls, spec: GroupSpec, *, vocab: int, positions: int) -> Limits:
+        """What the master accepts from the last stage."""
+        segments = max_segments(spec)
+        tokens = segments * MAX_LOGPROBS
+        return cls(Operation.RESULT, len(spec.ranks), tokens, segments, 0, vocab, positions)
+
+
+def max_segments(spec: GroupSpec) -> int:
+    """How many segments (also admissions, releases) one step may have, probes included."""
+    return 2 * spec.max_concurrent_requests + 16
+
+
+class Header(NamedTuple):
+    """One frame's header. A step's counts are segments, token ids, releases, admissions, bytes of
+    the admissions, hidden size (0: no tensor); a result's are tokens and alternatives."""
+
+    operation: int
+    dtype: int
+    epoch: Epoch
+    step: int
+    times: int
+    counts: tuple[int, ...]
+
+    @property
+    def body_bytes(self) -> int:
+        times = self.times * TIME.size
+        if self.operation == Operation.RESULT:
+            return self.counts[0] * SAMPLED.size + self.counts[1] * ALTERNATIVE.size + times
+        segments, tokens, releases, _, admission_bytes, _ = self.counts
+        arrays = segments * SEGMENT.size + tokens * TOKEN_BYTES + releases * RELEASE_BYTES
+        return arrays + admission_bytes + times
+
+    @property
+    def tensor_bytes(self) -> int:
+        return self.counts[1] * self.counts[5] * ITEM_BYTES[self.dtype]
+
+
+def encode_ping(epoch: Epoch) -> bytes:
+    return encode_header(Operation.PING, 0, epoch, 0, 0, _NO_COUNTS)
+
+
+def decode_header(data: bytes | bytearray | memoryview, epoch: Epoch, limits: Limits) -> Header:
+    """The header in the first HEADER_BYTES of `data`; raises ProtocolError naming what is wrong."""
+    magic, version, operation, dtype, flags, master, counter, step, times, *counts = (
+        _HEADER.unpack_from(data)
+    )
+    if magic != MAGIC or version != VERSION or flags != 0:
+        raise ProtocolError(f"a frame starts with {magic!r}, version {version}, flags {flags}")
+    if Epoch(master, counter) != epoch:
+        raise ProtocolError(f"a frame of epoch {Epoch(master, counter)}; this is epoch {epoch}")
+    header = Header(operation, dtype, epoch, step, times, tuple(counts))
+    if operation == Operation.PING:
+        if dtype or step or times or any(counts):
+            raise ProtocolError("a ping with counts")
+        return header
+    if operation != limits.operation:
+        raise ProtocolError(f"operation = {operation}: only {limits.operation.name} is accepted")
+    if times != limits.times:
+        raise ProtocolError(f"times = {times}: must be {limits.times}")
+    check = _check_step_counts if operation == Operation.STEP else _check_result_counts
+    check(header, limits)
+    return header
+
+
+def encode_header(
+    operation: Operation, dtype: int, epoch: Epoch, step: int, times: int, counts: Sequence[int]
+) -> bytes:
+    return _HEADER.pack(MAGIC, VERSION, operation, dtype, 0, *epoch, step, times, *counts)
+
+
+def _check_step_counts(header: Header, limits: Limits) -> None:
+    segments, tokens, releases, admissions, admission_bytes, hidden_size = header.counts
+    bounds = (
+        ("segments", segments, limits.segments),
+        ("tokens", tokens, limits.tokens),
+        ("releases", releases, limits.segments),
+        ("admissions", admissions, limits.segments),
+        ("admission bytes", admission_bytes, admissions * ADMISSION_BYTES),
+    )
+    for name, value, bound in bounds:
+        if value > bound:
+            raise ProtocolError(f"{name} = {value}: must be at most {bound}")
+    expected = limits.hidden_size if tokens else 0
+    if hidden_size != expected:
+        raise ProtocolError(f"hidden size = {hidden_size}: must be {expected}")
+    if header.dtype >= len(DTYPES) or bool(header.dtype) != bool(hidden_size):
+        raise ProtocolError(f"dtype = {header.dtype} beside a hidden size of {hidden_size}")
+
+
+def _check_result_counts(header: Header, limits: Limits) -> None:
+    tokens, alternatives, *rest = header.counts
+    if tokens > limits.segments or alternatives > tokens * MAX_LOGPROBS:
+        raise ProtocolError(f"a result of {tokens} tokens with {alternatives} alternatives")
+    if header.dtype or any(rest):
+        raise ProtocolError("a result with a tensor")
+
+
+def decode_times(header: Header, body: bytes | bytearray) -> tuple[StageTime, ...]:
+    view = memoryview(body)[header.body_bytes - header.times * TIME.size : header.body_bytes]
+    times = tuple(StageTime(*item) for item in TIME.iter_unpack(view))
+    if any(time.rank != rank for rank, time in enumerate(times)):
+        raise ProtocolError(f"stage times of the ranks {[time.rank for time in times]}")
+    return times

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from runner.master.text.model_text import ModelText
+from tests.runner.master.conftest import ANSWER
+from tests.runner.master.scripted_engine import ScriptedEngine
+from tests.runner.master.serving import MODEL
+
+PROMPT = "The capital of France is"
+
+
+def test_a_prompt_gets_sixteen_tokens_unless_it_asks_for_more(
+    client: OpenAI, engine: ScriptedEngine, demo_text: ModelText
+) -> None:
+    client.completions.create(model=MODEL, prompt=PROMPT)
+    answer = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=100)
+    assert [request.max_new_tokens for request in engine.requests] == [16, 100]
+    assert engine.requests[0].prompt_ids == demo_text.encode_prompt(PROMPT)
+    assert answer.choices[0].text == ANSWER
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_every_form_of_prompt(client: OpenAI, engine: ScriptedEngine, demo_text: ModelText) -> None:
+    ids = list(demo_text.encode_prompt(PROMPT))
+    prompts: list[Any] = [PROMPT, [PROMPT, "x"], ids, [ids, ids[:2]]]
+    for prompt in prompts:
+        client.completions.create(model=MODEL, prompt=prompt)
+    x = demo_text.encode_prompt("x")
+    expected = [tuple(ids), tuple(ids), x, tuple(ids), tuple(ids), tuple(ids[:2])]
+    assert [request.prompt_ids for request in engine.requests] == expected
+
+
+def test_choices_of_several_prompts_lie_in_order(
+    client: OpenAI, engine: ScriptedEngine, demo_text: ModelText
+) -> None:
+    def script(request: Any) -> list[int]:
+        prompt = demo_text.decode(request.prompt_ids)
+        return [*demo_text.tokenizer.encode(f"{prompt}{request.choice}").ids, *demo_text.eos_ids]
+
+    engine.script = script
+    answer = client.completions.create(model=MODEL, prompt=["a", "b"], n=2, echo=True)
+    assert [choice.text for choice in answer.choices] == ["aa0", "aa1", "bb0", "bb1"]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    streamed = [""] * 4
+    stream = client.completions.create(
+        model=MODEL, prompt=["a", "b"], n=2, echo=True, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    for chunk in stream:
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    assert streamed == ["aa0", "aa1", "bb0", "bb1"]
+    assert chunk.usage == answer.usage
+
+
+def test_log_probabilities_and_where_their_tokens_lie(client: OpenAI) -> None:
+    arguments: Any = {
+        "model": MODEL,
+        "prompt": PROMPT,
+        "max_tokens": 50,
+        "logprobs": 2,
+        "stop": ".",
+    }
+    whole = client.completions.create(**arguments).choices[0]
+    assert whole.text == ANSWER[: ANSWER.index(".")]
+    assert whole.logprobs is not None
+    assert whole.logprobs.tokens is not None
+    assert whole.logprobs.text_offset is not None
+    assert whole.logprobs.text_offset[:2] == [0, len(whole.logprobs.tokens[0])]
+    assert whole.logprobs.token_logprobs == [-0.5] * len(whole.logprobs.tokens)
+    tokens, offsets = [], []
+    for chunk in client.completions.create(stream=True, **arguments):
+        logprobs = chunk.choices[0].logprobs
+        assert logprobs is not None
+        tokens += logprobs.tokens or []
+        offsets += logprobs.text_offset or []
+    assert (tokens, offsets) == (whole.logprobs.tokens, whole.logprobs.text_offset)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+        ({"echo": True, "logprobs": 1}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", 5]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [10**9]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ["a"] * 65}, "prompt"),
+        ({"prompt": "word " * 2000}, "prompt"),
+    ],
+)
+def test_what_is_refused_is_named(
+    url: str, engine: ScriptedEngine, changes: dict[str, Any], field: str
+) -> None:
+    body = {"model": MODEL, "prompt": PROMPT, **changes}
+    response = httpx.post(f"{url}/v1/completions", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
+    assert engine.requests == []

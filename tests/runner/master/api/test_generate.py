@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from runner.master.text.model_text import ModelText
+from tests.runner.master.conftest import ANSWER
+from tests.runner.master.scripted_engine import ScriptedEngine
+from tests.runner.master.serving import served_engine
+
+AIOS = {
+    "prompt": "The capital of France is",
+    "max_new_tokens": 100,
+    "do_sample": False,
+    "top_k": 50,
+    "top_p": 0.95,
+    "temperature": 1.0,
+    "enable_streaming": False,
+}
+
+
+def test_the_aios_body_is_answered_with_its_output(url: str, engine: ScriptedEngine) -> None:
+    response = httpx.post(f"{url}/generate", json=AIOS)
+    assert response.status_code == 200
+    assert response.json()["output"] == ANSWER
+    assert response.json()["finish_reason"] == "stop"
+    sampling = engine.requests[0].sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0, 50, 0.95)
+    assert engine.requests[0].max_new_tokens == 100
+
+
+def test_streaming_sends_pieces_and_ends_with_the_reason(url: str) -> None:
+    body = {**AIOS, "enable_streaming": True}
+    events = httpx.post(f"{url}/generate", json=body).text.strip().split("\n\n")
+    assert events[-1] == "data: [DONE]"
+    documents = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    assert "".join(document["output"] for document in documents) == ANSWER
+    assert len(documents) > 5
+    assert documents[-1]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("body", "temperature"),
+    [
+        ({}, 0),
+        ({"do_sample": True}, 1.0),
+        ({"temperature": 0.7}, 0.7),
+        ({"temperature": 0.7, "do_sample": False}, 0),
+        ({"top_k": 5}, 1.0),
+    ],
+)
+def test_when_it_samples(
+    url: str, engine: ScriptedEngine, body: dict[str, Any], temperature: float
+) -> None:
+    assert httpx.post(f"{url}/generate", json={"prompt": "x", **body}).status_code == 200
+    assert engine.requests[0].sampling.temperature == temperature
+
+
+def test_defaults_come_from_request_then_configuration_then_model(
+    engine: ScriptedEngine, demo_text: ModelText
+) -> None:
+    model_defaults = {"do_sample": True, "temperature": 0.6, "top_k": 40}
+    with served_engine(engine, demo_text, defaults=model_defaults) as url:
+        changed = httpx.post(
+            f"{url}/set_config", json={"temperature": 0.3, "max_new_tokens": 7, "stop": "café"}
+        ).json()
+        assert (changed["temperature"], changed["top_k"], changed["do_sample"]) == (0.3, 40, True)
+        assert httpx.get(f"{url}/set_config").json() == changed
+        httpx.post(f"{url}/generate", json={"prompt": "x"})
+        httpx.post(f"{url}/generate", json={"prompt": "x", "temperature": 0.9})
+        undone = httpx.post(f"{url}/set_config", json={"temperature": None}).json()
+    assert [request.sampling.temperature for request in engine.requests] == [0.3, 0.9]
+    assert [request.sampling.top_k for request in engine.requests] == [40, 40]
+    assert [request.max_new_tokens for request in engine.requests] == [7, 7]
+    assert (undone["temperature"], undone["max_new_tokens"]) == (0.6, 7)
+
+
+def test_a_greedy_configuration_holds_for_the_openai_endpoints_too(
+    url: str, engine: ScriptedEngine
+) -> None:
+    httpx.post(f"{url}/set_config", json={"do_sample": False})
+    body = {"model": "test/model", "prompt": "x"}
+    httpx.post(f"{url}/v1/completions", json=body)
+    httpx.post(f"{url}/v1/completions", json={**body, "temperature": 0.5})
+    assert [request.sampling.temperature for request in engine.requests] == [0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [
+        ({"model": "other/model"}, "model"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_k": "many"}, "top_k"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"stop": [1]}, "stop"),
+        ({"top_p": 0.5, "nonsense": 1}, "nonsense"),
+    ],
+)
+def test_a_wrong_configuration_changes_nothing(
+    url: str, document: dict[str, Any], field: str
+) -> None:
+    before = httpx.get(f"{url}/set_config").json()
+    response = httpx.post(f"{url}/set_config", json=document)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
+    assert httpx.get(f"{url}/set_config").json() == before
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": ["x"]}, "prompt"),
+        ({"prompt": "x", "do_sample": "false"}, "do_sample"),
+        ({"prompt": "x", "max_new_tokens": 1.5}, "max_new_tokens"),
+        ({"prompt": "x", "max_tokens": 5}, "max_tokens"),
+        ({"prompt": "word " * 2000}, "prompt"),
+    ],
+)
+def test_what_is_refused_is_named(url: str, body: dict[str, Any], field: str) -> None:
+    response = httpx.post(f"{url}/generate", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
+    assert field in response.json()["error"]["message"]

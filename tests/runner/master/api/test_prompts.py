@@ -1,0 +1,160 @@
+"""The API over the real engine, whose group stands in for the stages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from openai import OpenAI
+from starlette.applications import Starlette
+
+from runner.master.engine.engine import Engine
+from runner.master.text.model_text import ModelText
+from tests.runner.master.engine.stand_in_group import StandInGroup, expected_tokens
+from tests.runner.master.serving import MODEL, group_spec, served_engine, wait_until
+
+PROMPT = "The capital of France is"
+
+
+class Stack:
+    """An engine on a server's event loop, reached from the test's thread."""
+
+    def __init__(self) -> None:
+        self.spec = group_spec(max_concurrent_requests=2)
+        self.engine = Engine(self.spec)
+        self.group = StandInGroup(self.engine, ranks=1, delay_s=0.005)
+        self.engine.attach(self.group)
+        self.loop: asyncio.AbstractEventLoop
+
+    @asynccontextmanager
+    async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        self.loop = asyncio.get_running_loop()
+        self.group.form()
+        yield
+
+
+@pytest.fixture
+def stack() -> Stack:
+    return Stack()
+
+
+@pytest.fixture
+def engine_url(stack: Stack, demo_text: ModelText) -> Iterator[str]:
+    with served_engine(stack.engine, demo_text, stack.lifespan, spec=stack.spec) as url:
+        wait_until(lambda: stack.engine.ready)
+        yield url
+
+
+def test_text_is_the_text_of_the_engines_tokens(engine_url: str, demo_text: ModelText) -> None:
+    body = {"prompt": PROMPT, "max_new_tokens": 60, "seed": 5, "ignore_eos": True}
+    prompt_ids = demo_text.encode_prompt(PROMPT)
+    tokens = expected_tokens(prompt_ids, 60, 5)
+    answer = httpx.post(f"{engine_url}/generate", json=body).json()
+    assert answer["output"] == demo_text.decode(tokens)
+    assert answer["usage"]["completion_tokens"] == 60
+
+
+def test_a_lost_group_is_a_pause_in_the_stream(
+    engine_url: str, stack: Stack, demo_text: ModelText
+) -> None:
+    expected = demo_text.decode(expected_tokens(demo_text.encode_prompt(PROMPT), 60, 5))
+    with OpenAI(base_url=f"{engine_url}/v1", api_key="none", max_retries=0) as client:
+        stream = client.completions.create(
+            model=MODEL,
+            prompt=PROMPT,
+            max_tokens=60,
+            seed=5,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        text = ""
+        for count, chunk in enumerate(stream):
+            text += chunk.choices[0].text
+            if count == 5:
+                stack.loop.call_soon_threadsafe(stack.group.lose)
+                stack.loop.call_soon_threadsafe(stack.group.form)
+    assert text == expected
+    assert stack.engine.statistics().losses == 1
+
+
+def test_a_client_that_leaves_frees_its_place_in_the_engine(engine_url: str, stack: Stack) -> None:
+    body = {"prompt": PROMPT, "max_new_tokens": 3000, "ignore_eos": True, "enable_streaming": True}
+    with httpx.stream("POST", f"{engine_url}/generate", json=body) as response:
+        lines = response.iter_lines()  # its end closes the connection
+        next(lines)
+        assert stack.engine.statistics().running == 1
+        assert stack.engine.statistics().kv_tokens_reserved > 0
+    assert wait_until(lambda: stack.engine.statistics().running == 0) < 1
+    wait_until(lambda: stack.engine.statistics().kv_tokens_reserved == 0)
+
+
+def test_a_stop_string_frees_the_place_before_the_answer_is_read(
+    engine_url: str, stack: Stack, demo_text: ModelText
+) -> None:
+    text = demo_text.decode(expected_tokens(demo_text.encode_prompt(PROMPT), 40, 5))
+    stop = text[len(text) // 2 :][:4]
+    body = {
+        "prompt": PROMPT,
+        "max_new_tokens": 3000,
+        "seed": 5,
+        "stop": [stop],
+        "ignore_eos": True,
+    }
+    answer = httpx.post(f"{engine_url}/generate", json=body).json()
+    assert answer["output"] == text[: text.index(stop)]
+    assert answer["finish_reason"] == "stop"
+    assert stack.engine.statistics().running == 0
+
+
+def test_a_full_engine_answers_429_and_goes_on(engine_url: str, stack: Stack) -> None:
+    body = {"prompt": PROMPT, "max_new_tokens": 2000, "ignore_eos": True}
+    completion = {"model": MODEL, "prompt": [PROMPT] * 10, "max_tokens": 300}
+    with httpx.Client() as client:
+        with client.stream(
+            "POST",
+            f"{engine_url}/v1/completions",
+            json={**completion, "stream": True, "ignore_eos": True},
+        ) as response:
+            lines = response.iter_lines()  # its end closes the connection
+            next(lines)
+            refused = httpx.post(f"{engine_url}/generate", json=body)
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.json()["error"]["code"] == "engine_full"
+            # No tokens are made of a prompt that has no place: this one would be too long.
+            long = "word " * 10_000
+            messages = [{"role": "user", "content": long}]
+            for path, question in (
+                ("/generate", {"prompt": long}),
+                ("/v1/completions", {"model": MODEL, "prompt": long}),
+                ("/v1/chat/completions", {"model": MODEL, "messages": messages}),
+            ):
+                assert httpx.post(engine_url + path, json=question).status_code == 429
+        wait_until(lambda: stack.engine.statistics().running == 0)
+        small = {**body, "max_new_tokens": 3}
+        assert client.post(f"{engine_url}/generate", json=small).status_code == 200
+
+
+def test_a_failed_group_ends_streams_with_its_reason(engine_url: str, stack: Stack) -> None:
+    body = {"prompt": PROMPT, "max_new_tokens": 3000, "ignore_eos": True, "enable_streaming": True}
+    with httpx.stream("POST", f"{engine_url}/generate", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        stack.loop.call_soon_threadsafe(stack.group.fail, "three epochs in a row failed")
+        rest = list(lines)
+    assert "three epochs in a row failed" in rest[-2] + rest[-1]
+    assert "[DONE]" not in "".join(rest)
+    ready = httpx.get(f"{engine_url}/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["reason"] == "three epochs in a row failed"
+
+
+def test_metrics_and_topology_show_the_engine(engine_url: str) -> None:
+    text = httpx.get(f"{engine_url}/metrics").text
+    assert f'vllm:num_requests_running{{model_name="{MODEL}"}} 0.0' in text
+    assert f'splitstack_group_formations_total{{model_name="{MODEL}"}} 1.0' in text
+    [rank] = httpx.get(f"{engine_url}/topology").json()["ranks"]
+    assert rank["layers"] == [0, 30]

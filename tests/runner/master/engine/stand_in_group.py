@@ -1,0 +1,150 @@
+"""A rank group in one process: no torch, tokens that are a function of what a request is."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+from runner.master.group.formation import Formation, GroupListener, StageInfo
+from runner.steps import Admission, SampledToken, StageTime, Step, StepResult
+
+VOCABULARY = 49152  # the demo model's, whose tokenizer some tests use
+SAMPLED_BELOW = 1000
+
+
+def next_token(ids: list[int], seed: int, choice: int) -> int:
+    """What the stand-in samples after `ids`: any change of its inputs changes it."""
+    text = f"{ids}/{seed}/{choice}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") % SAMPLED_BELOW
+
+
+def expected_tokens(prompt: tuple[int, ...], count: int, seed: int, choice: int = 0) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(next_token(ids, seed, choice))
+    return ids[len(prompt) :]
+
+
+class Pipeline:
+    """What the stages of one epoch hold: checks every rule of Step and samples."""
+
+    def __init__(self, kv_tokens: int) -> None:
+        self.kv_tokens = kv_tokens
+        self.held: dict[int, tuple[Admission, list[int]]] = {}
+        self.most_reserved = 0
+
+    def run(self, step: Step) -> list[SampledToken]:
+        for request in step.releases:
+            self.held.pop(request, None)
+        for admission in step.admissions:
+            self.held[admission.request] = (admission, [])
+        reserved = sum(admission.capacity for admission, _ in self.held.values())
+        assert reserved <= self.kv_tokens
+        self.most_reserved = max(self.most_reserved, reserved)
+        tokens, start = [], 0
+        for segment in step.segments:
+            admission, ids = self.held[segment.request]
+            assert segment.start == len(ids)
+            ids += step.token_ids[start : start + segment.length]
+            start += segment.length
+            assert len(ids) <= admission.capacity
+            assert segment.total >= len(ids)
+            if segment.sample:
+                assert segment.total == len(ids)
+                token = next_token(ids, admission.seed, admission.choice)
+                tokens.append(SampledToken(segment.request, len(ids), token))
+        assert start == len(step.token_ids)
+        return tokens
+
+
+class StandInGroup:
+    """Implements Group's interface. Steps come back in order, `delay_s` after one another."""
+
+    def __init__(
+        self,
+        listener: GroupListener,
+        *,
+        ranks: int = 2,
+        kv_tokens: int = 4096,
+        max_positions: int = 0,
+        rope_boundary: int | None = None,
+        delay_s: float = 0.0,
+    ) -> None:
+        self.listener, self.ranks, self.delay_s = listener, ranks, delay_s
+        self.kv_tokens, self.rope_boundary = kv_tokens, rope_boundary
+        self.max_positions = max_positions or kv_tokens
+        self.state, self.reason = "starting", "waiting for ranks"
+        self.epoch = self.formations = self.progress = 0
+        self.steps: list[Step] = []
+        self.pipeline = Pipeline(kv_tokens)
+        self.frozen = self.frozen_segments = False
+        self.abandoned: list[str] = []
+        self._queue: list[Step] = []
+        self._running: asyncio.Task[None] | None = None
+
+    def restarts(self) -> tuple[int, ...]:
+        return tuple(0 for _ in self.stages())
+
+    def stages(self) -> tuple[StageInfo | None, ...]:
+        return tuple(
+            StageInfo(
+                rank=rank,
+                address="127.0.0.1",
+                data_port=3001,
+                layers=(rank, rank + 1),
+                weight_bytes=1000,
+                kv_bytes_per_token=8,
+                kv_tokens=self.kv_tokens + rank,
+                hidden_size=8,
+                vocab_size=VOCABULARY,
+                max_positions=self.max_positions,
+                rope_boundary=self.rope_boundary,
+                commit="",
+                dtype="float32",
+                device="cpu",
+                process_id=100 + rank,
+            )
+            for rank in range(self.ranks)
+        )
+
+    def form(self) -> None:
+        self.epoch += 1
+        self.formations += 1
+        self.state, self.reason = "ready", ""
+        self.pipeline = Pipeline(self.kv_tokens)
+        stages = tuple(stage for stage in self.stages() if stage is not None)
+        self.listener.group_formed(Formation(self.epoch, stages))
+
+    def lose(self, reason: str = "rank 1: killed") -> None:
+        self.state, self.reason = "starting", reason
+        self._queue.clear()
+        self.listener.group_lost(reason)
+
+    def fail(self, reason: str) -> None:
+        self.state, self.reason = "failed", reason
+        self.listener.group_failed(reason)
+
+    def submit(self, step: Step) -> None:
+        assert self.state == "ready"
+        self.steps.append(step)
+        self._queue.append(step)
+        if self._running is None or self._running.done():
+            self._running = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while self._queue:
+            await asyncio.sleep(self.delay_s)
+            if self._queue and not self.frozen:
+                if self.frozen_segments and self._queue[0].segments:
+                    continue  # a probe before it has passed, this does not
+                step = self._queue.pop(0)
+                times = tuple(StageTime(rank, 1_000_000, 0) for rank in range(self.ranks))
+                tokens = tuple(self.pipeline.run(step))
+                self.listener.step_returned(StepResult(step.number, tokens, times))
+
+    def abandon_epoch(self, reason: str) -> None:
+        self.abandoned.append(reason)
+        self.lose(reason)
+
+    def note_progress(self) -> None:
+        self.progress += 1

@@ -1,0 +1,191 @@
+"""What goes into a step, and in which order requests come to their turn."""
+
+from __future__ import annotations
+
+import pytest
+
+from runner.errors import PromptTooLong
+from runner.master.engine.micro_batches import MicroBatches
+from runner.master.engine.request_ledger import OpenRequest, RequestLedger
+from runner.master.engine.requests import GenerationRequest
+from runner.master.engine.scheduler import UNKNOWN_STEP_LIMIT_S, Scheduler
+from runner.master.engine.step_cost import MIN_CHUNK, StepCost
+from runner.sampling_parameters import SamplingParameters
+from runner.steps import SampledToken, StageTime, Step, StepResult
+
+
+class Bench:
+    """A scheduler, and stages that answer when they are told to."""
+
+    def __init__(self, ranks: int = 2, *, kv_tokens: int = 10_000, running: int = 8) -> None:
+        cost = StepCost(ranks)
+        self.ranks = ranks
+        self.ledger = RequestLedger()
+        self.micro_batches = MicroBatches(cost)
+        self.scheduler = Scheduler(
+            ranks=ranks,
+            prefill_token_budget=64,
+            max_concurrent_requests=running,
+            kv_tokens=kv_tokens,
+            rope_boundary=None,
+            cost=cost,
+            micro_batches=self.micro_batches,
+        )
+
+    def submit(self, prompt_tokens: int, new_tokens: int = 100) -> OpenRequest:
+        request = GenerationRequest(
+            tuple(range(prompt_tokens)), new_tokens, SamplingParameters(seed=1)
+        )
+        entry = self.ledger.add(request, lambda _event: None)
+        self.scheduler.submit(entry)
+        return entry
+
+    def next_step(self) -> Step | None:
+        return self.scheduler.next_step(0.0)
+
+    def answer(self, step: Step) -> list[int]:
+        """The step comes back; the requests that got a token."""
+        tokens = tuple(
+            SampledToken(segment.request, segment.start + segment.length, 7)
+            for segment in step.segments
+            if segment.sample
+        )
+        times = tuple(StageTime(rank, 1_000_000, 0) for rank in range(self.ranks))
+        events = self.scheduler.returned(StepResult(step.number, tokens, times), 0.1)
+        return [request.number for request, _ in events]
+
+
+def test_prompts_fill_the_budget_in_order() -> None:
+    bench = Bench()
+    first, second = bench.submit(40), bench.submit(40)
+    step = bench.next_step()
+    assert step is not None
+    assert [(item.request, item.start, item.length) for item in step.segments] == [
+        (first.number, 0, 40),
+        (second.number, 0, 24),
+    ]
+    assert [item.sample for item in step.segments] == [True, False]
+    assert [item.request for item in step.admissions] == [first.number, second.number]
+    assert list(step.token_ids) == [*range(40), *range(24)]
+
+
+def test_chunks_follow_without_waiting_but_not_without_end() -> None:
+    bench = Bench(ranks=2)
+    bench.submit(1000)
+    steps = []
+    while (step := bench.next_step()) is not None:
+        steps.append(step)
+    assert [step.segments[0].start for step in steps] == [0, 64, 128]
+    assert all(step.segments[0].total == 1000 for step in steps)
+    assert not any(step.segments[0].sample for step in steps)
+    assert bench.answer(steps[0]) == []
+    following = bench.next_step()
+    assert following is not None
+    assert following.segments[0].start == 192
+    assert not following.admissions
+
+
+def test_decodes_come_first_and_wait_for_their_token() -> None:
+    bench = Bench(ranks=1)
+    bench.micro_batches.count = 1
+    running = bench.submit(4)
+    step = bench.next_step()
+    assert step is not None
+    assert bench.next_step() is None
+    assert bench.answer(step) == [running.number]
+    late = bench.submit(500)
+    step = bench.next_step()
+    assert step is not None
+    assert [(item.request, item.length) for item in step.segments] == [
+        (running.number, 1),
+        (late.number, 63),
+    ]
+    assert step.segments[0].start == 4
+
+
+def test_prompts_come_on_however_many_decode() -> None:
+    bench = Bench(ranks=1, running=100)
+    bench.micro_batches.count = 1
+    for _ in range(70):
+        bench.submit(1)
+    for _ in range(2):
+        step = bench.next_step()
+        assert step is not None
+        bench.answer(step)
+    late = bench.submit(500)
+    step = bench.next_step()
+    assert step is not None
+    assert len(step.segments) == 71
+    assert (step.segments[-1].request, step.segments[-1].length) == (late.number, MIN_CHUNK)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [6]), (2, [3, 3]), (3, [2, 2, 2])])
+def test_micro_batches_share_the_requests(count: int, sizes: list[int]) -> None:
+    bench = Bench(ranks=3)
+    for _ in range(6):
+        bench.submit(4)
+    step = bench.next_step()
+    assert step is not None
+    assert len(bench.answer(step)) == 6
+    bench.micro_batches.count = count
+    steps = []
+    while (step := bench.next_step()) is not None:
+        steps.append(step)
+    assert [len(step.segments) for step in steps] == sizes
+
+
+def test_admission_is_in_order_of_arrival_and_within_the_cache() -> None:
+    bench = Bench(kv_tokens=100)
+    large, larger, small = bench.submit(10, 50), bench.submit(10, 60), bench.submit(5, 5)
+    step = bench.next_step()
+    assert step is not None
+    assert [item.request for item in step.segments] == [large.number]
+    assert list(bench.scheduler.waiting) == [larger, small]
+    bench.scheduler.remove(large)
+    step = bench.next_step()
+    assert step is not None
+    assert step.releases == (large.number,)
+    assert [item.request for item in step.admissions] == [larger.number, small.number]
+    assert bench.scheduler.kv_reserved == 80
+
+
+def test_running_requests_are_bounded() -> None:
+    bench = Bench(running=2)
+    for _ in range(3):
+        bench.submit(4)
+    step = bench.next_step()
+    assert step is not None
+    assert len(step.segments) == 2
+    assert len(bench.scheduler.waiting) == 1
+
+
+def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:
+    with pytest.raises(PromptTooLong, match=r"60.*110.*100"):
+        Bench(kv_tokens=100).scheduler.check(60, 50)
+
+
+def test_a_place_is_released_in_a_step_of_its_own_when_nothing_runs() -> None:
+    bench = Bench()
+    request = bench.submit(4)
+    step = bench.next_step()
+    assert step is not None
+    bench.scheduler.remove(request)
+    release = bench.next_step()
+    assert release is not None
+    assert (release.releases, release.segments) == ((request.number,), ())
+    assert bench.answer(step) == []  # its token comes too late
+    assert bench.next_step() is None
+
+
+def test_overdue() -> None:
+    bench = Bench()
+    bench.submit(4)
+    step = bench.next_step()
+    assert step is not None
+    assert bench.scheduler.overdue(UNKNOWN_STEP_LIMIT_S - 1) is None
+    assert f"step {step.number}" in str(bench.scheduler.overdue(UNKNOWN_STEP_LIMIT_S + 1))
+    bench.answer(step)
+    following = bench.next_step()
+    assert following is not None
+    assert bench.scheduler.overdue(4.9) is None
+    assert "6.0 s" in str(bench.scheduler.overdue(6.0))

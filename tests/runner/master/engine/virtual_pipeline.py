@@ -1,0 +1,110 @@
+"""A pipeline in virtual time: stages that take fixed + per_token * tokens, on cores of their own
+or sharing some."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+from runner.master.engine.micro_batches import MicroBatches
+from runner.master.engine.request_ledger import RequestLedger
+from runner.master.engine.requests import GenerationRequest, TokenEvent
+from runner.master.engine.scheduler import Scheduler
+from runner.master.engine.step_cost import StepCost
+from runner.sampling_parameters import SamplingParameters
+from runner.steps import SampledToken, StageTime, Step, StepResult
+
+RETURN_S = 0.0002
+
+
+@dataclass
+class VirtualPipeline:
+    """`cores` stages run at the same time; `fixed_s` and `per_token_s` are those of a stage."""
+
+    ranks: int
+    fixed_s: float
+    per_token_s: float
+    cores: int
+    budget: int = 512
+    only: int | None = None  # a fixed number of micro-batches
+
+    def __post_init__(self) -> None:
+        self.cost = StepCost(self.ranks)
+        self.micro_batches = MicroBatches(self.cost)
+        self.ledger = RequestLedger()
+        self.now = 0.0
+        self.delivered = 0
+        self.first_token_at: float | None = None
+        self._free = [0.0] * self.ranks
+        self._core_free = [0.0] * self.cores
+        self._moving: list[tuple[float, int, int, Step, list[float]]] = []
+        self._entered = 0
+        self.scheduler = Scheduler(
+            ranks=self.ranks,
+            prefill_token_budget=self.budget,
+            max_concurrent_requests=256,
+            kv_tokens=10**9,
+            rope_boundary=None,
+            cost=self.cost,
+            micro_batches=self.micro_batches,
+        )
+
+    def submit(self, prompt_tokens: int, new_tokens: int) -> None:
+        request = GenerationRequest(
+            tuple(range(prompt_tokens)), new_tokens, SamplingParameters(seed=1)
+        )
+        self.scheduler.submit(self.ledger.add(request, self._deliver))
+
+    def _deliver(self, _event: object) -> None:
+        self.delivered += 1
+
+    def run(self, seconds: float) -> float:
+        """Tokens per second over `seconds` from now, or until nothing is left to do."""
+        began, delivered = self.now, self.delivered
+        while self.now - began < seconds:
+            if self.only is not None:
+                self.micro_batches.count = self.only
+            while (step := self.scheduler.next_step(self.now)) is not None:
+                heapq.heappush(self._moving, (self.now, self._entered, 0, step, []))
+                self._entered += 1
+            if not self._moving:
+                break
+            arrived, place, rank, step, times = heapq.heappop(self._moving)
+            if rank == self.ranks:
+                self.now = max(self.now, arrived)
+                self._return(step, times)
+            else:
+                self._compute(arrived, place, rank, step, times)
+        return (self.delivered - delivered) / max(self.now - began, 1e-9)
+
+    def _compute(
+        self, arrived: float, place: int, rank: int, step: Step, times: list[float]
+    ) -> None:
+        core = min(range(self.cores), key=lambda index: self._core_free[index])
+        begin = max(arrived, self._free[rank])
+        # A stage that waits for a core measures the wait as its own time.
+        end = max(begin, self._core_free[core]) + self.fixed_s
+        end += self.per_token_s * len(step.token_ids)
+        self._free[rank] = self._core_free[core] = end
+        back = RETURN_S if rank == self.ranks - 1 else 0.0
+        entry = (end + back, place, rank + 1, step, [*times, end - begin])
+        heapq.heappush(self._moving, entry)
+
+    def _return(self, step: Step, times: list[float]) -> None:
+        tokens = tuple(
+            SampledToken(segment.request, segment.start + segment.length, 5)
+            for segment in step.segments
+            if segment.sample
+        )
+        stage_times = tuple(
+            StageTime(rank, int(seconds * 1e9), 0) for rank, seconds in enumerate(times)
+        )
+        result = StepResult(step.number, tokens, stage_times)
+        for request, event in self.scheduler.returned(result, self.now):
+            assert isinstance(event, TokenEvent)
+            if self.first_token_at is None:
+                self.first_token_at = self.now
+            request.deliver(event)
+            if event.finish_reason is not None:
+                self.ledger.remove(request.number)
+                self.scheduler.remove(request)

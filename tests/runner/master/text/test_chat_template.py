@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from runner.errors import InvalidField, ModelUnavailable
+from runner.master.text.chat_template import ChatTemplate
+
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+CONVERSATION = [
+    {"role": "system", "content": 'Be <brief> & "kind" → naïve.'},
+    {"role": "user", "content": "  Hi!\n"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "And {{ this }}?"},
+]
+TEMPLATES = {
+    "whitespace and blocks": """
+    {{- bos_token }}
+    {%- for message in messages %}
+        {% if message.role == 'system' %}
+[S] {{ message['content'] | trim }}
+        {% else %}
+[{{ message.role }}] {{ message.content }}{{ eos_token }}
+        {% endif %}
+    {% endfor %}
+    {% if add_generation_prompt %}[assistant]{% endif %}
+""",
+    "loop controls": (
+        "{% for message in messages %}{% if loop.index0 == 1 %}{% continue %}{% endif %}"
+        "{% if loop.index0 == 3 %}{% break %}{% endif %}{{ message.content }}|{% endfor %}"
+    ),
+    "tojson": "{% for m in messages %}{{ m | tojson }}{{ m | tojson(indent=2) }}{% endfor %}",
+    "namespace": (
+        "{% set ns = namespace(count=0) %}{% for m in messages %}"
+        "{% set ns.count = ns.count + 1 %}{% endfor %}{{ ns.count }}"
+    ),
+    "generation": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    ),
+    "undefined names": (
+        "{{ missing_token }}{% if tools %}T{% endif %}{% if tools is none %}N{% endif %}"
+    ),
+    "dict": "{{ dict(a=1) | tojson }}{{ dict.fromkeys(['x'], 2) | tojson }}",
+    "date": "{{ strftime_now('%Y-%m') }}",
+}
+
+
+def rendered_by_transformers(template: str, messages: list[dict[str, Any]]) -> str:
+    texts, _ = render_jinja_template(
+        [messages], chat_template=template, add_generation_prompt=True, **SPECIAL_TOKENS
+    )
+    return texts[0]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_renders_as_transformers_does(name: str) -> None:
+    template = TEMPLATES[name]
+    ours = ChatTemplate(template, SPECIAL_TOKENS).render(CONVERSATION)
+    assert ours == rendered_by_transformers(template, CONVERSATION)
+    assert ours
+
+
+def test_a_template_that_refuses_says_so_in_its_own_words() -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(InvalidField, match=re.escape("roles must alternate")):
+        ChatTemplate(template, {}).render(CONVERSATION)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__ }}{{ messages.append.__globals__ }}",
+        "{{ messages.append(1) }}",
+        "{% set ns = namespace(__class__=1) %}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ dict.__call__.__globals__ }}",
+    ],
+)
+def test_a_template_cannot_leave_the_sandbox(template: str) -> None:
+    with pytest.raises(InvalidField, match="messages"):
+        ChatTemplate(template, {}).render(CONVERSATION)
+
+
+def test_a_template_that_does_not_compile_is_the_models_fault() -> None:
+    with pytest.raises(ModelUnavailable, match="does not compile"):
+        ChatTemplate("{% for x in %}", {})
+
+
+def test_keys_without_a_value_are_left_out() -> None:
+    template = "{% for m in messages %}{{ 'name' in m }}{% endfor %}"
+    assert ChatTemplate(template, {}).render([{"role": "user", "content": "x", "name": None}]) == (
+        "False"
+    )

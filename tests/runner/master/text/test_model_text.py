@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, GenerationConfig
+
+from runner.errors import InvalidField, ModelUnavailable
+from runner.master.text.model_text import ModelText
+
+CONVERSATIONS = [
+    [{"role": "user", "content": "What is the capital of France?"}],
+    [
+        {"role": "system", "content": "You are terse."},
+        {"role": "user", "content": "  Grüße 東京 👩‍👩‍👧\n"},
+        {"role": "assistant", "content": "<|im_end|>"},
+        {"role": "user", "content": ""},
+    ],
+]
+PROMPTS = ["The capital of France is", " leading", "", "<|im_start|>user\nx<|im_end|>", "a\n\n b"]
+
+
+@pytest.fixture(scope="module")
+def reference(demo_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(demo_folder)
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_a_conversation_has_transformers_ids(
+    demo_text: ModelText, reference: Any, messages: list[dict[str, str]]
+) -> None:
+    expected = reference.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    assert list(demo_text.encode_chat(messages)) == expected
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_prompt_has_transformers_ids_and_text(
+    demo_text: ModelText, reference: Any, prompt: str
+) -> None:
+    ids = demo_text.encode_prompt(prompt)
+    assert list(ids) == reference(prompt)["input_ids"]
+    assert demo_text.decode(ids) == reference.decode(list(ids), skip_special_tokens=True)
+
+
+def test_generation_ends_where_transformers_ends(demo_text: ModelText, demo_folder: Path) -> None:
+    expected = GenerationConfig.from_pretrained(demo_folder).eos_token_id
+    assert list(demo_text.eos_ids) == (expected if isinstance(expected, list) else [expected])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, demo_folder: Path) -> Path:
+    """The demo model's text files alone, to change."""
+    for file in demo_folder.iterdir():
+        if file.suffix in (".json", ".jinja") and "safetensors" not in file.name:
+            shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def write(path: Path, **values: Any) -> None:
+    document = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(document | values))
+
+
+def test_several_end_ids_and_the_models_sampling_values_are_read(folder: Path) -> None:
+    write(
+        folder / "generation_config.json",
+        eos_token_id=[2, 0],
+        do_sample=True,
+        temperature=0.6,
+        top_k=40,
+        max_length=20,
+    )
+    text = ModelText.load(folder)
+    assert text.eos_ids == (2, 0)
+    assert text.generation_defaults == {"do_sample": True, "temperature": 0.6, "top_k": 40}
+
+
+def test_the_tokenizers_own_end_token_is_the_last_resort(folder: Path) -> None:
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    write(folder / "config.json", eos_token_id=None)
+    write(folder / "tokenizer_config.json", eos_token={"content": "<|im_end|>"})
+    text = ModelText.load(folder)
+    assert text.eos_ids == (text.tokenizer.token_to_id("<|im_end|>"),)
+
+
+def test_a_base_model_has_no_conversation(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(InvalidField, match="no chat template"):
+        ModelText.load(folder).encode_chat(CONVERSATIONS[0])
+
+
+def test_the_template_inside_tokenizer_config_serves_too(folder: Path) -> None:
+    file = folder / "chat_template.jinja"
+    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": file.read_text()}]
+    expected = ModelText.load(folder).encode_chat(CONVERSATIONS[0])
+    file.unlink()
+    write(folder / "tokenizer_config.json", chat_template=named)
+    assert ModelText.load(folder).encode_chat(CONVERSATIONS[0]) == expected
+
+
+def test_a_model_without_tokenizer_json_is_refused_by_file_name(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelUnavailable, match=r"no tokenizer\.json"):
+        ModelText.load(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json"])
+def test_a_broken_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_text("{nonsense")
+    with pytest.raises(ModelUnavailable, match=name.replace(".", r"\.")):
+        ModelText.load(folder)
+
+
+def test_bytes_of_single_tokens_join_to_the_text(demo_text: ModelText) -> None:
+    text = "Grüße 東京 👩‍👩‍👧 x\n"
+    ids = demo_text.encode_prompt(text)
+    assert b"".join(demo_text.token_bytes.of(token_id) for token_id in ids) == text.encode()
+    assert demo_text.token_bytes.of(demo_text.eos_ids[0]) == b"<|im_end|>"
+    assert demo_text.token_bytes.of(10_000_000) == b""

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from runner.transport.connection import (
+    MAX_UNPROVEN,
+    AddressError,
+    Proven,
+    ProvingListener,
+    dial,
+    interface_address,
+    prepare,
+)
+from runner.transport.handshake import NO_EPOCH, Hello, Refused, Role
+from web.listener import bind
+
+TOKEN = b"a token of at least 16 bytes"
+SPEC_HASH = "00" * 32
+HELLO = Hello(Role.CONTROL, 0, NO_EPOCH, SPEC_HASH)
+IDLE = 500
+
+
+class Served:
+    """A listener on a free port and what it has delivered."""
+
+    def __init__(self) -> None:
+        self.proven: list[Proven] = []
+        self.listener = ProvingListener(
+            bind("127.0.0.1", 0), TOKEN, SPEC_HASH, lambda _: "", self.deliver
+        )
+
+    async def deliver(self, proven: Proven) -> None:
+        self.proven.append(proven)
+
+
+@contextlib.asynccontextmanager
+async def served() -> AsyncIterator[Served]:
+    it = Served()
+    task = asyncio.create_task(it.listener.serve())
+    try:
+        yield it
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        for proven in it.proven:
+            proven.connection.close()
+
+
+async def dial_it(it: Served, token: bytes = TOKEN) -> socket.socket:
+    return await dial("127.0.0.1", it.listener.port, token, HELLO)
+
+
+def test_idle_connections_do_not_delay_a_join() -> None:
+    """500 connections that say nothing, then 500 that say half of a hello."""
+
+    async def run() -> list[float]:
+        took: list[float] = []
+        async with served() as it:
+            for opening in (b"", b"SPHS"):
+                idle = [
+                    socket.create_connection(("127.0.0.1", it.listener.port)) for _ in range(IDLE)
+                ]
+                for connection in idle:
+                    with contextlib.suppress(OSError):
+                        connection.send(opening)
+                began = time.monotonic()
+                (await dial_it(it)).close()
+                took.append(time.monotonic() - began)
+                for connection in idle:
+                    connection.close()
+            assert len(it.proven) == 2
+        return took
+
+    assert max(asyncio.run(run())) < 1.0
+
+
+def test_the_oldest_unproven_connection_gives_way() -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        async with served() as it:
+            idle = []
+            for _ in range(MAX_UNPROVEN + 1):
+                connection = socket.socket()
+                connection.setblocking(False)
+                await loop.sock_connect(connection, ("127.0.0.1", it.listener.port))
+                idle.append(connection)
+            async with asyncio.timeout(1):
+                with contextlib.suppress(ConnectionError):
+                    assert await loop.sock_recv(idle[0], 1) == b""
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await loop.sock_recv(idle[-1], 1)
+            for connection in idle:
+                connection.close()
+
+    asyncio.run(run())
+
+
+def test_a_wrong_token_is_told_on_both_sides(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        async with served() as it:
+            with pytest.raises(Refused, match="tokens differ"):
+                await dial_it(it, b"another token of 16 bytes")
+            assert it.proven == []
+            await asyncio.sleep(0.1)  # the listener writes its line after its verdict
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    assert "refused a connection from 127.0.0.1: the group tokens differ" in caplog.text
+
+
+def test_dialling_a_port_that_says_nothing_ends() -> None:
+    async def run() -> float:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            began = time.monotonic()
+            with pytest.raises(OSError, match="no answer within"):
+                await dial("127.0.0.1", silent.getsockname()[1], TOKEN, HELLO)
+            return time.monotonic() - began
+
+    assert asyncio.run(run()) < 4.5
+
+
+def test_every_connection_has_its_options() -> None:
+    with socket.socket() as connection:
+        prepare(connection)
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 3000
+
+
+def test_the_address_of_an_interface() -> None:
+    assert interface_address("lo") == "127.0.0.1"
+    with pytest.raises(AddressError, match=r"interface = 'nope0': does not exist .* has lo"):
+        interface_address("nope0")
