@@ -15,10 +15,35 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from runner.errors import ProtocolError
-from runner.master.group.formation import StageInfo
 
 MAX_MESSAGE_BYTES = 64 * 1024
 _LENGTH = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True)
+class StageInfo:
+    """What a stage says of itself when it joins, its weights loaded. Sizes in bytes.
+
+    `kv_tokens` is how many positions its KV cache holds in all, over every request.
+    `rope_boundary` is the total length above which a request's KV must be computed anew (longrope),
+    None for other models.
+    """
+
+    rank: int
+    address: str
+    data_port: int
+    layers: tuple[int, int]
+    weight_bytes: int
+    kv_bytes_per_token: int
+    kv_tokens: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    rope_boundary: int | None
+    commit: str
+    dtype: str
+    device: str
+    process_id: int
 
 
 class _Message:

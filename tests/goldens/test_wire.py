@@ -15,10 +15,10 @@ from dataclasses import replace
 import pytest
 
 from contract.specs import GroupSpec, RankSpec
-from runner.master.group.formation import StageInfo
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, SampledToken, Segment, StageTime, Step, StepResult
 from runner.transport import control as control_message
+from runner.transport.control import StageInfo
 from runner.transport.handshake import NO_EPOCH, Hello, Role, accept_handshake, dial_handshake
 from runner.transport.result_frame import decode_result, encode_result
 from runner.transport.step_frame import decode_step, encode_step, pass_on

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from contract.specs import GroupSpec, RankSpec
 from runner.master.engine.step_cost import StageCost, StepCost
-from runner.master.group.formation import RankGroup, StageInfo
+from runner.master.group.formation import RankGroup
+from runner.transport.control import StageInfo
 
 
 @dataclass(frozen=True)

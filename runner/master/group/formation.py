@@ -6,32 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from runner.steps import Step, StepResult
-
-
-@dataclass(frozen=True, slots=True)
-class StageInfo:
-    """What a stage says of itself when it joins, its weights loaded. Sizes in bytes.
-
-    `kv_tokens` is how many positions its KV cache holds in all, over every request.
-    `rope_boundary` is the total length above which a request's KV must be computed anew (longrope),
-    None for other models.
-    """
-
-    rank: int
-    address: str
-    data_port: int
-    layers: tuple[int, int]
-    weight_bytes: int
-    kv_bytes_per_token: int
-    kv_tokens: int
-    hidden_size: int
-    vocab_size: int
-    max_positions: int
-    rope_boundary: int | None
-    commit: str
-    dtype: str
-    device: str
-    process_id: int
+from runner.transport.control import StageInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,20 @@ import secrets
 from typing import Literal
 
 from contract.specs import GroupSpec, spec_hash
-from runner.master.group.formation import Formation, GroupListener, StageInfo
+from runner.master.group.formation import Formation, GroupListener
 from runner.master.group.membership import Member, Membership
 from runner.master.group.pipeline_ends import PipelineEnds
 from runner.steps import Step, StepResult
 from runner.transport.connection import Proven, ProvingListener
-from runner.transport.control import EpochFailed, Form, Formed, Leaving, Message, Released
+from runner.transport.control import (
+    EpochFailed,
+    Form,
+    Formed,
+    Leaving,
+    Message,
+    Released,
+    StageInfo,
+)
 from runner.transport.handshake import MASTER_RANK, NO_EPOCH, Hello, Role
 from runner.transport.wire import Epoch, Limits
 from web.listener import bind

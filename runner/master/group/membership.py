@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from contract.specs import GroupSpec
 from runner.errors import ModelUnavailable, ProtocolError
-from runner.master.group.formation import StageInfo
 from runner.models.folder import resolve_model
 from runner.transport.connection import PING_INTERVAL_S, SILENCE_LIMIT_S, Proven
 from runner.transport.control import (
@@ -22,6 +21,7 @@ from runner.transport.control import (
     LoadFailed,
     Message,
     Refusal,
+    StageInfo,
     Welcome,
 )
 

@@ -12,7 +12,6 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from contract.specs import GroupSpec, RankSpec, spec_hash
-from runner.master.group.formation import StageInfo
 from runner.stage.process.control_link import ControlLink
 from runner.stage.process.epoch_links import Stop
 from runner.stage.process.epochs import EpochForming
@@ -28,6 +27,7 @@ from runner.transport.control import (
     LoadFailed,
     Message,
     Released,
+    StageInfo,
     Welcome,
 )
 from runner.transport.wire import Epoch

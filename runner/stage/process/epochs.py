@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from contract.specs import GroupSpec, spec_hash
 from runner.errors import ProtocolError
-from runner.master.group.formation import StageInfo
 from runner.stage.process.epoch_links import NewEpoch, Pipeline
 from runner.transport.connection import Proven, dial
-from runner.transport.control import EpochFailed, Form, Formed, Message
+from runner.transport.control import EpochFailed, Form, Formed, Message, StageInfo
 from runner.transport.data_link import TcpLink
 from runner.transport.handshake import MASTER_RANK, Hello, Role
 from runner.transport.wire import Epoch, Limits

@@ -10,13 +10,13 @@ import time
 import torch
 
 from contract.specs import GroupSpec, RankSpec
-from runner.master.group.formation import StageInfo
 from runner.models.folder import resolve_model
 from runner.stage.model.checkpoint import own_files
 from runner.stage.model.kv_budget import kv_tokens
 from runner.stage.model.stage_model import StageModel
 from runner.stage.process.compute_loop import ComputeLoop
 from runner.stage.process.control_thread import ControlThread
+from runner.transport.control import StageInfo
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
-from runner.master.group.formation import Formation, GroupListener, StageInfo
+from runner.master.group.formation import Formation, GroupListener
 from runner.steps import Admission, SampledToken, StageTime, Step, StepResult
+from runner.transport.control import StageInfo
 
 VOCABULARY = 49152  # the demo model's, whose tokenizer some tests use
 SAMPLED_BELOW = 1000
