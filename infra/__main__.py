@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pulumi
 
-from infra.cluster_providers import cluster_providers, create_namespaces
-from infra.cluster_stack import read_stack
-from infra.images import ContainerImages
-from infra.inference_server import InferenceServerArgs, InferenceServerTier
-from infra.network_policies import NetworkPolicies, NetworkPoliciesArgs
-from infra.observability.component import Observability, ObservabilityArgs
-from infra.proxy_block import ProxyBlockArgs, ProxyBlockTier
-from infra.session_store import SessionStore, SessionStoreArgs
-from infra.split_model import SplitModel, SplitModelArgs
+from infra.cluster.images import ContainerImages
+from infra.cluster.inference_server import InferenceServerArgs, InferenceServerTier
+from infra.cluster.network_policies import NetworkPolicies, NetworkPoliciesArgs
+from infra.cluster.observability.component import Observability, ObservabilityArgs
+from infra.cluster.providers import cluster_providers, create_namespaces
+from infra.cluster.proxy_block import ProxyBlockArgs, ProxyBlockTier
+from infra.cluster.ranks import SplitModel, SplitModelArgs
+from infra.cluster.session_store import SessionStore, SessionStoreArgs
+from infra.cluster.stack import read_stack
 
 stack = read_stack()
 deployment, secrets, addresses = stack.deployment, stack.secrets, stack.addresses

@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 from kubernetes import client
 
-from infra.cluster_status import read_cluster_status, render_cluster_status
-from infra.stack_file import parse_deployment
+from infra.inspect.status import read_cluster_status, render_cluster_status
+from infra.stack.file import parse_deployment
 from tests.cluster.applied_stack import DEMO, applied, stack_mapping, write_stack
 from tests.cluster.nodes import Node
+from tests.infra.cli.test_app import splitstack
 from tests.infra.recorded_program import DIGEST
-from tests.infra.test_cli import splitstack
 from tests.programs import CONTROL_PLANE, needs
 from tests.waiting import free_ports, wait_for
 

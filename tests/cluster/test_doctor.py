@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 from kubernetes import client
 
-from infra.doctor import examine
-from infra.stack_file import parse_deployment
+from infra.inspect.doctor import examine
+from infra.stack.file import parse_deployment
 from tests.cluster.applied_stack import DEMO, applied, stack_mapping, write_stack
 from tests.cluster.nodes import Node
+from tests.infra.cli.test_app import splitstack
 from tests.infra.recorded_program import DIGEST
-from tests.infra.test_cli import splitstack
 from tests.programs import CONTROL_PLANE, needs
 from tests.waiting import free_ports
 

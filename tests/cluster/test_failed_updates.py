@@ -8,8 +8,8 @@ import pytest
 import yaml
 from kubernetes import client
 
-from infra.cluster_status import read_cluster_status
-from infra.stack_file import parse_deployment
+from infra.inspect.status import read_cluster_status
+from infra.stack.file import parse_deployment
 from tests.cluster.applied_stack import stack_mapping, write_stack
 from tests.cluster.nodes import Node
 from tests.cluster.plugin_choice import plugin_folders

@@ -14,9 +14,9 @@ import pytest
 from kubernetes.client import ApiClient, ApiException
 from kubernetes.dynamic import DynamicClient
 
+from tests.infra.cluster.test_program import ALL_SECRETS
 from tests.infra.program_stacks import NAMES, matrix
 from tests.infra.recorded_program import TOKEN, Program, run_program
-from tests.infra.test_program import ALL_SECRETS
 from tests.programs import CONTROL_PLANE, needs
 
 pytestmark = needs(*CONTROL_PLANE)

@@ -15,7 +15,7 @@ import yaml
 from kubernetes import client
 from kubernetes.dynamic import DynamicClient
 
-from infra.labels import INSTANCE, MANAGED_BY
+from infra.cluster.labels import INSTANCE, MANAGED_BY
 from tests.cluster.nodes import Node
 from tests.cluster.plugin_choice import plugin_folders
 from tests.cluster.pulumi_workspace import REPOSITORY, PulumiWorkspace

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from infra.machine import free_ports
+from infra.local.machine import free_ports
 
 STACK = str(Path(__file__).parents[2] / "stacks" / "Pulumi.local.yaml")
 UP_LIMIT_S = 420

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from infra.observability.component import ALERTS_FILE, DASHBOARD_FILE, read
+from infra.cluster.observability.component import ALERTS_FILE, DASHBOARD_FILE, read
 from tests.e2e.local_stack import LocalStack
 from tests.programs import needs, program
 from tests.waiting import free_ports, wait_for
@@ -33,7 +33,7 @@ class Prometheus:
         self.url = f"http://127.0.0.1:{port}"
         targets = [row["url"].removeprefix("http://") for row in stack.processes().values()]
         scrape = {"job_name": "splitstack", "static_configs": [{"targets": targets}]}
-        rules = str(files("infra.observability").joinpath(ALERTS_FILE))
+        rules = str(files("infra.cluster.observability").joinpath(ALERTS_FILE))
         configuration = {
             "global": {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": "1s"},
             "rule_files": [rules],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from infra import cli
+from infra.cli import app as cli
 from tests.goldens.recorded_file import check_recorded
 
 REPOSITORY = Path(__file__).parents[2]

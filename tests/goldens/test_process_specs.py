@@ -23,11 +23,11 @@ from contract.specs import (
     render,
     spec_hash,
 )
-from infra.local_deployment import addresses, port_count
-from infra.local_processes import define_processes
-from infra.local_state import StateFolder
-from infra.stack_file import load_stack_file, parse_deployment
-from infra.stack_plan import plan_stack
+from infra.local.fit import addresses, port_count
+from infra.local.processes import define_processes
+from infra.local.state import StateFolder
+from infra.plan.stack_plan import plan_stack
+from infra.stack.file import load_stack_file, parse_deployment
 from tests.goldens.recorded_file import check_recorded, replaced
 from tests.infra.program_stacks import matrix
 

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.faults import StackConfigError
-from infra.stack_file import parse_deployment
+from infra.stack.faults import StackConfigError
+from infra.stack.file import parse_deployment
 from runner.errors import InvalidField
 from runner.sampling_parameters import SamplingParameters
 from tests.goldens.error_answer import outcome

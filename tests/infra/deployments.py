@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.faults import StackConfigError
-from infra.stack_config import DeploymentConfig
-from infra.stack_file import load_stack_file, parse_deployment
-from infra.stack_plan import StackPlan, plan_stack
+from infra.plan.stack_plan import StackPlan, plan_stack
+from infra.stack.config import DeploymentConfig
+from infra.stack.faults import StackConfigError
+from infra.stack.file import load_stack_file, parse_deployment
 
 STACKS = Path(__file__).parents[2] / "stacks"
 LOCAL, PHI = STACKS / "Pulumi.local.yaml", STACKS / "Pulumi.phi-128k-2.yaml"

@@ -1,0 +1,87 @@
+"""A stack file's deployment, fitted to clusters: what pods ask for and where processes meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from contract.specs import INFERENCE_PORT, MASTER_HTTP_PORT
+from infra.plan.layers import RankPlan
+from infra.plan.process_specs import Addresses, StagePorts
+from infra.plan.stack_plan import StackPlan, plan_stack
+from infra.stack.config import DeploymentConfig, RankParams
+
+# What a rank asks for where the stack file says nothing.
+_RANK_CORES = 2.0
+_GIB = 2**30
+# Beside the weights: interpreter, libraries, KV cache on CPU; CUDA's own part on a GPU's host.
+_BESIDE_WEIGHTS = 6 * _GIB
+_UNKNOWN_WEIGHTS = 10 * _GIB
+
+
+def plan_on_clusters(deployment: DeploymentConfig) -> tuple[DeploymentConfig, StackPlan]:
+    """The deployment with requests for every rank, and the plan that they allow.
+
+    Raises StackConfigError, as plan_stack does.
+    """
+    plan = plan_stack(deployment)
+    fitted = fit(deployment, plan.ranks)
+    # On CPU a rank's KV cache lies in the memory that it was just given.
+    return fitted, plan_stack(fitted) if deployment.gpu_pinning == "none" else plan
+
+
+def fit(deployment: DeploymentConfig, plan: Sequence[RankPlan]) -> DeploymentConfig:
+    """Cores and memory for the ranks that name none: every container has requests and limits."""
+    fitted = [_fit_rank(*pair) for pair in zip(deployment.ranks, plan, strict=True)]
+    return deployment.model_copy(update={"per_rank_params": fitted})
+
+
+def _fit_rank(params: RankParams, plan: RankPlan) -> RankParams:
+    weights = _UNKNOWN_WEIGHTS if plan.weight_bytes is None else plan.weight_bytes
+    return params.model_copy(
+        update={
+            "cpu": _RANK_CORES if params.cpu is None else params.cpu,
+            "memory": weights + _BESIDE_WEIGHTS if params.memory is None else params.memory,
+        }
+    )
+
+
+def addresses(deployment: DeploymentConfig) -> Addresses:
+    """Services by name. Ranks on several clusters meet at rank 0's advertise_address."""
+    namespace = deployment.namespace
+    master_host = f"{deployment.rank_master_name}.{namespace}.svc"
+    if len(rank_clusters(deployment)) > 1:
+        master_host = deployment.rank_params(0).advertise_address
+    blocks = {block.block_id: block.port for block in deployment.proxy_blocks}
+    return Addresses(
+        master_host=master_host,
+        master_port=deployment.common_params.master_port,
+        master_url=f"http://{deployment.master_api_name}.{namespace}.svc:{MASTER_HTTP_PORT}",
+        stages=(StagePorts(),) * deployment.nnodes,
+        block_ports=blocks,
+        block_urls={
+            name: f"http://{deployment.proxy_name(name)}.{deployment.namespaces.blocks}.svc:{port}"
+            for name, port in blocks.items()
+        },
+        inference_port=INFERENCE_PORT,
+    )
+
+
+def rank_clusters(deployment: DeploymentConfig) -> list[str]:
+    """The clusters with ranks on them, that of rank 0 first."""
+    return list(dict.fromkeys(deployment.cluster_of(params.rank) for params in deployment.ranks))
+
+
+def stack_places(deployment: DeploymentConfig) -> list[tuple[str, str]]:
+    """(cluster, namespace) of everything that a stack has, each once."""
+    home = deployment.cluster_of(0)
+    places = [(cluster, deployment.namespace) for cluster in rank_clusters(deployment)]
+    if deployment.proxy_blocks:
+        places.append((home, deployment.namespaces.blocks))
+    if deployment.inference_server.enabled:
+        places.append((home, deployment.namespaces.inference_server))
+    return list(dict.fromkeys(places))
+
+
+def namespaces_on(deployment: DeploymentConfig, cluster_id: str) -> list[str]:
+    """Those of a stack's places that are on one cluster."""
+    return [name for cluster, name in stack_places(deployment) if cluster == cluster_id]

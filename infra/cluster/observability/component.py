@@ -1,0 +1,140 @@
+"""What makes a stack seen by a Prometheus and a Grafana that are in the cluster already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import pulumi
+import yaml
+from pulumi_kubernetes.apiextensions import CustomResource
+from pulumi_kubernetes.core import v1 as core
+from pulumi_kubernetes.meta import v1 as meta
+
+from infra.cluster.labels import labels
+from infra.cluster.objects import SKIP_AWAIT, metadata, object_options
+from infra.cluster.observability.metrics_targets import PATH, MetricsTarget, metrics_targets
+from infra.stack.config import DeploymentConfig
+
+DASHBOARD_FILE = "dashboard.json"
+ALERTS_FILE = "alerts.yaml"
+_OPERATOR_API = "monitoring.coreos.com/v1"
+
+
+@dataclass(frozen=True)
+class ObservabilityArgs:
+    """`providers` maps a cluster id to its provider; `namespaces` are waited for."""
+
+    deployment: DeploymentConfig
+    providers: Mapping[str, pulumi.ProviderResource]
+    namespaces: Sequence[pulumi.Resource] = ()
+
+
+class Observability(pulumi.ComponentResource):
+    """Nothing unless observability.enabled: dashboard, alert rules and what is scraped.
+
+    Without the Prometheus operator the rules are a ConfigMap to mount, and Services carry the
+    `prometheus.io/` annotations that Prometheus' example configuration and chart discover.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: ObservabilityArgs,
+        options: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("splitstack:deployment:Observability", name, None, options)
+        self._arguments, self._deployment = arguments, arguments.deployment
+        if self._deployment.observability.enabled:
+            self._dashboard()
+            self._alerts()
+            for target in metrics_targets(self._deployment):
+                self._scrape(target)
+        self.register_outputs({})
+
+    def _dashboard(self) -> None:
+        name = f"{self._deployment.deployment_name}-dashboard"
+        found_by = {self._deployment.observability.dashboard_label: "1"}
+        core.ConfigMap(
+            name,
+            metadata=meta.ObjectMetaArgs(
+                name=name,
+                namespace=self._deployment.namespace,
+                labels=labels(self._deployment, "") | found_by,
+            ),
+            data={f"{name}.json": read(DASHBOARD_FILE)},
+            opts=self._options(self._deployment.cluster_of(0)),
+        )
+
+    def _alerts(self) -> None:
+        name = f"{self._deployment.deployment_name}-alerts"
+        found = metadata(self._deployment, name, self._deployment.namespace, "")
+        options = self._options(self._deployment.cluster_of(0))
+        if self._deployment.observability.prometheus_operator:
+            CustomResource(
+                name,
+                api_version=_OPERATOR_API,
+                kind="PrometheusRule",
+                metadata=found,
+                spec=yaml.safe_load(read(ALERTS_FILE)),
+                opts=options,
+            )
+        else:
+            data = {f"{name}.yaml": read(ALERTS_FILE)}
+            core.ConfigMap(name, metadata=found, data=data, opts=options)
+
+    def _scrape(self, target: MetricsTarget) -> None:
+        name = f"{self._deployment.deployment_name}-metrics-{target.name}"
+        resource_name = f"{name}-{target.cluster}"
+        options = self._options(target.cluster)
+        if self._deployment.observability.prometheus_operator:
+            CustomResource(
+                resource_name,
+                api_version=_OPERATOR_API,
+                kind="PodMonitor",
+                metadata=metadata(self._deployment, name, target.namespace, target.component),
+                spec=pod_monitor_spec(target),
+                opts=options,
+            )
+            return
+        annotations = {
+            **SKIP_AWAIT,
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": str(target.port),
+            "prometheus.io/path": PATH,
+        }
+        core.Service(
+            resource_name,
+            metadata=metadata(
+                self._deployment, name, target.namespace, target.component, annotations=annotations
+            ),
+            spec=core.ServiceSpecArgs(
+                cluster_ip="None",
+                # A rank that is loading is worth seeing too.
+                publish_not_ready_addresses=True,
+                selector=target.selected,
+                ports=[
+                    core.ServicePortArgs(name="metrics", port=target.port, target_port=target.port)
+                ],
+            ),
+            opts=options,
+        )
+
+    def _options(self, cluster: str) -> pulumi.ResourceOptions:
+        provider = self._arguments.providers[cluster]
+        return object_options(self, provider, depends_on=self._arguments.namespaces)
+
+
+def pod_monitor_spec(target: MetricsTarget) -> dict[str, Any]:
+    """A PodMonitor's; the port by number, which containers need not name."""
+    return {
+        "selector": {"matchLabels": target.selected},
+        "podMetricsEndpoints": [{"portNumber": target.port, "path": PATH}],
+    }
+
+
+def read(name: str) -> str:
+    """A file of this folder."""
+    return files("infra.cluster.observability").joinpath(name).read_text("utf-8")

@@ -1,0 +1,266 @@
+"""The one builder of hardened pod specs: Pod Security `restricted`, and what it does not ask for.
+
+Read-only root file systems, requests equal to limits, no API token unless used.
+https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pulumi
+from pulumi_kubernetes.core import v1 as core
+
+from infra.cluster.labels import HOSTNAME
+
+# The user that every image of ours runs as; volumes belong to its group.
+USER_ID = 10001
+SPEC_FOLDER = "/etc/splitstack"
+SECRET_FOLDER = "/run/secrets/splitstack"  # noqa: S105 (a folder)
+# After a drain: open streams notice, logs are written.
+_GRACE_MARGIN_S = 15
+_TEMPORARY = "temporary"
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A volume of the pod and where a container sees it."""
+
+    volume: core.VolumeArgs
+    path: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What restarts a container (liveness, startup) and what sends it requests (readiness)."""
+
+    liveness: core.ProbeArgs
+    readiness: core.ProbeArgs
+    startup: core.ProbeArgs
+
+
+@dataclass(frozen=True)
+class Container:
+    """One container. `cpu` is in cores, `memory` in bytes, both request and limit.
+
+    `ports` maps a name to a number; `devices` are extended resources, as in {"nvidia.com/gpu": 1};
+    `claims` are names out of the pod's resource claims. `quiet_s` seconds go by before SIGTERM, in
+    which Services stop sending connections: a process that drains refuses new requests at once.
+    """
+
+    name: str
+    image: pulumi.Input[str]
+    command: Sequence[str]
+    ports: Mapping[str, int]
+    probes: Probes
+    cpu: float
+    memory: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+    mounts: Sequence[Mount] = ()
+    devices: Mapping[str, int] = field(default_factory=dict)
+    claims: Sequence[str] = ()
+    quiet_s: int = 0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the scheduler may put a pod; "" leaves it free."""
+
+    node: str = ""
+    runtime_class: str = ""
+    priority_class: str = ""
+    tolerations: Sequence[core.TolerationArgs] = ()
+    topology_spread: Sequence[core.TopologySpreadConstraintArgs] = ()
+
+
+def pod_spec(
+    *,
+    containers: Sequence[Container],
+    drain_s: float,
+    placement: Placement | None = None,
+    service_account: str = "",
+    api_token: bool = False,
+    image_pull_secrets: Sequence[str] = (),
+    resource_claims: Sequence[core.PodResourceClaimArgs] = (),
+    user_id: int = USER_ID,
+) -> core.PodSpecArgs:
+    """The spec of a pod whose containers run until told to end, then for `drain_s` at most.
+
+    `api_token` mounts the service account's token. Every container has a /tmp of its pod's.
+    """
+    where = placement or Placement()
+    return core.PodSpecArgs(
+        containers=[_container(item) for item in containers],
+        volumes=list(_volumes(containers).values()),
+        restart_policy="Always",
+        termination_grace_period_seconds=grace_s(drain_s),
+        service_account_name=service_account or None,
+        automount_service_account_token=api_token,
+        enable_service_links=False,
+        image_pull_secrets=[core.LocalObjectReferenceArgs(name=name) for name in image_pull_secrets]
+        or None,
+        security_context=core.PodSecurityContextArgs(
+            run_as_non_root=True,
+            run_as_user=user_id,
+            run_as_group=user_id,
+            fs_group=user_id,
+            fs_group_change_policy="OnRootMismatch",
+            seccomp_profile=core.SeccompProfileArgs(type="RuntimeDefault"),
+        ),
+        resource_claims=list(resource_claims) or None,
+        affinity=_on_node(where.node) if where.node else None,
+        runtime_class_name=where.runtime_class or None,
+        priority_class_name=where.priority_class or None,
+        tolerations=list(where.tolerations) or None,
+        topology_spread_constraints=list(where.topology_spread) or None,
+    )
+
+
+def grace_s(drain_s: float) -> int:
+    """Whole seconds between SIGTERM and SIGKILL for a process that drains for `drain_s`."""
+    return math.ceil(drain_s) + _GRACE_MARGIN_S
+
+
+def python_module(module: str, *arguments: str) -> tuple[str, ...]:
+    """The command of a process of ours, the same as on one machine."""
+    return ("python", "-m", module, *arguments)
+
+
+def http_probes(
+    port: int,
+    *,
+    startup_s: float,
+    readiness_path: str = "/readyz",
+    startup_path: str = "/livez",
+    period_s: int = 1,
+    failures: int = 3,
+) -> Probes:
+    """A process that stops answering is restarted after `failures` probes, `period_s` apart.
+
+    Killed by liveness it gets one second: a stopped process ignores SIGTERM and would hold the
+    whole drain time.
+    """
+    return Probes(
+        liveness=_probe(port, "/livez", failures=failures, grace=1, period_s=period_s),
+        readiness=_probe(port, readiness_path, failures=failures, period_s=period_s),
+        startup=_probe(port, startup_path, failures=math.ceil(startup_s), grace=1),
+    )
+
+
+def config_map_mount(config_map: str, path: str = SPEC_FOLDER) -> Mount:
+    """A ConfigMap's keys as files."""
+    source = core.ConfigMapVolumeSourceArgs(name=config_map)
+    return Mount(core.VolumeArgs(name="spec", config_map=source), path)
+
+
+def secret_mount(secret: str, path: str = SECRET_FOLDER) -> Mount:
+    """A Secret's keys as files that only the pod's user reads. The name is a plain string."""
+    source = core.SecretVolumeSourceArgs(secret_name=secret, default_mode=0o440)
+    return Mount(core.VolumeArgs(name="secrets", secret=source), path)
+
+
+def empty_mount(name: str, path: str) -> Mount:
+    """A folder that lives as long as its pod."""
+    volume = core.VolumeArgs(name=name, empty_dir=core.EmptyDirVolumeSourceArgs())
+    return Mount(volume, path, read_only=False)
+
+
+def claim_mount(name: str, claim: str, path: str) -> Mount:
+    """A PersistentVolumeClaim."""
+    source = core.PersistentVolumeClaimVolumeSourceArgs(claim_name=claim)
+    return Mount(core.VolumeArgs(name=name, persistent_volume_claim=source), path, read_only=False)
+
+
+def cpu_quantity(cores: float) -> str:
+    """As the API server writes it: "2", "500m"."""
+    return f"{cores:.0f}" if cores == int(cores) else f"{round(cores * 1000)}m"
+
+
+def _container(container: Container) -> core.ContainerArgs:
+    amounts = {"cpu": cpu_quantity(container.cpu), "memory": str(container.memory)}
+    amounts |= {name: str(count) for name, count in container.devices.items()}
+    environment = {"HOME": "/tmp", **container.environment}  # noqa: S108 (the pod's own)
+    return core.ContainerArgs(
+        name=container.name,
+        image=container.image,
+        image_pull_policy="IfNotPresent",
+        command=list(container.command),
+        env=[core.EnvVarArgs(name=name, value=value) for name, value in environment.items()],
+        ports=[
+            core.ContainerPortArgs(name=name, container_port=port, protocol="TCP")
+            for name, port in container.ports.items()
+        ],
+        resources=core.ResourceRequirementsArgs(
+            requests=amounts,
+            limits=dict(amounts),
+            claims=[core.ResourceClaimArgs(name=name) for name in container.claims] or None,
+        ),
+        volume_mounts=[
+            core.VolumeMountArgs(
+                name=mount.volume.name, mount_path=mount.path, read_only=mount.read_only
+            )
+            for mount in _mounts(container)
+        ],
+        liveness_probe=container.probes.liveness,
+        readiness_probe=container.probes.readiness,
+        startup_probe=container.probes.startup,
+        lifecycle=_quiet(container.quiet_s) if container.quiet_s else None,
+        # What a process says last is what `splitstack status` shows of a crash.
+        termination_message_policy="FallbackToLogsOnError",
+        security_context=core.SecurityContextArgs(
+            allow_privilege_escalation=False,
+            capabilities=core.CapabilitiesArgs(drop=["ALL"]),
+            privileged=False,
+            read_only_root_filesystem=True,
+        ),
+    )
+
+
+def _quiet(seconds: int) -> core.LifecycleArgs:
+    sleep = core.SleepActionArgs(seconds=seconds)
+    return core.LifecycleArgs(pre_stop=core.LifecycleHandlerArgs(sleep=sleep))
+
+
+def _mounts(container: Container) -> list[Mount]:
+    return [*container.mounts, empty_mount(_TEMPORARY, "/tmp")]  # noqa: S108 (the pod's own)
+
+
+def _volumes(containers: Sequence[Container]) -> dict[str, core.VolumeArgs]:
+    """By name: containers of a pod that mount the same name share the volume."""
+    mounts = [mount for container in containers for mount in _mounts(container)]
+    return {str(mount.volume.name): mount.volume for mount in mounts}
+
+
+def _probe(
+    port: int, path: str, *, failures: int, grace: int | None = None, period_s: int = 1
+) -> core.ProbeArgs:
+    return core.ProbeArgs(
+        http_get=core.HTTPGetActionArgs(path=path, port=port, scheme="HTTP"),
+        period_seconds=period_s,
+        timeout_seconds=1,
+        success_threshold=1,
+        failure_threshold=failures,
+        termination_grace_period_seconds=grace,
+    )
+
+
+def _on_node(node: str) -> core.AffinityArgs:
+    """Required, by host name: nodeName would go past the scheduler and its accounting."""
+    return core.AffinityArgs(
+        node_affinity=core.NodeAffinityArgs(
+            required_during_scheduling_ignored_during_execution=core.NodeSelectorArgs(
+                node_selector_terms=[
+                    core.NodeSelectorTermArgs(
+                        match_expressions=[
+                            core.NodeSelectorRequirementArgs(
+                                key=HOSTNAME, operator="In", values=[node]
+                            )
+                        ]
+                    )
+                ]
+            )
+        )
+    )

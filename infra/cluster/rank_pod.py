@@ -1,0 +1,189 @@
+"""The pod of one rank: container `stage`, on rank 0 with container `master` beside it."""
+
+from __future__ import annotations
+
+import pulumi
+from pulumi_kubernetes.core import v1 as core
+
+from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
+from infra.cluster.labels import RANK_COMPONENT
+from infra.cluster.pods import (
+    SECRET_FOLDER,
+    SPEC_FOLDER,
+    Container,
+    Mount,
+    Placement,
+    claim_mount,
+    config_map_mount,
+    empty_mount,
+    http_probes,
+    pod_spec,
+    python_module,
+    secret_mount,
+)
+from infra.stack.config import DeploymentConfig, RankParams
+
+SPEC_FILE = "group.json"
+GROUP_TOKEN_FILE = "group_token"  # noqa: S105 (a file's name)
+HUB_TOKEN_FILE = "hub_token"  # noqa: S105 (a file's name)
+CACHE_FOLDER = "/var/cache/splitstack"
+GPU = "nvidia.com/gpu"
+CLAIM = "gpu"
+MASTER_CORES = 1.0
+MASTER_MEMORY = 2**30
+_CACHE = "model-cache"
+
+
+def group_spec_name(deployment: DeploymentConfig) -> str:
+    """The ConfigMap with the group's spec file."""
+    return f"{deployment.deployment_name}-group"
+
+
+def rank_secret_name(deployment: DeploymentConfig) -> str:
+    """The Secret with the group's token and the hub's."""
+    return f"{deployment.deployment_name}-ranks"
+
+
+def rank_account_name(deployment: DeploymentConfig) -> str:
+    """The ServiceAccount of the ranks, which may do nothing."""
+    return f"{deployment.deployment_name}-{RANK_COMPONENT}"
+
+
+def model_claim_name(deployment: DeploymentConfig, rank: int) -> str:
+    """A claim for each rank: it reads only its own tensors, and any storage class will do."""
+    return f"{deployment.rank_name(rank)}-models"
+
+
+def device_claim_name(deployment: DeploymentConfig, rank: int) -> str:
+    """The template of the claim on a rank's device (gpu_pinning dra)."""
+    return f"{deployment.rank_name(rank)}-{CLAIM}"
+
+
+def rank_pod_spec(
+    deployment: DeploymentConfig,
+    params: RankParams,
+    image: pulumi.Input[str],
+    *,
+    hub_token: bool,
+) -> core.PodSpecArgs:
+    """`params` must name cores and memory; `hub_token` says whether the Secret holds one."""
+    containers = [_stage(deployment, params, image, hub_token)]
+    if params.rank == 0:
+        containers.insert(0, _master(deployment, image, hub_token))
+    with_runtime_class = deployment.gpu_pinning == "visible-devices"
+    return pod_spec(
+        containers=containers,
+        drain_s=deployment.common_params.request_deadline_s,
+        placement=Placement(
+            node=params.node_id,
+            runtime_class=deployment.runtime_class if with_runtime_class else "",
+            priority_class=deployment.priority_class,
+            tolerations=[
+                core.TolerationArgs(
+                    key=item.key or None,
+                    operator=item.operator,
+                    value=item.value or None,
+                    effect=item.effect or None,
+                )
+                for item in deployment.tolerations
+            ],
+        ),
+        service_account=rank_account_name(deployment),
+        image_pull_secrets=deployment.image_pull_secrets,
+        resource_claims=_resource_claims(deployment, params.rank),
+    )
+
+
+def _stage(
+    deployment: DeploymentConfig, params: RankParams, image: pulumi.Input[str], hub_token: bool
+) -> Container:
+    assert params.cpu is not None
+    assert params.memory is not None
+    mode = deployment.gpu_pinning
+    return Container(
+        name="stage",
+        image=image,
+        command=python_module("runner.stage", *_arguments(), "--rank", str(params.rank)),
+        ports={"data": STAGE_DATA_PORT, "health": STAGE_HEALTH_PORT},
+        # Started once its weights are loaded: importing and loading may hold up a liveness probe.
+        probes=http_probes(
+            STAGE_HEALTH_PORT,
+            startup_s=deployment.common_params.load_timeout_s,
+            startup_path="/readyz",
+        ),
+        cpu=params.cpu,
+        memory=params.memory,
+        environment=_environment(deployment, hub_token) | _device_environment(deployment, params),
+        mounts=_mounts(deployment, params.rank),
+        devices={GPU: 1} if mode == "resource" else {},
+        claims=(CLAIM,) if mode == "dra" else (),
+    )
+
+
+def _master(deployment: DeploymentConfig, image: pulumi.Input[str], hub_token: bool) -> Container:
+    return Container(
+        name="master",
+        image=image,
+        command=python_module("runner.master", *_arguments()),
+        ports={"group": deployment.common_params.master_port, "http": MASTER_HTTP_PORT},
+        # Ready is the whole group; without a stage the master lives and says what is missing.
+        probes=http_probes(MASTER_HTTP_PORT, startup_s=deployment.common_params.load_timeout_s),
+        cpu=MASTER_CORES,
+        memory=MASTER_MEMORY,
+        # Images based on CUDA's ask for every GPU, and the master uses none.
+        environment=_environment(deployment, hub_token) | {"NVIDIA_VISIBLE_DEVICES": "void"},
+        mounts=_mounts(deployment, 0),
+    )
+
+
+def _arguments() -> tuple[str, ...]:
+    spec, token = f"{SPEC_FOLDER}/{SPEC_FILE}", f"{SECRET_FOLDER}/{GROUP_TOKEN_FILE}"
+    return ("--spec", spec, "--token-file", token)
+
+
+def _environment(deployment: DeploymentConfig, hub_token: bool) -> dict[str, str]:
+    """huggingface_hub keeps its own files beside the weights; extra_env has the last word."""
+    environment = {"HF_HOME": f"{CACHE_FOLDER}/huggingface"}
+    if hub_token:
+        environment["HF_TOKEN_PATH"] = f"{SECRET_FOLDER}/{HUB_TOKEN_FILE}"
+    return environment | deployment.extra_env
+
+
+def _device_environment(deployment: DeploymentConfig, params: RankParams) -> dict[str, str]:
+    """What says which GPU; in the modes resource and dra the device's plugin or driver says it."""
+    if deployment.gpu_pinning == "none":
+        return {"NVIDIA_VISIBLE_DEVICES": "void"}
+    if deployment.gpu_pinning != "visible-devices":
+        return {}
+    return {
+        "NVIDIA_VISIBLE_DEVICES": params.nvidia_visible_devices,
+        "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+        "CUDA_VISIBLE_DEVICES": params.cuda_visible_devices or "0",
+        # As nvidia_visible_devices counts; by itself CUDA puts the fastest device first.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
+
+
+def _mounts(deployment: DeploymentConfig, rank: int) -> tuple[Mount, ...]:
+    return (
+        config_map_mount(group_spec_name(deployment)),
+        secret_mount(rank_secret_name(deployment)),
+        _cache_mount(deployment, rank),
+    )
+
+
+def _cache_mount(deployment: DeploymentConfig, rank: int) -> Mount:
+    cache = deployment.model_cache
+    if cache.mode == "empty-dir":
+        return empty_mount(_CACHE, CACHE_FOLDER)
+    claim = cache.claim_name
+    if cache.mode == "own-claim":
+        claim = model_claim_name(deployment, rank)
+    return claim_mount(_CACHE, claim, CACHE_FOLDER)
+
+
+def _resource_claims(deployment: DeploymentConfig, rank: int) -> list[core.PodResourceClaimArgs]:
+    if deployment.gpu_pinning != "dra":
+        return []
+    template = device_claim_name(deployment, rank)
+    return [core.PodResourceClaimArgs(name=CLAIM, resource_claim_template_name=template)]

@@ -1,0 +1,70 @@
+"""The secrets of a stack: keys of their own beside splitstack:deployment, encrypted by Pulumi."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pulumi
+
+from infra.stack.api_keys import wrong_entries
+from infra.stack.faults import MISSING, Fault
+
+NAMESPACE = "splitstack"
+# As in `contract.specs.read_token`, which refuses a shorter one.
+MINIMUM_TOKEN_BYTES = 16
+_SET_LINES = {
+    "group_token": "pulumi config set --secret splitstack:group_token $(openssl rand -hex 32)",
+    "hub_token": "pulumi config set --secret splitstack:hub_token",
+    "api_keys": "pulumi config set --secret splitstack:api_keys < api_keys.json",
+    "session_store_password": "pulumi config set --secret splitstack:session_store_password",
+}
+
+
+@dataclass(frozen=True)
+class StackSecrets:
+    """What processes get as mounted files; None where the stack has none."""
+
+    group_token: pulumi.Output[str]
+    hub_token: pulumi.Output[str] | None = None
+    api_keys: pulumi.Output[str] | None = None
+    session_store_password: pulumi.Output[str] | None = None
+
+
+def read_secrets() -> tuple[dict[str, str], list[Fault]]:
+    """The plain values of the secrets that the stack has, and everything wrong with them.
+
+    Read plain because a check inside an Output would come after the first object.
+    """
+    values, faults = {}, []
+    for name, line in _SET_LINES.items():
+        key = f"{NAMESPACE}:{name}"
+        value = pulumi.runtime.get_config(key)
+        if value is None:
+            continue
+        values[name] = str(value)
+        if not _is_encrypted(key):
+            faults.append(Fault(key, MISSING, f"is in plain text in the stack file; `{line}`"))
+    return values, faults + list(_faults(values))
+
+
+def secret_outputs(values: Mapping[str, str]) -> StackSecrets:
+    """Values that were read, marked so that neither the state nor a log shows them."""
+    return StackSecrets(**{name: pulumi.Output.secret(value) for name, value in values.items()})
+
+
+def _faults(values: Mapping[str, str]) -> Iterator[Fault]:
+    token, line = values.get("group_token"), _SET_LINES["group_token"]
+    key = f"{NAMESPACE}:group_token"
+    if token is None:
+        yield Fault(key, MISSING, f"is required: ranks prove it to one another; `{line}`")
+    elif len(token.strip().encode()) < MINIMUM_TOKEN_BYTES:
+        yield Fault(key, MISSING, f"must have at least {MINIMUM_TOKEN_BYTES} bytes; `{line}`")
+    for wrong in wrong_entries(values["api_keys"]) if "api_keys" in values else ():
+        rule = 'must be a JSON list, as in [{"name": "me", "sha256": "<hex digest of the key>"}]'
+        yield Fault(f"{NAMESPACE}:api_keys", MISSING, f"{rule}:{wrong}")
+
+
+def _is_encrypted(key: str) -> bool:
+    secret_keys = pulumi.runtime.get_config_secret_keys_env()
+    return pulumi.runtime.is_config_secret(key) or key in secret_keys

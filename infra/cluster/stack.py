@@ -1,0 +1,121 @@
+"""A stack as the Pulumi program needs it: read and checked whole, before anything is created."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+
+from contract.specs import GroupSpec, spec_hash
+from infra.cluster.fit import addresses, plan_on_clusters, rank_clusters
+from infra.cluster.kubeconfig import PROJECT_ROOT, Kubeconfig, KubeconfigError, read_kubeconfig
+from infra.cluster.rank_pod import CACHE_FOLDER
+from infra.cluster.secrets import NAMESPACE, StackSecrets, read_secrets, secret_outputs
+from infra.plan.process_specs import Addresses, group_spec
+from infra.plan.report import plan_to_json, render_plan
+from infra.plan.stack_plan import StackPlan
+from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
+from infra.stack.curl_line import curl_line
+from infra.stack.faults import MISSING, Fault, StackConfigError
+from infra.stack.file import parse_deployment
+
+
+@dataclass(frozen=True)
+class ClusterStack:
+    """`deployment` names cores and memory for every rank; `kubeconfigs` has one per cluster."""
+
+    deployment: DeploymentConfig
+    plan: StackPlan
+    addresses: Addresses
+    group: GroupSpec
+    secrets: StackSecrets
+    kubeconfigs: Mapping[str, Kubeconfig]
+
+    @property
+    def url(self) -> str:
+        """The inference server from outside the cluster; "" where the stack has none."""
+        server = self.deployment.inference_server
+        if not server.enabled:
+            return ""
+        host = server.public_host or self.kubeconfigs[self.deployment.cluster_of(0)].host
+        host = f"[{host}]" if ":" in host else host
+        return f"http://{host}:{server.node_port}"
+
+    def outputs(self, images: Mapping[Any, pulumi.Input[str]]) -> dict[str, Any]:
+        """What `pulumi stack output` shows; `images` are digest references by tier."""
+        ranks = plan_to_json(self.plan)["ranks"]
+        keys = ("rank", "node", "devices", "layers")
+        urls: dict[str, Any] = {
+            "master": self.addresses.master_url,
+            "blocks": dict(self.addresses.block_urls),
+        }
+        found: dict[str, Any] = {
+            "images": dict(images),
+            "spec_hash": spec_hash(self.group),
+            "ranks": [{key: rank[key] for key in keys} for rank in ranks],
+            "urls": urls,
+        }
+        if self.url:
+            urls["inference_server"] = self.url
+            block = self.deployment.proxy_blocks[0].block_id
+            with_key = self.secrets.api_keys is not None
+            found["curl"] = curl_line(self.url, block, with_key=with_key)
+        return found
+
+
+def read_stack() -> ClusterStack:
+    """The stack that Pulumi runs, its plan shown; raises RunError with every fault."""
+    source = f"stack {pulumi.get_stack()}"
+    try:
+        deployment, values, kubeconfigs = _read(source)
+        deployment, plan = plan_on_clusters(deployment)
+    except StackConfigError as error:
+        raise pulumi.RunError(str(error)) from None
+    # With the empty line the table begins below the name that Pulumi puts before a message.
+    pulumi.log.info(f"\n{render_plan(plan)}\n")
+    places = addresses(deployment)
+    return ClusterStack(
+        deployment=deployment,
+        plan=plan,
+        addresses=places,
+        group=group_spec(deployment, plan.ranks, places, model_cache=CACHE_FOLDER),
+        secrets=secret_outputs(values),
+        kubeconfigs=kubeconfigs,
+    )
+
+
+def _read(source: str) -> tuple[DeploymentConfig, dict[str, str], dict[str, Kubeconfig]]:
+    faults: list[Fault] = []
+    deployment = None
+    kubeconfigs: dict[str, Kubeconfig] = {}
+    try:
+        mapping = pulumi.Config(NAMESPACE).require_object("deployment")
+        deployment = parse_deployment(mapping, on_clusters=True)
+    except pulumi.ConfigMissingError:
+        rule = "is required; stacks/Pulumi.kind.yaml shows one"
+        raise StackConfigError(source, [Fault(DEPLOYMENT_KEY, MISSING, rule)]) from None
+    except StackConfigError as error:
+        faults += error.faults
+    else:
+        kubeconfigs, problems = _read_kubeconfigs(deployment)
+        faults += problems
+    values, problems = read_secrets()
+    faults += problems
+    if deployment is None or faults:
+        raise StackConfigError(source, faults)
+    return deployment, values, kubeconfigs
+
+
+def _read_kubeconfigs(
+    deployment: DeploymentConfig,
+) -> tuple[dict[str, Kubeconfig], list[Fault]]:
+    found, faults = {}, []
+    for name in rank_clusters(deployment):
+        cluster = deployment.clusters[name]
+        try:
+            found[name] = read_kubeconfig(cluster, PROJECT_ROOT)
+        except KubeconfigError as error:
+            faults.append(Fault(f"clusters.{name}.kubeconfig", cluster.kubeconfig, str(error)))
+    return found, faults

@@ -1,0 +1,100 @@
+"""Objects that are in a stack's way in a cluster, and those that it needs and does not make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from kubernetes import client
+
+from infra.cluster.declared_objects import DeclaredObject
+from infra.cluster.fit import namespaces_on
+from infra.cluster.labels import INSTANCE
+from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient
+from infra.inspect.finding import Finding
+from infra.stack.config import DeploymentConfig
+
+_FORBIDDEN = 403
+
+
+def check_names(
+    cluster: ClusterClient, deployment: DeploymentConfig, objects: Iterable[DeclaredObject]
+) -> Iterator[Finding]:
+    """Objects of the stack's names that do not carry its label."""
+    subject = f"cluster {cluster.cluster_id}"
+    for item in objects:
+        with cluster.asked_to(f"get {item.resource} {item.name}"):
+            there = cluster.metadata(item.path)
+        if there is None or (there.get("labels") or {}).get(INSTANCE) == deployment.deployment_name:
+            continue
+        owner = (there.get("labels") or {}).get(INSTANCE)
+        whose = f"of {owner}" if owner else "not this stack's"
+        if item.resource == "namespaces":
+            remedy = "set namespaces.create to false to use it, or choose another name"
+            text = f"namespace {item.name} exists and is {whose}; {remedy}"
+        else:
+            where = f"{item.resource}/{item.name} in namespace {item.namespace}"
+            text = f"{where} exists and is {whose}; delete it or choose another deployment_name"
+        yield Finding("fault", subject, text)
+
+
+def check_needed(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
+    """Namespaces, claims, classes and Secrets that the stack file names and somebody else makes."""
+    subject = f"cluster {cluster.cluster_id}"
+    for what, path, key in _needed(cluster.cluster_id, deployment):
+        with cluster.asked_to(f"get {what}"):
+            if cluster.metadata(path) is None:
+                yield Finding("fault", subject, f"there is no {what} ({key})")
+    with cluster.asked_to("list services"):
+        yield from _check_node_port(cluster, deployment)
+
+
+def _needed(cluster_id: str, deployment: DeploymentConfig) -> Iterator[tuple[str, str, str]]:
+    """(what, path, the stack file's key) of each."""
+    places = namespaces_on(deployment, cluster_id)
+    if not deployment.namespaces.create:
+        for name in places:
+            yield f"namespace {name}", f"/api/v1/namespaces/{name}", "namespaces.create is false"
+        for name in places:
+            for secret in deployment.image_pull_secrets:
+                path = f"/api/v1/namespaces/{name}/secrets/{secret}"
+                yield f"secret {secret} in namespace {name}", path, "image_pull_secrets"
+    if deployment.priority_class:
+        path = f"/apis/scheduling.k8s.io/v1/priorityclasses/{deployment.priority_class}"
+        yield f"priority class {deployment.priority_class}", path, "priority_class"
+    if deployment.gpu_pinning == "visible-devices":
+        path = f"/apis/node.k8s.io/v1/runtimeclasses/{deployment.runtime_class}"
+        yield f"runtime class {deployment.runtime_class}", path, "runtime_class"
+    if deployment.model_cache.mode == "existing-claim":
+        name, namespace = deployment.model_cache.claim_name, deployment.namespace
+        path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}"
+        yield f"claim {name} in namespace {namespace}", path, "model_cache.claim_name"
+    scaled = any(block.max_instances > block.min_instances for block in deployment.proxy_blocks)
+    if scaled and cluster_id == deployment.cluster_of(0):
+        path = "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io"
+        yield "metrics-server, which autoscalers ask", path, "proxy_blocks.max_instances"
+
+
+def _check_node_port(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
+    server = deployment.inference_server
+    if not server.enabled or cluster.cluster_id != deployment.cluster_of(0):
+        return
+    core = client.CoreV1Api(cluster.api)
+    subject = f"cluster {cluster.cluster_id}"
+    ours = (deployment.namespaces.inference_server, deployment.inference_server_name)
+    try:
+        services: Any = core.list_service_for_all_namespaces(_request_timeout=REQUEST_TIMEOUT)
+    except client.ApiException as error:
+        if error.status != _FORBIDDEN:
+            raise
+        text = f"you may not list services: whether node port {server.node_port} is free is unknown"
+        yield Finding("warning", subject, text)
+        return
+    for service in services.items:
+        holder = (service.metadata.namespace, service.metadata.name)
+        ports = {port.node_port for port in service.spec.ports or []}
+        if server.node_port in ports and holder != ours:
+            name = "/".join(holder)
+            rule = "choose another inference_server.node_port, or inference_server.enabled false"
+            text = f"node port {server.node_port} is taken by service {name}; {rule}"
+            yield Finding("fault", subject, text)

@@ -1,0 +1,195 @@
+"""What a deployment looks like in its clusters: `splitstack status` of a stack with `clusters`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+from kubernetes import client
+
+from infra.cluster.fit import namespaces_on, rank_clusters
+from infra.cluster.labels import (
+    COMPONENT,
+    INFERENCE_SERVER,
+    INSTANCE,
+    MANAGED_BY,
+    PROJECT,
+    PROXY_BLOCK,
+    RANK,
+    RANK_COMPONENT,
+    SESSION_STORE,
+)
+from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
+from infra.inspect.diagnosis import Pod, diagnose, is_ready
+from infra.stack.config import DeploymentConfig
+
+_HEADINGS = ("pod", "cluster", "node", "phase", "ready", "restarts")
+
+
+@dataclass(frozen=True)
+class PodStatus:
+    """One pod; `rank` None for the tiers in front of the ranks. `reason` "": it is well."""
+
+    name: str
+    component: str
+    rank: int | None
+    cluster: str
+    namespace: str
+    node: str
+    phase: str
+    ready: bool
+    restarts: int
+    reason: str
+    log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    """Every rank, there or not, then the pods of the other tiers."""
+
+    stack: str
+    deployment_name: str
+    pods: tuple[PodStatus, ...]
+
+    @property
+    def ready(self) -> bool:
+        return all(pod.ready for pod in self.pods)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ready": self.ready}
+
+
+def read_cluster_status(stack: str, deployment: DeploymentConfig) -> ClusterStatus:
+    """Asks every cluster now; one that cannot be asked leaves its pods unknown, with the reason."""
+    pods: list[PodStatus] = []
+    faults: dict[str, str] = {}
+    for cluster_id in rank_clusters(deployment):
+        try:
+            pods += _pods_of(open_cluster(deployment, cluster_id), deployment)
+        except ClusterError as error:
+            faults[cluster_id] = str(error)
+    rows = (*_ranks(deployment, pods, faults), *_tiers(deployment, pods, faults))
+    return ClusterStatus(stack, deployment.deployment_name, rows)
+
+
+def render_cluster_status(status: ClusterStatus) -> str:
+    """A line about the stack, a table of its pods, and what is wrong with each."""
+    ready = sum(pod.ready for pod in status.pods)
+    head = f"{status.deployment_name} (stack {status.stack}): {ready} of {len(status.pods)} ready"
+    rows = [_HEADINGS] + [
+        (
+            pod.name,
+            pod.cluster or "-",
+            pod.node or "-",
+            pod.phase,
+            "yes" if pod.ready else "no",
+            str(pod.restarts),
+        )
+        for pod in status.pods
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    alike = groupby((pod for pod in status.pods if pod.reason), lambda pod: (pod.reason, pod.log))
+    for (reason, log), pods in alike:
+        names = ", ".join(pod.name for pod in pods)
+        lines += ["", f"{names}: {reason}", *(f"  | {line}" for line in log)]
+    return "\n".join([head, "", *lines])
+
+
+def _pods_of(cluster: ClusterClient, deployment: DeploymentConfig) -> list[PodStatus]:
+    selector = f"{INSTANCE}={deployment.deployment_name},{MANAGED_BY}={PROJECT}"
+    core = client.CoreV1Api(cluster.api)
+    pods: list[PodStatus] = []
+    # One after the other: the right to list the pods of every namespace is rarer than these.
+    for namespace in namespaces_on(deployment, cluster.cluster_id):
+        with cluster.asked_to(f"list pods in namespace {namespace}"):
+            found = core.list_namespaced_pod(
+                namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT
+            )
+            pods += [_pod_status(cluster.cluster_id, core, pod) for pod in found.items]
+    return pods
+
+
+def _pod_status(cluster_id: str, core: client.CoreV1Api, pod: Pod) -> PodStatus:
+    labels: Mapping[str, str] = pod.metadata.labels
+    rank = labels.get(RANK, "")
+    diagnosis = diagnose(core, pod)
+    return PodStatus(
+        name=pod.metadata.name,
+        component=labels.get(COMPONENT, ""),
+        rank=int(rank) if rank.isdecimal() else None,
+        cluster=cluster_id,
+        namespace=pod.metadata.namespace,
+        node=pod.spec.node_name or "",
+        phase=pod.status.phase or "Unknown",
+        ready=is_ready(pod),
+        restarts=sum(item.restart_count for item in pod.status.container_statuses or []),
+        reason=diagnosis.reason,
+        log=diagnosis.log,
+    )
+
+
+def _ranks(
+    deployment: DeploymentConfig, pods: Iterable[PodStatus], faults: Mapping[str, str]
+) -> Iterator[PodStatus]:
+    """Every rank in order: its pod, or why there is none to show."""
+    there = {(pod.cluster, pod.rank): pod for pod in pods}
+    for rank in range(deployment.nnodes):
+        cluster, name = deployment.cluster_of(rank), deployment.rank_name(rank)
+        if pod := there.get((cluster, rank)):
+            yield pod
+        else:
+            yield _absent(name, RANK_COMPONENT, deployment.namespace, cluster, faults, rank)
+
+
+def _tiers(
+    deployment: DeploymentConfig, pods: Sequence[PodStatus], faults: Mapping[str, str]
+) -> Iterator[PodStatus]:
+    """The pods of each Deployment of ours, or why there is none to show."""
+    namespaces, cluster = deployment.namespaces, deployment.cluster_of(0)
+    wanted = [
+        (deployment.proxy_name(block.block_id), PROXY_BLOCK, namespaces.blocks)
+        for block in deployment.proxy_blocks
+    ]
+    if deployment.inference_server.enabled:
+        name = deployment.inference_server_name
+        wanted.append((name, INFERENCE_SERVER, namespaces.inference_server))
+    if deployment.proxy_blocks and deployment.session_store.mode == "valkey":
+        wanted.append((deployment.session_store_name, SESSION_STORE, namespaces.blocks))
+    for name, component, namespace in wanted:
+        found = [pod for pod in pods if pod.component == component and _is_of(pod.name, name)]
+        yield from found or [_absent(name, component, namespace, cluster, faults)]
+
+
+def _is_of(pod: str, workload: str) -> bool:
+    """Whether a pod's name is a workload's with what its controllers append."""
+    return re.fullmatch(rf"{re.escape(workload)}(-[a-z0-9]+){{1,2}}", pod) is not None
+
+
+def _absent(
+    name: str,
+    component: str,
+    namespace: str,
+    cluster: str,
+    faults: Mapping[str, str],
+    rank: int | None = None,
+) -> PodStatus:
+    fault = faults.get(cluster)
+    return PodStatus(
+        name=name,
+        component=component,
+        rank=rank,
+        cluster=cluster,
+        namespace=namespace,
+        node="",
+        phase="unknown" if fault else "missing",
+        ready=False,
+        restarts=0,
+        reason=fault or "there is no such pod; bring it back with: pulumi up --refresh",
+    )

@@ -1,0 +1,109 @@
+"""A stack file's deployment, fitted to this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from infra.local import machine
+from infra.local.state import ROOT, StateFolder, supervisor_runs
+from infra.plan.process_specs import Addresses, StagePorts
+from infra.stack.config import DeploymentConfig, RankParams
+from infra.stack.local_error import LocalStackError
+
+# The rest is left to what else runs here.
+MEMORY_SHARE = 0.8
+
+
+def fit(deployment: DeploymentConfig) -> DeploymentConfig:
+    """Cores and memory for the ranks that name none, and the loopback for every rank.
+
+    Raises LocalStackError where the machine lacks the memory or the GPUs that are asked for.
+    """
+    if deployment.gpu_pinning != "none":
+        _check_gpus(deployment)
+    ranks = deployment.ranks
+    available = machine.available_memory()
+    asked = sum(params.memory or 0 for params in ranks)
+    if asked > available:
+        raise LocalStackError(
+            f"per_rank_params: the ranks ask for {asked:,} bytes of memory together and this "
+            f"machine has {available:,} available; give them less, or end what else runs here"
+        )
+    open_ranks = max(1, sum(params.memory is None for params in ranks))
+    memory = int((available - asked) * MEMORY_SHARE) // open_ranks
+    cores = max(1, machine.cores() // deployment.nnodes)
+    fitted = [_fit_rank(params, cores, memory) for params in ranks]
+    return deployment.model_copy(update={"per_rank_params": fitted})
+
+
+def _fit_rank(params: RankParams, cores: int, memory: int) -> RankParams:
+    return params.model_copy(
+        update={
+            "cpu": cores if params.cpu is None else params.cpu,
+            "memory": memory if params.memory is None else params.memory,
+            "nccl_socket_ifname": "",
+            "advertise_address": "",
+        }
+    )
+
+
+def _check_gpus(deployment: DeploymentConfig) -> None:
+    found = machine.gpu_count()
+    if found < deployment.nnodes:
+        raise LocalStackError(
+            f"gpu_pinning = {deployment.gpu_pinning!r}: each of the {deployment.nnodes} ranks "
+            f"needs a GPU of its own and this machine has {found}; deploy the stack on its "
+            "clusters with pulumi up, or run it on CPU with --set gpu_pinning=none and without "
+            "the device keys of per_rank_params"
+        )
+
+
+def stage_environment(deployment: DeploymentConfig, rank: int) -> dict[str, str]:
+    """On one machine rank N uses GPU N, whichever devices it has on its node of the cluster."""
+    environment = dict(deployment.extra_env)
+    if deployment.gpu_pinning != "none":
+        environment["CUDA_VISIBLE_DEVICES"] = str(rank)
+    return environment
+
+
+def check_inference_port(deployment: DeploymentConfig) -> None:
+    """Raises LocalStackError that names who has the port where that is a stack of ours."""
+    port = deployment.inference_server.node_port
+    if not deployment.inference_server.enabled or machine.port_is_free(port):
+        return
+    url = f"http://{machine.LOOPBACK}:{port}"
+    holder = "another process (`ss -ltnp` shows which)"
+    for path in ROOT.glob("*/state.json"):
+        state = StateFolder(path.parent.name).read()
+        if state and state.front_url == url and supervisor_runs(state):
+            holder = f"deployment {state.deployment_name}"
+    raise LocalStackError(
+        f"inference_server.node_port = {port}: the port is in use by {holder}; end that, or take "
+        "another port with --set inference_server.node_port=PORT"
+    )
+
+
+def addresses(deployment: DeploymentConfig, ports: Sequence[int]) -> Addresses:
+    """Everything on the loopback; `ports` as many as `port_count` says."""
+    free = iter(ports)
+    master_port, http_port = next(free), next(free)
+    stages = tuple(StagePorts(next(free), next(free)) for _ in range(deployment.nnodes))
+    block_ports = {block.block_id: next(free) for block in deployment.proxy_blocks}
+    return Addresses(
+        bind_address=machine.LOOPBACK,
+        master_host=machine.LOOPBACK,
+        master_port=master_port,
+        http_port=http_port,
+        master_url=f"http://{machine.LOOPBACK}:{http_port}",
+        stages=stages,
+        block_ports=block_ports,
+        block_urls={
+            name: f"http://{machine.LOOPBACK}:{port}" for name, port in block_ports.items()
+        },
+        inference_port=deployment.inference_server.node_port,
+    )
+
+
+def port_count(deployment: DeploymentConfig) -> int:
+    """Two for the master, two for each stage, one for each proxy block."""
+    return 2 + 2 * deployment.nnodes + len(deployment.proxy_blocks)

@@ -1,0 +1,124 @@
+"""One process kept alive as a kubelet keeps a container: restart policy Always, liveness probe."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from infra.local.child_process import die_with_parent, start_time
+
+PROBE_PERIOD_S = 1.0
+PROBE_TIMEOUT_S = 1.0
+FAILURE_THRESHOLD = 3
+# A kubelet's back-off starts at 10 s; here a person waits.
+RESTART_DELAYS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 10.0)
+STABLE_AFTER_S = 10.0
+
+
+@dataclass(frozen=True)
+class ProcessDefinition:
+    """What to run; `url` answers /livez and /readyz once the process serves."""
+
+    name: str
+    tier: str
+    command: tuple[str, ...]
+    url: str
+    log: Path
+    startup_s: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+# Called with the process and an exit code when it ends; returns whether to start it again.
+Exited = Callable[["KeptProcess", int], bool]
+
+
+class KeptProcess:
+    """Runs `keep()` on the event loop of the main thread (see die_with_parent)."""
+
+    def __init__(
+        self, definition: ProcessDefinition, client: httpx.AsyncClient, exited: Exited
+    ) -> None:
+        self.definition = definition
+        self.restarts = 0
+        self.process_id: int | None = None
+        self.started: int | None = None
+        self._client = client
+        self._exited = exited
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self._delay_index = 0
+
+    async def keep(self) -> None:
+        """Start the process and start it again whenever it ends, until it is to stop."""
+        while not self._stopping:
+            began = time.monotonic()
+            code = await self._run_once()
+            if self._stopping or not self._exited(self, code):
+                return
+            if time.monotonic() - began > STABLE_AFTER_S:
+                self._delay_index = 0
+            await asyncio.sleep(RESTART_DELAYS_S[self._delay_index])
+            self._delay_index = min(self._delay_index + 1, len(RESTART_DELAYS_S) - 1)
+            self.restarts += 1
+
+    def stop(self, number: signal.Signals) -> None:
+        """Send the signal; the process is not started again."""
+        self._stopping = True
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def _run_once(self) -> int:
+        definition = self.definition
+        with definition.log.open("ab") as log:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *definition.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **definition.environment},
+                # A group of its own, so that Ctrl-C reaches only us and everything drains in order.
+                process_group=0,
+                preexec_fn=die_with_parent(),
+            )
+        self.process_id, self.started = process.pid, start_time(process.pid)
+        if self._stopping:  # while the process was being made
+            process.terminate()
+        probing = asyncio.create_task(self._probe(process))
+        try:
+            return await process.wait()
+        finally:
+            probing.cancel()
+            self._process = self.process_id = self.started = None
+
+    async def _probe(self, process: asyncio.subprocess.Process) -> None:
+        """SIGKILL after three failures in a row: a stopped process does not heed SIGTERM."""
+        await self._await_startup(process)
+        failures = 0
+        while failures < FAILURE_THRESHOLD:
+            await asyncio.sleep(PROBE_PERIOD_S)
+            failures = 0 if await self.answers("/livez") else failures + 1
+        process.kill()
+
+    async def _await_startup(self, process: asyncio.subprocess.Process) -> None:
+        deadline = time.monotonic() + self.definition.startup_s
+        while not await self.answers("/livez"):
+            if time.monotonic() > deadline:
+                process.kill()
+            await asyncio.sleep(PROBE_PERIOD_S / 2)
+
+    async def answers(self, path: str) -> bool:
+        """Whether the process answers `path` with success within a second."""
+        answer = self._client.get(self.definition.url + path, timeout=PROBE_TIMEOUT_S)
+        with contextlib.suppress(httpx.HTTPError, TimeoutError):
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                return (await answer).is_success
+        return False

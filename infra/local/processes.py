@@ -1,0 +1,105 @@
+"""The processes of a deployment on this machine: their spec files and command lines."""
+
+from __future__ import annotations
+
+import sys
+
+from contract.specs import GroupSpec, InferenceServerSpec, ProxySpec, render
+from infra.local.fit import stage_environment
+from infra.local.machine import LOOPBACK
+from infra.local.process import ProcessDefinition
+from infra.local.state import StateFolder
+from infra.plan.process_specs import (
+    Addresses,
+    group_spec,
+    inference_server_spec,
+    proxy_spec,
+)
+from infra.plan.stack_plan import StackPlan
+from infra.stack.api_keys import local_api_keys_file
+from infra.stack.config import DeploymentConfig
+
+# Light tiers start in seconds; a stage or the master may have weights or a tokenizer to fetch.
+LIGHT_STARTUP_S = 60.0
+# Stages keep every core busy. What they have computed is to reach the users first: 16 users waited
+# 3 ms less for each tier's turn (benchmarks/README.md).
+STAGE_NICENESS = 10
+# From the front to the back: who drains must still be served by those behind.
+TIERS = ("inference-server", "proxy-block", "master", "stage")
+
+
+def define_processes(
+    folder: StateFolder,
+    deployment: DeploymentConfig,
+    plan: StackPlan,
+    addresses: Addresses,
+    commit: str,
+) -> list[ProcessDefinition]:
+    """Write every spec file and say how each process is started."""
+    group = group_spec(deployment, plan.ranks, addresses, commit=commit)
+    definitions = _rank_group(folder, deployment, group)
+    for block in deployment.proxy_blocks:
+        sessions = str(folder.sessions(block.block_id))
+        proxy = proxy_spec(deployment, block, addresses, sessions_path=sessions)
+        definitions.append(_light(folder, "proxy-block", f"proxy-{block.block_id}", proxy))
+    if deployment.inference_server.enabled:
+        # Discovery needs a cluster; here the stack's own blocks are all there are.
+        log = str(folder.request_log)
+        server = inference_server_spec(deployment, addresses, request_log_path=log)
+        keys = local_api_keys_file()
+        options = ("--api-keys-file", str(keys)) if keys else ()
+        definitions.append(_light(folder, "inference-server", "inference-server", server, options))
+    return definitions
+
+
+def _rank_group(
+    folder: StateFolder, deployment: DeploymentConfig, group: GroupSpec
+) -> list[ProcessDefinition]:
+    spec = folder.spec("group")
+    spec.write_text(render(group), "utf-8")
+    common = ("--spec", str(spec), "--token-file", str(folder.token_file))
+    definitions = [
+        ProcessDefinition(
+            name="master",
+            tier="master",
+            command=(sys.executable, "-m", "runner.master", *common),
+            url=f"http://{LOOPBACK}:{group.http_port}",
+            log=folder.log("master"),
+            startup_s=group.load_timeout_s,
+        )
+    ]
+    for rank in group.ranks:
+        name = f"stage-{rank.rank}"
+        arguments = ("-m", "runner.stage", *common, "--rank", str(rank.rank))
+        definitions.append(
+            ProcessDefinition(
+                name=name,
+                tier="stage",
+                command=("nice", "-n", str(STAGE_NICENESS), sys.executable, *arguments),
+                url=f"http://{LOOPBACK}:{rank.health_port}",
+                log=folder.log(name),
+                startup_s=group.load_timeout_s,
+                environment=stage_environment(deployment, rank.rank),
+            )
+        )
+    return definitions
+
+
+def _light(
+    folder: StateFolder,
+    tier: str,
+    name: str,
+    spec: ProxySpec | InferenceServerSpec,
+    options: tuple[str, ...] = (),
+) -> ProcessDefinition:
+    path = folder.spec(name)
+    path.write_text(render(spec), "utf-8")
+    module = tier.replace("-", "_")
+    return ProcessDefinition(
+        name=name,
+        tier=tier,
+        command=(sys.executable, "-m", module, "--spec", str(path), *options),
+        url=f"http://{LOOPBACK}:{spec.port}",
+        log=folder.log(name),
+        startup_s=LIGHT_STARTUP_S,
+    )

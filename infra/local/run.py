@@ -1,0 +1,183 @@
+"""One stack file's tiers as processes of this machine: up, up --detach, down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from infra.local import machine
+from infra.local.child_process import start_time
+from infra.local.fit import addresses, check_inference_port, fit, port_count
+from infra.local.model_preparation import prepare_model
+from infra.local.processes import define_processes
+from infra.local.progress import Progress
+from infra.local.state import (
+    ProcessState,
+    StackState,
+    StateFolder,
+    kill_leftovers,
+    supervisor_runs,
+)
+from infra.local.supervisor import Supervisor
+from infra.plan.process_specs import Addresses
+from infra.plan.report import render_plan
+from infra.plan.stack_plan import StackPlan, plan_stack
+from infra.stack.config import DeploymentConfig
+from infra.stack.curl_line import curl_line
+from infra.stack.file import StackFile
+
+# Time for the processes to import what they need, beside the time to load.
+_STARTUP_MARGIN_S = 120.0
+_POLL_S = 0.2
+
+
+def run_stack(stack_file: StackFile) -> int:
+    """Bring the stack up, keep it running, drain it on a signal; returns the exit code.
+
+    Raises LocalStackError and StackConfigError before any process of it has been started.
+    """
+    folder = StateFolder(stack_file.deployment.deployment_name)
+    with folder.lock():
+        left = folder.read()
+        if left is not None:  # a supervisor that was killed
+            kill_leftovers(left)
+        try:
+            return _run(stack_file, folder, Progress())
+        finally:
+            folder.forget()
+
+
+def _run(stack_file: StackFile, folder: StateFolder, progress: Progress) -> int:
+    deployment = fit(stack_file.deployment)
+    check_inference_port(deployment)
+    folder.clear()
+    state = StackState(
+        stack=stack_file.stack,
+        deployment_name=deployment.deployment_name,
+        pid=os.getpid(),
+        started=start_time(os.getpid()),
+        phase="preparing",
+    )
+    folder.write(state)
+    common = deployment.common_params
+    progress.say(f"preparing {common.model_name}")
+    with _terminating_as_interrupt():
+        commit = prepare_model(common.model_name, common.model_revision)
+    plan = plan_stack(deployment)
+    with machine.free_ports(port_count(deployment)) as ports:
+        places = addresses(deployment, ports)
+    folder.make_token()
+    definitions = define_processes(folder, deployment, plan, places, commit)
+    state = _with_urls(state, deployment, plan, places)
+
+    def changed(phase: str, reason: str) -> None:
+        rows = tuple(ProcessState.of(item) for item in supervisor.processes)
+        folder.write(replace(state, phase=phase, reason=reason, processes=rows))
+
+    supervisor = Supervisor(
+        definitions,
+        progress,
+        changed,
+        startup_s=common.load_timeout_s + _STARTUP_MARGIN_S,
+        drain_s=common.request_deadline_s,
+        summary=state.summary,
+    )
+    return asyncio.run(supervisor.run())
+
+
+@contextlib.contextmanager
+def _terminating_as_interrupt() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that the state is removed."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _with_urls(
+    state: StackState, deployment: DeploymentConfig, plan: StackPlan, places: Addresses
+) -> StackState:
+    """The state with the URLs and with what `up` prints when the stack is ready."""
+    lines = [render_plan(plan), "", f"master            {places.master_url}"]
+    lines += [f"block             {url}  {name}" for name, url in places.block_urls.items()]
+    front = next(iter(places.block_urls.values()), places.master_url)
+    if deployment.inference_server.enabled:
+        front = f"http://{machine.LOOPBACK}:{places.inference_port}"
+        lines.append(f"inference server  {front}")
+        if places.block_urls:
+            lines += ["", "try it:", curl_line(front, next(iter(places.block_urls)))]
+    lines += ["", f"ready; logs: splitstack logs -f -s {deployment.deployment_name}"]
+    return replace(state, master_url=places.master_url, front_url=front, summary="\n".join(lines))
+
+
+def start_detached(stack_file: StackFile, sets: Sequence[str]) -> int:
+    """`up` in a session of its own; its output is relayed until the stack is ready or has failed.
+
+    Returns the exit code. Raises LocalStackError when the deployment is already running.
+    """
+    folder = StateFolder(stack_file.deployment.deployment_name)
+    with folder.lock():
+        pass
+    command = [sys.executable, "-m", "infra.cli", "up", "--stack", str(stack_file.path.absolute())]
+    for item in sets:
+        command += ["--set", item]
+    with folder.supervisor_log.open("wb") as log:
+        supervisor = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        return _follow(supervisor, folder)
+    except KeyboardInterrupt:
+        supervisor.terminate()
+        supervisor.wait()
+        raise
+
+
+def _follow(supervisor: subprocess.Popen[bytes], folder: StateFolder) -> int:
+    with folder.supervisor_log.open("r") as log:
+        while True:
+            code = supervisor.poll()
+            state = folder.read()
+            ready = state is not None and state.phase == "ready" and state.pid == supervisor.pid
+            sys.stdout.write(log.read())
+            sys.stdout.flush()
+            if code is not None:
+                return code or 1
+            if ready:
+                return 0
+            time.sleep(_POLL_S)
+
+
+def stop_stack(folder: StateFolder, state: StackState, *, now: bool, progress: Progress) -> None:
+    """Drain the stack and wait until it is gone; `now` drops what is running."""
+    if supervisor_runs(state):
+        os.kill(state.pid, signal.SIGTERM)
+        if now:
+            time.sleep(_POLL_S)  # two signals at once would count as one
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(state.pid, signal.SIGTERM)
+        progress.wait_for(f"{state.deployment_name}: finishing what is running (--now drops it)")
+        while supervisor_runs(state):
+            time.sleep(_POLL_S)
+        progress.done()
+    else:
+        for name in kill_leftovers(state):
+            progress.say(f"{name} was left over and has been killed")
+    folder.forget()
+    progress.say(f"{state.deployment_name} is down; logs and sessions stay in {folder.path}")

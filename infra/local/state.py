@@ -1,0 +1,198 @@
+"""The folder .splitstack/<deployment_name>: specs, token, logs, sessions, and who runs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.local.child_process import start_time
+from infra.local.process import KeptProcess
+from infra.stack.local_error import LocalStackError
+
+ROOT = Path(".splitstack")
+
+
+@dataclass(frozen=True)
+class ProcessState:
+    """A process of the stack; `pid` None while it is not running. `started` as in start_time."""
+
+    name: str
+    tier: str
+    pid: int | None
+    started: int | None
+    restarts: int
+    url: str
+    log: str
+
+    @classmethod
+    def of(cls, process: KeptProcess) -> ProcessState:
+        definition = process.definition
+        return cls(
+            name=definition.name,
+            tier=definition.tier,
+            pid=process.process_id,
+            started=process.started,
+            restarts=process.restarts,
+            url=definition.url,
+            log=str(definition.log),
+        )
+
+
+@dataclass(frozen=True)
+class StackState:
+    """state.json. `phase` is preparing, starting, ready, draining or failed; `reason` says why."""
+
+    stack: str
+    deployment_name: str
+    pid: int
+    started: int | None
+    phase: str
+    reason: str = ""
+    master_url: str = ""
+    front_url: str = ""
+    summary: str = ""
+    processes: tuple[ProcessState, ...] = ()
+
+
+class StateFolder:
+    """The folder of one deployment."""
+
+    def __init__(self, deployment_name: str, root: Path = ROOT) -> None:
+        self.deployment_name = deployment_name
+        self.path = root.absolute() / deployment_name
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.log("supervisor")
+
+    @property
+    def token_file(self) -> Path:
+        return self.path / "token"
+
+    def log(self, name: str) -> Path:
+        return self.path / f"{name}.log"
+
+    def logs(self) -> list[Path]:
+        return sorted(self.path.glob("*.log"))
+
+    def spec(self, name: str) -> Path:
+        return self.path / f"{name}.json"
+
+    @property
+    def request_log(self) -> Path:
+        return self.path / "requests.sqlite3"
+
+    def sessions(self, block_id: str) -> Path:
+        return self.path / f"sessions-{block_id}.sqlite3"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while the deployment runs; raises LocalStackError that names who holds it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                state = self.read()
+                holder = f"process {state.pid}" if state else "another process"
+                raise LocalStackError(
+                    f"deployment {self.deployment_name} is already running on this machine "
+                    f"({holder}, {self.path}); end it with: splitstack down -s "
+                    f"{self.deployment_name}"
+                ) from None
+            yield
+
+    def make_token(self) -> None:
+        """A new group token, readable by its owner only."""
+        self.token_file.unlink(missing_ok=True)
+        descriptor = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+
+    def write(self, state: StackState) -> None:
+        """Replaces state.json in one step."""
+        partial = self.path / "state.json.partial"
+        partial.write_text(json.dumps(asdict(state), indent=2) + "\n", "utf-8")
+        partial.replace(self.path / "state.json")
+
+    def read(self) -> StackState | None:
+        """None where nothing was started here, or its `down` has been."""
+        try:
+            document: dict[str, Any] = json.loads((self.path / "state.json").read_text("utf-8"))
+            document["processes"] = tuple(ProcessState(**row) for row in document["processes"])
+            return StackState(**document)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def clear(self) -> None:
+        """Remove the specs and logs of the run before; sessions stay."""
+        for path in [*self.path.glob("*.json"), *self.logs()]:
+            if path != self.supervisor_log:  # --detach is writing to it
+                path.unlink()
+
+    def forget(self) -> None:
+        """Remove what only a running stack needs; logs and sessions stay."""
+        for path in [self.path / "state.json", self.token_file]:
+            path.unlink(missing_ok=True)
+
+
+def runs(pid: int | None, started: int | None) -> bool:
+    """Whether that very process, not another of the same pid, is there."""
+    return pid is not None and started is not None and start_time(pid) == started
+
+
+def supervisor_runs(state: StackState) -> bool:
+    return runs(state.pid, state.started)
+
+
+def kill_leftovers(state: StackState) -> list[str]:
+    """SIGKILL what is left of a stack whose supervisor is gone; returns the names."""
+    left = [row for row in state.processes if runs(row.pid, row.started)]
+    for row in left:
+        with contextlib.suppress(ProcessLookupError):
+            assert row.pid is not None
+            os.kill(row.pid, signal.SIGKILL)
+    return [row.name for row in left]
+
+
+def find_state(name: str, root: Path = ROOT) -> tuple[StateFolder, StackState]:
+    """The deployment of that stack or of that deployment name; raises LocalStackError.
+
+    Looks at what was started, not at the stack file, which may have been edited since.
+    """
+    found = []
+    for path in sorted(root.glob("*/state.json")):
+        folder = StateFolder(path.parent.name, root)
+        state = folder.read()
+        if state is None:
+            continue
+        if folder.deployment_name == name:
+            return folder, state
+        if state.stack == name:
+            found.append((folder, state))
+    if len(found) > 1:
+        names = ", ".join(folder.deployment_name for folder, _ in found)
+        raise LocalStackError(
+            f"stack {name} runs as several deployments ({names}); name one of them with -s"
+        )
+    if not found:
+        raise LocalStackError(
+            f"no stack and no deployment {name} is running below {root.absolute()}; start one "
+            f"with: splitstack up -s {name}"
+        )
+    return found[0]
+
+
+def find_folder(name: str, root: Path = ROOT) -> StateFolder:
+    """As find_state, or the folder that an ended deployment of that name has left."""
+    folder = StateFolder(name, root)
+    return folder if folder.logs() else find_state(name, root)[0]

@@ -1,0 +1,120 @@
+"""What a running stack looks like from outside: `splitstack status`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from infra.local.live_view import TokenRate, show_live
+from infra.local.pipeline_report import columns, render_pipeline
+from infra.local.process import PROBE_TIMEOUT_S
+from infra.local.state import ProcessState, StackState, runs, supervisor_runs
+
+_HEADINGS = ("process", "pid", "restarts", "ready", "url")
+
+
+@dataclass(frozen=True)
+class StackStatus:
+    """`topology` is the master's; None: it does not answer."""
+
+    state: StackState
+    phase: str
+    topology: Mapping[str, Any] | None
+    ready: Mapping[str, bool]
+
+    @property
+    def epoch(self) -> object:
+        return None if self.topology is None else self.topology.get("epoch")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stack": self.state.stack,
+            "deployment_name": self.state.deployment_name,
+            "phase": self.phase,
+            "reason": self.state.reason,
+            "epoch": self.epoch,
+            "master_url": self.state.master_url,
+            "url": self.state.front_url,
+            "supervisor_pid": self.state.pid,
+            "processes": [
+                {
+                    "name": row.name,
+                    "tier": row.tier,
+                    "pid": row.pid,
+                    "restarts": row.restarts,
+                    "ready": self.ready[row.name],
+                    "url": row.url,
+                    "log": row.log,
+                }
+                for row in self.state.processes
+            ],
+        }
+
+
+def read_status(state: StackState) -> StackStatus:
+    """Asks every process now."""
+    with httpx.Client(timeout=PROBE_TIMEOUT_S, trust_env=False) as client:
+        ready = {row.name: _is_ready(client, row) for row in state.processes}
+        topology = _topology(client, state)
+    phase = state.phase
+    if not supervisor_runs(state):
+        phase = "ended without `down` (its supervisor was killed)"
+    return StackStatus(state, phase, topology, ready)
+
+
+def render_status(status: StackStatus) -> str:
+    """A line about the stack and a table of its processes."""
+    state = status.state
+    head = f"{state.deployment_name} (stack {state.stack}): {status.phase}"
+    if state.reason:
+        head += f": {state.reason}"
+    if status.epoch is not None:
+        head += f", epoch {status.epoch}"
+    rows = [_HEADINGS] + [
+        (
+            row.name,
+            str(row.pid or "-"),
+            str(row.restarts),
+            "yes" if status.ready[row.name] else "no",
+            row.url,
+        )
+        for row in state.processes
+    ]
+    return "\n".join([head, "", *columns(rows)])
+
+
+def watch_status(read: Callable[[], StackState]) -> None:
+    """The status and the pipeline, live until Ctrl-C; `read` raises when the stack is gone."""
+    speed = TokenRate()
+
+    def render() -> str:
+        status = read_status(read())
+        text = render_status(status)
+        if status.topology is None:
+            return text
+        tokens_per_s = speed(int(status.topology["generated_tokens"]))
+        return f"{text}\n\n{render_pipeline(status.topology, tokens_per_s)}"
+
+    show_live(render)
+
+
+def _is_ready(client: httpx.Client, row: ProcessState) -> bool:
+    if not runs(row.pid, row.started):
+        return False
+    try:
+        return client.get(f"{row.url}/readyz").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _topology(client: httpx.Client, state: StackState) -> dict[str, Any] | None:
+    if not state.master_url:
+        return None
+    try:
+        found = client.get(f"{state.master_url}/topology").json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

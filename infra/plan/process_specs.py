@@ -1,0 +1,174 @@
+"""Deployment + plan + addresses -> the spec file of every process. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from contract.specs import (
+    MASTER_HTTP_PORT,
+    STAGE_DATA_PORT,
+    STAGE_HEALTH_PORT,
+    BlockSpec,
+    GroupSpec,
+    InferenceServerSpec,
+    ProxySpec,
+    RankSpec,
+    SessionsSpec,
+)
+from infra.plan.layers import RankPlan
+from infra.stack.config import DeploymentConfig, RankParams
+from infra.stack.tier_config import ProxyBlock
+
+# A request in the block protocol's envelope, or with the usage asked for, is a little larger.
+ADDED_BODY_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class StagePorts:
+    """Where one stage listens for its predecessor and for health probes."""
+
+    data: int = STAGE_DATA_PORT
+    health: int = STAGE_HEALTH_PORT
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the processes of one deployment listen and find one another.
+
+    `stages` has one item per rank; `block_urls` maps a block id to its proxy block's URL and
+    `block_ports` to the port that it listens on.
+    """
+
+    master_host: str
+    master_port: int
+    master_url: str
+    stages: tuple[StagePorts, ...]
+    block_urls: Mapping[str, str]
+    block_ports: Mapping[str, int]
+    inference_port: int
+    bind_address: str = ""
+    http_port: int = MASTER_HTTP_PORT
+
+
+def group_spec(
+    deployment: DeploymentConfig,
+    plan: Sequence[RankPlan],
+    addresses: Addresses,
+    *,
+    commit: str = "",
+    model_cache: str = GroupSpec.model_cache,
+) -> GroupSpec:
+    """The file of the master and of every stage; `commit` pins the model for all of them."""
+    common = deployment.common_params
+    return GroupSpec(
+        deployment_name=deployment.deployment_name,
+        model_name=common.model_name,
+        model_revision=commit or common.model_revision,
+        ranks=tuple(
+            _rank_spec(deployment, deployment.rank_params(item.rank), item, ports)
+            for item, ports in zip(plan, addresses.stages, strict=True)
+        ),
+        dtype=common.dtype,
+        max_model_len=common.max_model_len,
+        max_concurrent_requests=common.max_concurrent_requests,
+        prefill_token_budget=common.prefill_token_budget,
+        request_deadline_s=common.request_deadline_s,
+        load_timeout_s=common.load_timeout_s,
+        bind_address=addresses.bind_address,
+        master_host=addresses.master_host,
+        master_port=addresses.master_port,
+        http_port=addresses.http_port,
+        model_cache=model_cache,
+    )
+
+
+def _rank_spec(
+    deployment: DeploymentConfig,
+    params: RankParams,
+    plan: RankPlan,
+    ports: StagePorts,
+) -> RankSpec:
+    on_cpu = deployment.gpu_pinning == "none"
+    return RankSpec(
+        rank=plan.rank,
+        layers=plan.layers,
+        # Every mode of pinning shows a stage the one device that it uses.
+        device="cpu" if on_cpu else "cuda:0",
+        threads=None if params.cpu is None else max(1, int(params.cpu)),
+        memory_bytes=params.memory if on_cpu else params.device_memory,
+        interface=params.nccl_socket_ifname,
+        advertise_address=params.advertise_address,
+        data_port=ports.data,
+        health_port=ports.health,
+        node=params.node_id,
+        visible_devices=params.nvidia_visible_devices or params.device_uuid,
+    )
+
+
+def proxy_spec(
+    deployment: DeploymentConfig,
+    block: ProxyBlock,
+    addresses: Addresses,
+    *,
+    sessions_path: str = SessionsSpec.path,
+    sessions_url: str = SessionsSpec.url,
+) -> ProxySpec:
+    """The file of one proxy block; `sessions_path` or `sessions_url` is where histories are."""
+    return ProxySpec(
+        block_id=block.block_id,
+        deployment_name=deployment.deployment_name,
+        upstream_url=addresses.master_url,
+        component=block.component,
+        labels=dict(block.labels),
+        system_message=block.system_message,
+        generation_config=block.generation_config.model_dump(exclude_none=True),
+        sessions=SessionsSpec(
+            path=sessions_path,
+            url=sessions_url,
+            max_turns=block.sessions.max_turns,
+            max_tokens=block.sessions.max_tokens,
+            max_age_s=block.sessions.max_age_s,
+        ),
+        bind_address=addresses.bind_address,
+        port=addresses.block_ports[block.block_id],
+        request_deadline_s=deployment.common_params.request_deadline_s,
+        # What the inference server takes, a block takes from it, and what that adds.
+        max_body_bytes=deployment.inference_server.max_body_bytes + ADDED_BODY_BYTES,
+    )
+
+
+def inference_server_spec(
+    deployment: DeploymentConfig,
+    addresses: Addresses,
+    *,
+    discovery_namespace: str = "",
+    request_log_path: str = "",
+) -> InferenceServerSpec:
+    """The file of the inference server.
+
+    Without `discovery_namespace` it has the static table of this deployment's blocks.
+    `request_log_path` is where the request log lies if there is to be one.
+    """
+    server = deployment.inference_server
+    blocks = () if discovery_namespace else deployment.proxy_blocks
+    return InferenceServerSpec(
+        deployment_name=deployment.deployment_name,
+        blocks=tuple(
+            BlockSpec(
+                block_id=block.block_id,
+                url=addresses.block_urls[block.block_id],
+                component=block.component,
+                labels=dict(block.labels),
+            )
+            for block in blocks
+        ),
+        bind_address=addresses.bind_address,
+        port=addresses.inference_port,
+        request_deadline_s=deployment.common_params.request_deadline_s,
+        max_body_bytes=server.max_body_bytes,
+        discovery_namespace=discovery_namespace,
+        request_log_path=request_log_path if server.request_log.enabled else "",
+        request_log_rows=server.request_log.rows,
+        log_texts=server.request_log.texts,
+    )

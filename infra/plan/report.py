@@ -1,0 +1,109 @@
+"""The plan as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from infra.plan.layers import RankPlan
+from infra.plan.stack_plan import StackPlan
+from infra.stack.config import RankParams
+
+WIDTH = 96
+_HEADINGS = (
+    "rank", "node", "devices", "layers", "weight bytes", "KV bytes", "KV tokens", "step share"
+)  # fmt: skip
+_LEFT_ALIGNED = 4
+
+
+def render_plan(plan: StackPlan) -> str:
+    """The table with a line about the model above and the notes below; no trailing newline."""
+    rows = [_HEADINGS, *(_row(plan, rank) for rank in range(len(plan.ranks)))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    model = f"{plan.model_name} ({plan.model_type or 'shape not known'}, {plan.dtype})"
+    ranks = "1 rank" if len(plan.ranks) == 1 else f"{len(plan.ranks)} ranks"
+    longest = f", up to {plan.max_model_len:,} tokens a request" if plan.max_model_len else ""
+    lines = [f"{plan.deployment_name}: {model} over {ranks}{longest}", ""]
+    lines += [_aligned(row, widths) for row in rows]
+    lines.insert(3, "  ".join("-" * width for width in widths))
+    for note in plan.notes:
+        lines += ["", *textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ")]
+    return "\n".join(lines)
+
+
+def plan_to_json(plan: StackPlan) -> dict[str, Any]:
+    """What the table says, unrounded: sizes in bytes, layers inclusive, null where not known."""
+    return {
+        "deployment_name": plan.deployment_name,
+        "model_name": plan.model_name,
+        "model_type": plan.model_type or None,
+        "dtype": plan.dtype,
+        "max_model_len": plan.max_model_len,
+        "gpu_pinning": plan.gpu_pinning,
+        "memory_checked": plan.memory_checked,
+        "ranks": [
+            {
+                "rank": rank.rank,
+                "node": params.node_id or None,
+                "devices": devices_label(plan, params),
+                "layers": [rank.layers[0], rank.layers[1] - 1],
+                "weight_bytes": rank.weight_bytes,
+                "kv_bytes_per_token": rank.kv_bytes_per_token,
+                "kv_bytes": rank.kv_budget_bytes,
+                "kv_tokens": rank.kv_budget_tokens,
+                "step_share": rank.step_share,
+            }
+            for rank, params in zip(plan.ranks, plan.params, strict=True)
+        ],
+        "notes": list(plan.notes),
+    }
+
+
+def devices_label(plan: StackPlan, params: RankParams) -> str:
+    """The one device of a rank, in words: "GPU 1", "cpu x2"."""
+    if plan.gpu_pinning == "visible-devices":
+        return f"GPU {params.physical_device}"
+    if plan.gpu_pinning == "dra":
+        return params.device_uuid
+    if plan.gpu_pinning == "resource":
+        return "1 GPU"
+    return "cpu" if params.cpu is None else f"cpu x{params.cpu:g}"
+
+
+def _row(plan: StackPlan, index: int) -> tuple[str, ...]:
+    rank, params = plan.ranks[index], plan.params[index]
+    return (
+        str(rank.rank),
+        params.node_id or "-",
+        devices_label(plan, params),
+        f"{rank.layers[0]}-{rank.layers[1] - 1}",
+        _size(rank.weight_bytes),
+        _kv_size(rank),
+        "-" if rank.kv_budget_tokens is None else f"{rank.kv_budget_tokens:,}",
+        "-" if rank.step_share is None else f"{rank.step_share:.1%}",
+    )
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
+    cells = [
+        cell.ljust(width) if column < _LEFT_ALIGNED else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def _kv_size(rank: RankPlan) -> str:
+    """The budget; where the memory is not known, what a token takes."""
+    if rank.kv_budget_bytes is None and rank.kv_bytes_per_token is not None:
+        return f"{_size(rank.kv_bytes_per_token)}/token"
+    return _size(rank.kv_budget_bytes)
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "-"
+    size, units = float(count), ["B", "KB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"

@@ -1,0 +1,172 @@
+"""The plan of a stack: what its file says, put together with what its model is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infra.plan.layers import RESERVE_BYTES, PlanError, RankPlan, RankResources, plan_layers
+from infra.plan.model_config import BadModel, read_model_config
+from infra.plan.model_shape import (
+    ModelShape,
+    UnknownShape,
+    UnsplittableModel,
+    model_shape,
+    refuse_unsplittable,
+)
+from infra.stack.config import DeploymentConfig, RankParams
+from infra.stack.faults import MISSING, Fault, StackConfigError
+
+
+@dataclass(frozen=True)
+class StackPlan:
+    """Every rank's part; `notes` says in sentences what was not checked or only estimated.
+
+    `dtype` is what weights and KV are held in ("auto" where the model's own is not known);
+    `max_model_len` None: not known.
+    """
+
+    deployment_name: str
+    model_name: str
+    model_type: str
+    dtype: str
+    max_model_len: int | None
+    gpu_pinning: str
+    ranks: tuple[RankPlan, ...]
+    params: tuple[RankParams, ...]
+    memory_checked: bool
+    notes: tuple[str, ...]
+
+
+def plan_stack(deployment: DeploymentConfig) -> StackPlan:
+    """Plan a stack. Reads the model's config.json, from the hub where it must (5 s at most).
+
+    Raises StackConfigError: the model cannot be split or does not fit, or its config.json cannot be
+    read and the file does not give the layers of every rank.
+    """
+    common = deployment.common_params
+    try:
+        found = read_model_config(common.model_name, common.model_revision)
+        if found.config is None:
+            return _plan_without_shape(
+                deployment, f"its config.json cannot be read: {found.reason}"
+            )
+        refuse_unsplittable(found.config)
+        shape = model_shape(found.config)
+    except (BadModel, UnsplittableModel) as error:
+        raise _refusal("common_params.model_name", common.model_name, str(error)) from error
+    except UnknownShape as error:
+        return _plan_without_shape(deployment, str(error))
+    return _plan_with_shape(deployment, shape)
+
+
+def _plan_with_shape(deployment: DeploymentConfig, shape: ModelShape) -> StackPlan:
+    common = deployment.common_params
+    longest = common.max_model_len
+    if longest and shape.max_positions and longest > shape.max_positions:
+        rule = f"must be at most the model's own maximum, {shape.max_positions}"
+        raise _refusal("common_params.max_model_len", longest, rule)
+    dtype = common.dtype
+    if dtype == "auto":
+        dtype = "float32" if deployment.gpu_pinning == "none" else shape.dtype  # type: ignore[assignment]
+    resources = _resources(deployment)
+    try:
+        ranks = plan_layers(shape, resources, dtype, longest)
+    except PlanError as error:
+        raise _refusal("per_rank_params", MISSING, str(error)) from error
+    notes = []
+    if not shape.exact:
+        notes.append(
+            f"model_type {shape.model_type} is not in the plan's table: bytes are estimated "
+            "as for a Llama of these sizes"
+        )
+    unchecked = [str(rank) for rank, item in enumerate(resources) if item.memory_bytes is None]
+    if unchecked:
+        key = "memory" if deployment.gpu_pinning == "none" else "device_memory"
+        notes.append(
+            f"memory was not checked for rank {', '.join(unchecked)}: per_rank_params has no {key}"
+        )
+    return _stack_plan(
+        deployment,
+        ranks,
+        notes,
+        model_type=shape.model_type,
+        dtype=dtype,
+        max_model_len=longest or shape.max_positions,
+        memory_checked=not unchecked,
+    )
+
+
+def _plan_without_shape(deployment: DeploymentConfig, reason: str) -> StackPlan:
+    name = deployment.common_params.model_name
+    ranges = [params.layer_range for params in deployment.ranks]
+    missing = [str(rank) for rank, layers in enumerate(ranges) if layers is None]
+    if missing:
+        rule = (
+            f"{reason}. So its layers cannot be divided: make it readable here (network, hub cache "
+            f"or folder), or give layers for every rank (missing: {', '.join(missing)}), as in "
+            'per_rank_params[0].layers: "0-7"'
+        )
+        raise _refusal("common_params.model_name", name, rule)
+    ranks = tuple(
+        RankPlan(rank, layers, None, None, None, None, None)
+        for rank, layers in enumerate(ranges)
+        if layers is not None
+    )
+    note = f"memory was not checked, nor that the model has these layers: {reason}"
+    return _stack_plan(
+        deployment,
+        ranks,
+        [note],
+        model_type="",
+        dtype=deployment.common_params.dtype,
+        max_model_len=deployment.common_params.max_model_len,
+        memory_checked=False,
+    )
+
+
+def _stack_plan(
+    deployment: DeploymentConfig,
+    ranks: tuple[RankPlan, ...],
+    notes: list[str],
+    *,
+    model_type: str,
+    dtype: str,
+    max_model_len: int | None,
+    memory_checked: bool,
+) -> StackPlan:
+    if deployment.gpu_pinning == "visible-devices":
+        notes.append(
+            "gpu_pinning visible-devices: the scheduler does not account for these devices; "
+            "nothing keeps other pods off them"
+        )
+    return StackPlan(
+        deployment_name=deployment.deployment_name,
+        model_name=deployment.common_params.model_name,
+        model_type=model_type,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        gpu_pinning=deployment.gpu_pinning,
+        ranks=ranks,
+        params=deployment.ranks,
+        memory_checked=memory_checked,
+        notes=tuple(notes),
+    )
+
+
+def _resources(deployment: DeploymentConfig) -> list[RankResources]:
+    on_cpu = deployment.gpu_pinning == "none"
+    # Without the cores of every rank there is nothing to compare.
+    known = on_cpu and all(params.cpu is not None for params in deployment.ranks)
+    return [
+        RankResources(
+            memory_bytes=params.memory if on_cpu else params.device_memory,
+            reserve_bytes=RESERVE_BYTES,
+            speed=(params.cpu or 1.0) if known else 1.0,
+            layers=params.layer_range,
+        )
+        for params in deployment.ranks
+    ]
+
+
+def _refusal(path: str, value: object, rule: str) -> StackConfigError:
+    return StackConfigError("the plan", [Fault(path, value, rule)])

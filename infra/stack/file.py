@@ -1,0 +1,278 @@
+"""Stack files: reading, `--set`, and parsing with every fault at once."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
+from infra.stack.faults import MISSING, Fault, StackConfigError
+from infra.stack.rules import cluster_deployment_faults, deployment_faults
+
+_SET = re.compile(r"([^=]+)=(.*)", re.DOTALL)
+_PATH_PART = re.compile(r"\.?([^.\[\]]+)|\[([0-9]+)\]")
+_SECRETS = ("secure", "group_token", "hub_token", "api_keys", "session_store_password")
+_NUMBER_RULES = {"greater_than": "more than", "greater_than_equal": "at least"}
+_NUMBER_RULES |= {"less_than": "less than", "less_than_equal": "at most"}
+_TYPE_WORDS = {
+    "string_type": "must be a string",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "string_too_short": "must not be empty",
+}
+
+
+@dataclass(frozen=True)
+class StackFile:
+    """A stack file that has been read: its name (local of Pulumi.local.yaml) and deployment."""
+
+    path: Path
+    stack: str
+    deployment: DeploymentConfig
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where PyYAML would silently take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, Hashable):
+                if key in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark
+                    )
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_stack_file(path: str | Path, sets: Sequence[str] = ()) -> StackFile:
+    """Read a stack file and apply `--set` values to it.
+
+    Keys other than splitstack:deployment are ignored, secrets among them. Raises StackConfigError.
+    """
+    path = Path(path)
+    mapping = read_stack_document(path)["config"][DEPLOYMENT_KEY]
+    deployment = parse_deployment(apply_sets(mapping, sets), source=str(path))
+    return StackFile(path, path.stem.removeprefix("Pulumi."), deployment)
+
+
+def parse_deployment(
+    mapping: object, source: str = DEPLOYMENT_KEY, *, on_clusters: bool = False
+) -> DeploymentConfig:
+    """The value of splitstack:deployment, validated; raises StackConfigError with every fault.
+
+    `on_clusters` asks for what `pulumi up` needs beyond one machine.
+    """
+    try:
+        deployment = DeploymentConfig.model_validate(mapping)
+    except ValidationError as error:
+        faults = [_fault(item) for item in error.errors()]
+        faults += _faults_of_the_rest(mapping, error, {fault.path for fault in faults})
+        raise StackConfigError(source, faults) from None
+    faults = list(deployment_faults(deployment))
+    if on_clusters:
+        faults += cluster_deployment_faults(deployment)
+    if faults:
+        raise StackConfigError(source, faults)
+    return deployment
+
+
+def require_clusters(deployment: DeploymentConfig, source: str = DEPLOYMENT_KEY) -> None:
+    """What `pulumi up` needs beyond one machine; raises StackConfigError with every fault."""
+    faults = list(cluster_deployment_faults(deployment))
+    if faults:
+        raise StackConfigError(source, faults)
+
+
+def apply_sets(mapping: Mapping[str, Any], sets: Iterable[str]) -> dict[str, Any]:
+    """A copy of the mapping with `path=value` applied, values read as YAML.
+
+    An index counts the items of the list as they stand in the file; the one after the last
+    appends. Raises StackConfigError naming each faulty item.
+    """
+    result = copy.deepcopy(dict(mapping))
+    faults: list[Fault] = []
+    for item in sets:
+        fault = _apply_set(result, item)
+        if fault:
+            faults.append(fault)
+    if faults:
+        raise StackConfigError("--set", faults)
+    return result
+
+
+def _apply_set(mapping: dict[str, Any], item: str) -> Fault | None:
+    match = _SET.fullmatch(item)
+    if match is None:
+        return Fault(item, MISSING, "must be path=value, as in nnodes=4")
+    path = match[1].strip().removeprefix(f"{DEPLOYMENT_KEY}.")
+    parts = [name or int(index) for name, index in _PATH_PART.findall(path)]
+    if not parts or "".join(part[0] for part in _PATH_PART.finditer(path)) != path:
+        return Fault(path, MISSING, "is no path; write it as in per_rank_params[0].cpu")
+    try:
+        value = yaml.safe_load(match[2])
+    except yaml.YAMLError:
+        return Fault(path, match[2], "the value is not YAML")
+    place: Any = mapping
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        if isinstance(part, int) != isinstance(place, list):
+            return Fault(path, MISSING, f"unknown path: {_wrong_container(part, place)}")
+        if isinstance(part, int) and part > len(place):
+            return Fault(path, MISSING, f"unknown path: the list has {len(place)} items")
+        if isinstance(part, int) and part == len(place):
+            place.append(None)
+        if following is None:
+            place[part] = value
+            break
+        if (place[part] if isinstance(part, int) else place.get(part)) is None:
+            place[part] = [] if isinstance(following, int) else {}
+        place = place[part]
+        if not isinstance(place, list | dict):
+            return Fault(path, MISSING, f"unknown path: {part} is no mapping and no list")
+    return None
+
+
+def _wrong_container(part: str | int, place: object) -> str:
+    if isinstance(place, list):
+        return f"{part!r} must be an index, as in [0]"
+    return f"[{part}] is an index, and there is no list"
+
+
+def read_stack_document(path: str | Path) -> dict[str, Any]:
+    """The whole of a stack file, other programs' keys too; raises StackConfigError.
+
+    It has splitstack:deployment, which may have every fault of its own.
+    """
+    source, path = str(path), Path(path)
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        rule = f"cannot be read: {error.strerror}"
+        raise StackConfigError(source, [Fault("the file", MISSING, rule)]) from error
+    except UnicodeDecodeError as error:
+        rule = f"is not UTF-8 text: byte {error.start} is none"
+        raise StackConfigError(source, [Fault("the file", MISSING, rule)]) from error
+    try:
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else "the file"
+        problem = getattr(error, "problem", None) or "is not YAML"
+        raise StackConfigError(
+            source, [Fault(where, MISSING, f"broken YAML: {problem}")]
+        ) from error
+    _deployment_mapping(document, source)
+    return document  # type: ignore[no-any-return]
+
+
+def _deployment_mapping(document: Any, source: str) -> dict[str, Any]:
+    place, place_path = document, "the file"
+    for key, rule in (
+        ("config", "is required; everything of a stack is under it"),
+        (DEPLOYMENT_KEY, "is required under config; stacks/Pulumi.local.yaml shows one"),
+    ):
+        if not isinstance(place, dict):
+            raise StackConfigError(source, [Fault(place_path, place, "must be a mapping")])
+        if key not in place:
+            raise StackConfigError(source, [Fault(key, MISSING, rule)])
+        place, place_path = place[key], key
+    if not isinstance(place, dict):
+        raise StackConfigError(source, [Fault(place_path, place, "must be a mapping")])
+    return place
+
+
+def _fault(error: ErrorDetails) -> Fault:
+    kind, value = error["type"], error["input"]
+    path = _dotted(error["loc"])
+    if kind == "missing":
+        return Fault(path, MISSING, "is required")
+    if kind == "extra_forbidden":
+        return Fault(path, value, f"unknown key{_suggestion(error['loc'])}")
+    if kind == "value_error":
+        return Fault(path, value, str(error["ctx"]["error"]))
+    if kind == "literal_error":
+        return Fault(path, value, f"must be {error['ctx']['expected']}")
+    if kind in _NUMBER_RULES:
+        (limit,) = error["ctx"].values()
+        return Fault(path, value, f"must be {_NUMBER_RULES[kind]} {limit:g}")
+    return Fault(path, value, _TYPE_WORDS.get(kind, error["msg"]))
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    path = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "[key]"
+    )
+    return path.removeprefix(".") or "the deployment"
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    if location[-1] in _SECRETS:
+        return f"; secrets are keys of their own beside {DEPLOYMENT_KEY}"
+    section: Any = DeploymentConfig
+    for part in location[:-1]:
+        if part not in getattr(section, "model_fields", ()):
+            continue  # an index, or a name of the user's own as in clusters
+        annotation = section.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(
+            (item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)),
+            None,
+        )
+    known = list(getattr(section, "model_fields", ()))
+    close = difflib.get_close_matches(str(location[-1]), known, 1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def _faults_of_the_rest(mapping: object, error: ValidationError, found: set[str]) -> list[Fault]:
+    """Faults between keys, found in what is left when the faulty values are taken out."""
+    if not isinstance(mapping, dict):
+        return []
+    rest = copy.deepcopy(mapping)
+    for item in error.errors():
+        _take_out(rest, item["loc"])
+    params = rest.get("per_rank_params")
+    rest.setdefault("deployment_name", "unnamed")
+    rest.setdefault("nnodes", len(params) if isinstance(params, list) and params else 1)
+    rest.setdefault("common_params", {}).setdefault("model_name", "unnamed")
+    try:
+        deployment = DeploymentConfig.model_validate(rest)
+    except (ValidationError, AttributeError):
+        return []
+    return [fault for fault in deployment_faults(deployment) if not _beside(fault.path, found)]
+
+
+def _take_out(place: Any, location: tuple[int | str, ...]) -> None:
+    for part in location[:-1]:
+        try:
+            place = place[part]
+        except (KeyError, IndexError, TypeError):
+            return
+    # An item of a list stays, so that the indices of the others do.
+    if isinstance(place, dict):
+        place.pop(location[-1] if location else None, None)
+
+
+def _beside(path: str, found: set[str]) -> bool:
+    """Whether a fault lies at, in or around one already found, or may follow from it."""
+    head = path.partition(".")[0].partition("[")[0]
+    return any(path.startswith(other) or other.startswith(path) or other == head for other in found)

@@ -1,0 +1,75 @@
+"""The table of every key of the stack file, out of its schema.
+
+`python -m infra.stack.reference` prints it; docs/stack-file.md holds it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from infra.stack.schema import schema
+
+_HEADER = "| Key | Type | Default | Meaning |\n|---|---|---|---|\n"
+
+
+def reference_table() -> str:
+    """A Markdown table: one row for each key under splitstack:deployment."""
+    document = schema()
+    rows = _rows(document["$defs"], document["$defs"]["DeploymentConfig"], "")
+    return _HEADER + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _rows(
+    definitions: dict[str, Any], section: dict[str, Any], prefix: str
+) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in section["properties"].items():
+        path = prefix + name
+        inner, suffix = _inner_section(definitions, field)
+        meaning = field.get("description") or (inner or {}).get("description", "")
+        default = "required" if name in section.get("required", ()) else _default(field)
+        yield f"`{path}`", _type_label(field), default, meaning.replace("|", "\\|")
+        if inner:
+            yield from _rows(definitions, inner, f"{path}{suffix}.")
+
+
+def _default(field: dict[str, Any]) -> str:
+    if "$ref" in field:
+        return "see below"
+    # Lists and mappings are empty by a factory, which a schema does not show.
+    empty: object = {} if field.get("type") == "object" else []
+    return f"`{json.dumps(field.get('default', empty))}`"
+
+
+def _inner_section(
+    definitions: dict[str, Any], field: dict[str, Any]
+) -> tuple[dict[str, Any] | None, str]:
+    """The section that a key holds, and how its path goes on: [] in lists, .<name> in mappings."""
+    values = field.get("additionalProperties")
+    for place, suffix in ((field, ""), (field.get("items"), "[]"), (values, ".<name>")):
+        if isinstance(place, dict) and "$ref" in place:
+            return definitions[place["$ref"].rpartition("/")[2]], suffix
+    return None, ""
+
+
+def _type_label(field: dict[str, Any]) -> str:
+    if "$ref" in field:
+        return "mapping"
+    if "anyOf" in field:
+        return " or ".join(_type_label(item) for item in field["anyOf"])
+    if "enum" in field or "const" in field:
+        values = field.get("enum", [field.get("const")])
+        return "one of " + ", ".join(f"`{json.dumps(value)}`" for value in values)
+    if "format" in field:
+        return str(field["format"])
+    kind = field.get("type", "any")
+    if isinstance(kind, list):
+        return str(kind[0])
+    if kind == "array":
+        return f"list of {_type_label(field['items'])}"
+    return {"object": "mapping"}.get(kind, str(kind))
+
+
+if __name__ == "__main__":
+    print(reference_table(), end="")

@@ -1,0 +1,278 @@
+"""Rules that join several keys of a stack file. Each function yields Faults; none raises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
+from infra.stack.config import DeploymentConfig, RankParams
+from infra.stack.faults import MISSING, Fault
+from infra.stack.image_names import registry_of
+from infra.stack.tier_rules import cluster_tier_faults, tier_faults
+
+NAME_LIMIT = 63
+_TAKEN_PORTS = {
+    MASTER_HTTP_PORT: "the master's API",
+    STAGE_DATA_PORT: "the stage",
+    STAGE_HEALTH_PORT: "the stage's health",
+}
+_DEVICE_KEYS = ("nvidia_visible_devices", "cuda_visible_devices", "device_uuid", "device_memory")
+# What each mode needs of a rank and what it takes at all.
+_NEEDED_KEYS = {
+    "visible-devices": ("node_id", "nvidia_visible_devices"),
+    "resource": ("node_id",),
+    "dra": ("device_uuid",),
+    "none": (),
+}
+_TAKEN_KEYS = {
+    "visible-devices": ("nvidia_visible_devices", "cuda_visible_devices", "device_memory"),
+    "resource": ("device_memory",),
+    "dra": ("device_uuid", "device_memory"),
+    "none": (),
+}
+_WHY_REFUSED = {
+    "visible-devices": "device_uuid belongs to gpu_pinning dra",
+    "resource": "the device plugin chooses and would overwrite it",
+    "dra": "the claim chooses the device by device_uuid",
+    "none": "ranks compute on CPU; set gpu_pinning to visible-devices, resource or dra",
+}
+
+
+def deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    """Faults that matter on one machine and on clusters alike."""
+    yield from _rank_number_faults(deployment)
+    for index, params in enumerate(deployment.per_rank_params):
+        yield from _device_faults(deployment, f"per_rank_params[{index}]", params)
+    yield from _double_booking_faults(deployment)
+    yield from _name_faults(deployment)
+    yield from _cluster_faults(deployment)
+    yield from _layer_faults(deployment)
+    yield from tier_faults(deployment)
+    yield from _cache_faults(deployment)
+    port = deployment.common_params.master_port
+    if port in _TAKEN_PORTS:
+        rule = f"is taken: {_TAKEN_PORTS[port]} listens on it in the same pod"
+        yield Fault("common_params.master_port", port, rule)
+    for index, toleration in enumerate(deployment.tolerations):
+        if toleration.operator == "Exists" and toleration.value:
+            path = f"tolerations[{index}].value"
+            yield Fault(path, toleration.value, "must be empty with operator Exists")
+        if toleration.operator == "Equal" and not toleration.key:
+            yield Fault(f"tolerations[{index}].key", "", "is required with operator Equal")
+
+
+def cluster_deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    """Faults that matter on clusters only: what `pulumi up` needs and one machine does not."""
+    if not deployment.clusters:
+        rule = "must declare each cluster, as in {my-cluster: {context: my-context}}"
+        yield Fault("clusters", {}, rule)
+    yield from cluster_tier_faults(deployment)
+    yield from _meeting_point_faults(deployment)
+    yield from _image_faults(deployment)
+
+
+def _meeting_point_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    clusters = {deployment.cluster_of(params.rank) for params in deployment.ranks}
+    if len(clusters) > 1 and not deployment.rank_params(0).advertise_address:
+        rule = (
+            "rank 0 needs advertise_address, at which the other clusters reach its pod: "
+            "their DNS does not know its Service"
+        )
+        yield Fault("per_rank_params", MISSING, rule)
+
+
+def _image_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    given = {"common_params.image": deployment.common_params.image}
+    if deployment.proxy_blocks:
+        given["images.proxy_block"] = deployment.images.proxy_block
+    if deployment.inference_server.enabled:
+        given["images.inference_server"] = deployment.images.inference_server
+    if deployment.images.builder == "reference":
+        for path, image in given.items():
+            if "@sha256:" not in image:
+                rule = "must end in @sha256:<digest> with images.builder reference"
+                yield Fault(path, image, rule)
+        return
+    if not deployment.common_params.image:
+        yield Fault("common_params.image", "", "is required: where the runner image is pushed to")
+    for path, image in given.items():
+        if "@" in image:
+            rule = "must not end in a digest with images.builder docker: pushing gives it one"
+            yield Fault(path, image, rule)
+        elif image and not registry_of(image):
+            yield Fault(path, image, "must begin with its registry, as in docker.io/me/runner:1")
+
+
+def _rank_number_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    first_index: dict[int, int] = {}
+    for index, params in enumerate(deployment.per_rank_params):
+        path = f"per_rank_params[{index}].rank"
+        if params.rank >= deployment.nnodes:
+            yield Fault(path, params.rank, f"must be less than nnodes ({deployment.nnodes})")
+        elif params.rank in first_index:
+            rule = f"is listed twice: per_rank_params[{first_index[params.rank]}] has it too"
+            yield Fault(path, params.rank, rule)
+        first_index.setdefault(params.rank, index)
+    unlisted = [str(rank) for rank in range(deployment.nnodes) if rank not in first_index]
+    if unlisted and deployment.gpu_pinning != "none":
+        ranks = ("rank " if len(unlisted) == 1 else "ranks ") + ", ".join(unlisted[:8])
+        rule = f"does not list {ranks}; only gpu_pinning none has defaults for unlisted ranks"
+        yield Fault("per_rank_params", MISSING, rule)
+
+
+def _device_faults(deployment: DeploymentConfig, path: str, params: RankParams) -> Iterator[Fault]:
+    mode = deployment.gpu_pinning
+    for key in _NEEDED_KEYS[mode]:
+        if not getattr(params, key):
+            yield Fault(f"{path}.{key}", MISSING, f"is required with gpu_pinning {mode}")
+    for key in _DEVICE_KEYS:
+        value = getattr(params, key)
+        if value and key not in _TAKEN_KEYS[mode]:
+            rule = f"is refused with gpu_pinning {mode}: {_WHY_REFUSED[mode]}"
+            yield Fault(f"{path}.{key}", value, rule)
+    if mode == "visible-devices" and params.nvidia_visible_devices:
+        yield from _visible_device_faults(path, params)
+    if mode == "dra" and "," in params.device_uuid:
+        yield Fault(f"{path}.device_uuid", params.device_uuid, "must name one device")
+
+
+def _visible_device_faults(path: str, params: RankParams) -> Iterator[Fault]:
+    devices = params.nvidia_visible_devices.split(",")
+    if set(devices) & {"all", "none", "void"}:
+        rule = 'must list devices by index or UUID, as in "0" or "0,1"'
+        yield Fault(f"{path}.nvidia_visible_devices", params.nvidia_visible_devices, rule)
+        return
+    if all(device.isdecimal() for device in devices) and devices != sorted(devices, key=int):
+        rule = "must list indices in ascending order: within a container they are numbered so"
+        yield Fault(f"{path}.nvidia_visible_devices", params.nvidia_visible_devices, rule)
+    if len(set(devices)) < len(devices):
+        rule = "lists a device twice"
+        yield Fault(f"{path}.nvidia_visible_devices", params.nvidia_visible_devices, rule)
+    shown = params.cuda_visible_devices
+    ordinals = [int(item) for item in shown.split(",") if item]
+    beyond = [str(ordinal) for ordinal in ordinals if ordinal >= len(devices)]
+    if beyond:
+        rule = (
+            f"ordinal {', '.join(beyond)} does not exist: it counts from 0 within "
+            f'nvidia_visible_devices "{params.nvidia_visible_devices}" '
+            f"({len(devices)} visible device{'s' if len(devices) > 1 else ''})"
+        )
+        yield Fault(f"{path}.cuda_visible_devices", shown, rule)
+    elif len(ordinals) > 1:
+        yield Fault(f"{path}.cuda_visible_devices", shown, "a stage uses exactly one device")
+    elif not ordinals and len(devices) > 1:
+        rule = f"is required: one ordinal, 0 to {len(devices) - 1}, of the visible devices"
+        yield Fault(f"{path}.cuda_visible_devices", MISSING, rule)
+
+
+def _double_booking_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    holder: dict[tuple[str, str, str], int] = {}
+    for index, params in enumerate(deployment.per_rank_params):
+        cluster = params.cluster_id or deployment.cluster_of(params.rank)
+        if deployment.gpu_pinning == "visible-devices":
+            key, device, node = "nvidia_visible_devices", params.physical_device, params.node_id
+        elif deployment.gpu_pinning == "dra":
+            key, device, node = "device_uuid", params.device_uuid, ""
+        else:
+            return
+        if not device or (key == "nvidia_visible_devices" and not node):
+            continue
+        if (other := holder.setdefault((cluster, node, device), params.rank)) != params.rank:
+            where = f"device {device}" + (f" of node {node}" if node else "")
+            rule = f"rank {params.rank} would hold {where}, which rank {other} holds"
+            yield Fault(f"per_rank_params[{index}].{key}", getattr(params, key), rule)
+
+
+def _name_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    names = [
+        # A StatefulSet's pod is named after it, with its ordinal.
+        deployment.rank_name(deployment.nnodes - 1) + "-0",
+        deployment.rank_master_name,
+        deployment.master_api_name,
+        deployment.inference_server_name,
+    ]
+    longest = max(names, key=len)
+    if len(longest) > NAME_LIMIT:
+        spare = NAME_LIMIT - (len(longest) - len(deployment.deployment_name))
+        rule = f'must be at most {spare} characters: "{longest}" exceeds {NAME_LIMIT}'
+        yield Fault("deployment_name", deployment.deployment_name, rule)
+    for index, block in enumerate(deployment.proxy_blocks):
+        name = deployment.proxy_name(block.block_id)
+        if len(name) > NAME_LIMIT:
+            rule = f'the name "{name}" exceeds {NAME_LIMIT} characters'
+            yield Fault(f"proxy_blocks[{index}].block_id", block.block_id, rule)
+
+
+def _cluster_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    named = {"rank_0_cluster_id": deployment.rank_0_cluster_id}
+    named |= {f"cluster_id[{index}]": name for index, name in enumerate(deployment.cluster_id)}
+    ranks = {
+        f"per_rank_params[{index}].cluster_id": params.cluster_id
+        for index, params in enumerate(deployment.per_rank_params)
+    }
+    for path, name in (named | ranks).items():
+        if name and deployment.clusters and name not in deployment.clusters:
+            yield Fault(
+                path, name, f"is not declared in clusters ({', '.join(deployment.clusters)})"
+            )
+    for path, name in ({"rank_0_cluster_id": deployment.rank_0_cluster_id} | ranks).items():
+        if name and deployment.cluster_id and name not in deployment.cluster_id:
+            yield Fault(path, name, f"is not in cluster_id ({', '.join(deployment.cluster_id)})")
+    own = deployment.rank_params(0).cluster_id
+    if own and deployment.rank_0_cluster_id and own != deployment.rank_0_cluster_id:
+        rule = f"rank 0's own cluster_id says {own}; they must be the same"
+        yield Fault("rank_0_cluster_id", deployment.rank_0_cluster_id, rule)
+    yield from _several_clusters_faults(deployment)
+
+
+def _several_clusters_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    used = sorted({deployment.cluster_of(params.rank) for params in deployment.ranks})
+    if len(used) == 1:
+        return
+    if not deployment.multi_cluster:
+        rule = f"ranks are on several clusters ({', '.join(used)}); set it to true"
+        yield Fault("multi_cluster", False, rule)
+    elif not deployment.routable_pod_addresses:
+        without = [str(params.rank) for params in deployment.ranks if not params.advertise_address]
+        if without:
+            rule = (
+                "ranks on several clusters need advertise_address for each rank (missing: "
+                f"{', '.join(without)}) or routable_pod_addresses: true"
+            )
+            yield Fault("multi_cluster", True, rule)
+
+
+def _layer_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    """Explicit layers must follow one another; where the model ends is the plan's check."""
+    expected: int | None = 0
+    index_of = {params.rank: index for index, params in enumerate(deployment.per_rank_params)}
+    for params in deployment.ranks:
+        layers = params.layer_range
+        if layers is None:
+            expected = None
+            continue
+        path = f"per_rank_params[{index_of[params.rank]}].layers"
+        if params.rank == 0 and layers[0] != 0:
+            yield Fault(path, params.layers, "rank 0 must start with layer 0")
+        elif expected is not None and layers[0] != expected:
+            previous = f"rank {params.rank - 1} ends with layer {expected - 1}"
+            rule = f"must start with layer {expected}: {previous}; each layer is held once"
+            yield Fault(path, params.layers, rule)
+        elif expected is None and layers[0] < params.rank:
+            rule = f"leaves no layer for each of the {params.rank} ranks before"
+            yield Fault(path, params.layers, rule)
+        expected = layers[1]
+
+
+def _cache_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    cache = deployment.model_cache
+    if cache.mode == "existing-claim" and not cache.claim_name:
+        yield Fault("model_cache.claim_name", "", "is required with mode existing-claim")
+    if cache.mode == "existing-claim" and deployment.namespaces.create:
+        rule = (
+            f"existing-claim needs namespaces.create: false, and namespace {deployment.namespace}"
+            " made before: what this stack creates and destroys can hold no claim of yours"
+        )
+        yield Fault("model_cache.mode", cache.mode, rule)
+    if cache.mode == "own-claim" and cache.size is None:
+        yield Fault("model_cache.size", None, "is required with mode own-claim")

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.local.machine import free_ports
+
+PHI = str(Path(__file__).parents[3] / "stacks" / "Pulumi.phi-128k-2.yaml")
+REQUEST = Path(__file__).parents[1] / "aios" / "splits_create_phi_128k_2.json"
+DEPLOYMENT = {
+    "deployment_name": "small",
+    "nnodes": 2,
+    "common_params": {"model_name": "demo:smollm2-135m-instruct"},
+    "proxy_blocks": [{"block_id": "one"}],
+}
+
+
+def splitstack(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infra.cli", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with one stack, `small`."""
+    (tmp_path / "stacks").mkdir()
+    write_stack(tmp_path, DEPLOYMENT)
+    return tmp_path
+
+
+def write_stack(folder: Path, deployment: object) -> None:
+    document = {"config": {"splitstack:deployment": deployment}}
+    (folder / "stacks" / "Pulumi.small.yaml").write_text(yaml.safe_dump(document))
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """What a user error says: exit code 2, one paragraph, no traceback."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "\n\n" not in done.stderr.strip()
+    return done.stderr
+
+
+def test_help_has_a_line_for_every_command(project: Path) -> None:
+    done = splitstack(project, "--help")
+    assert done.returncode == 0
+    for command in ("up", "down", "status", "logs", "chat", "plan", "import-split"):
+        assert f"  {command} " in done.stdout
+
+
+def test_plan_shows_a_table_or_json(project: Path) -> None:
+    table = splitstack(project, "plan", "-s", "small")
+    assert table.returncode == 0
+    assert "0-" in table.stdout
+    assert "-29" in table.stdout
+    document = json.loads(splitstack(project, "plan", "-s", "small", "--json").stdout)
+    assert [rank["rank"] for rank in document["ranks"]] == [0, 1]
+
+
+def test_set_changes_what_is_planned(project: Path) -> None:
+    arguments = ("--set", "nnodes=4", "--set", "deployment_name=other", "--json")
+    document = json.loads(splitstack(project, "plan", "-s", "small", *arguments).stdout)
+    assert (document["deployment_name"], len(document["ranks"])) == ("other", 4)
+
+
+def test_a_file_is_a_stack_too(project: Path) -> None:
+    assert splitstack(project, "plan", "-s", "stacks/Pulumi.small.yaml").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("plan", "-s", "none"), "--stack none: no file stacks/Pulumi.none.yaml; there are: small"),
+        (("plan", "-s", "./none.yaml"), "none.yaml: 1 fault\n  the file: cannot be read"),
+        (("plan", "-s", "small", "--set", "nnodes=0"), "nnodes = 0: must be at least 1"),
+        (("plan", "-s", "small", "--set", "nonsense"), "nonsense: must be path=value"),
+        (
+            ("up", "-s", "small", "--set", "nnodse=4"),
+            "nnodse = 4: unknown key; did you mean nnodes?",
+        ),
+        (("up", "-s", PHI), "gpu_pinning = 'visible-devices': each of the 4 ranks needs a GPU"),
+        (
+            ("up", "-s", "small", "--set", "common_params.model_name=./nowhere"),
+            "model_name = './nowhere': there is no such folder",
+        ),
+        (
+            ("up", "-s", "small", "--set", "common_params.model_name=demo:none"),
+            "model_name = 'demo:none': no such demo model; there is: demo:smollm2",
+        ),
+        (("down", "-s", "small"), "no stack and no deployment small is running"),
+        (("status", "-s", "small"), "no stack and no deployment small is running"),
+        (("logs", "-s", "small"), "no stack and no deployment small is running"),
+        (("import-split", "none.json"), "none.json: cannot be read"),
+        (("import-split", "stacks/Pulumi.small.yaml"), "Pulumi.small.yaml: is not JSON"),
+    ],
+)
+def test_a_user_error_is_one_paragraph(
+    project: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    if arguments[0] == "up":
+        # The default port may be in use by a stack that runs on this machine.
+        with free_ports(1) as (port,):
+            pass
+        arguments += ("--set", f"inference_server.node_port={port}")
+        done = splitstack(project, *arguments)
+        done.stdout = done.stdout.partition("preparing")[0]
+    else:
+        done = splitstack(project, *arguments)
+    assert sentence in refusal(done)
+    assert not list(project.glob(".splitstack/*/state.json"))
+
+
+def test_all_faults_of_a_file_are_told_at_once(project: Path) -> None:
+    write_stack(project, DEPLOYMENT | {"nnodes": "many", "gpu_pinning": "maybe", "colour": "red"})
+    said = refusal(splitstack(project, "up", "-s", "small"))
+    for fault in ("nnodes = 'many'", "gpu_pinning = 'maybe'", "colour = 'red'"):
+        assert fault in said
+
+
+def test_a_missing_option_is_a_usage_error(project: Path) -> None:
+    done = splitstack(project, "plan")
+    assert done.returncode == 2
+    assert "--stack" in done.stderr
+
+
+def test_import_split_prints_a_stack_file_and_warns_beside_it(project: Path) -> None:
+    done = splitstack(project, "import-split", str(REQUEST))
+    assert done.returncode == 0
+    deployment = yaml.safe_load(done.stdout)["config"]["splitstack:deployment"]
+    assert deployment["deployment_name"] == "phi-128k-2"
+    assert done.stderr.startswith("warning: ")
+    written = splitstack(project, "import-split", str(REQUEST), "-o", "out.yaml")
+    assert (written.stdout, (project / "out.yaml").read_text()) == ("", done.stdout)
+
+
+def test_import_split_reads_standard_input(project: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.cli", "import-split", "-"],
+        input=REQUEST.read_text(),
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "deployment_name: phi-128k-2" in done.stdout

@@ -1,0 +1,448 @@
+"""The Pulumi program under mocks: every object and its options, for every kind of stack file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+
+import pulumi
+import pytest
+
+from contract.specs import GroupSpec, load, spec_hash
+from infra.cluster.labels import INSTANCE, MANAGED_BY
+from infra.plan.stack_plan import plan_stack
+from infra.stack.file import parse_deployment
+from tests.infra.program_stacks import BARE, DEMO, FULL, NAMES, SECRETS, matrix, stack, two_clusters
+from tests.infra.recorded_program import TOKEN, Program, Recorded, run_program
+
+ALL_SECRETS = {"group_token": TOKEN, **SECRETS}
+
+
+@pytest.fixture(scope="module", params=["preview", "update"])
+def preview(request):
+    return request.param == "preview"
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def program(request, preview, tmp_path_factory):
+    mapping = matrix(tmp_path_factory.mktemp("stacks"))[request.param]
+    return run_program(mapping, secrets=ALL_SECRETS, preview=preview)
+
+
+def ranks(program: Program) -> list[Recorded]:
+    return [
+        item
+        for item in program.objects
+        if item.short_kind in ("Pod", "StatefulSet") and "-rank-" in item.name
+    ]
+
+
+def test_every_object_has_its_options(program):
+    providers = {item.name: item for item in program.resources if "providers" in item.kind}
+    components = {item.urn for item in program.resources if item.kind.startswith("splitstack:")}
+    namespaces = {item.urn for item in program.of_kind("Namespace")}
+    for item in program.objects:
+        assert item.delete_before_replace, item.name
+        assert providers[item.cluster].properties["clusterIdentifier"] == item.cluster
+        if item.short_kind == "Namespace":
+            assert item.parent.endswith("splitstack-test")
+        else:
+            assert item.parent in components
+            assert namespaces <= item.depends_on
+    names = Counter((item.kind, item.name) for item in program.objects)
+    assert set(names.values()) == {1}
+
+
+def test_every_object_is_named_and_labelled(program):
+    for item in program.objects:
+        metadata = item.manifest["metadata"]
+        assert metadata["name"]
+        assert metadata["labels"][INSTANCE] == "small"
+        assert metadata["labels"][MANAGED_BY] == "splitstack"
+    names = Counter(
+        (item.cluster, item.kind, item.manifest["metadata"].get("namespace"), item.metadata_name)
+        for item in program.objects
+    )
+    assert set(names.values()) == {1}
+
+
+def test_ranks_are_replaced_together_or_not_at_all(program):
+    every_rank = {item.urn for item in ranks(program)}
+    assert len(every_rank) == len(program.outputs["ranks"])
+    for item in ranks(program):
+        assert item.replacement_trigger not in ("", program.outputs["spec_hash"])
+        assert item.replacement_trigger == ranks(program)[0].replacement_trigger
+        assert item.replace_on_changes == ("spec", "metadata")
+        assert not every_rank & item.depends_on
+
+
+def test_whatever_is_waited_for_has_a_limit(program):
+    waited = [
+        item for item in program.objects if item.short_kind in ("Pod", "StatefulSet", "Deployment")
+    ]
+    for item in waited:
+        assert all(item.timeouts), item.name
+    for item in [*program.of_kind("Service"), *program.of_kind("PersistentVolumeClaim")]:
+        skips = item.manifest["metadata"].get("annotations", {}).get("pulumi.com/skipAwait")
+        headless = item.manifest["spec"].get("clusterIP") == "None"
+        assert headless or skips == "true", item.name
+
+
+def test_every_pod_is_hardened(program):
+    for item, spec in program.pods():
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["enableServiceLinks"] is False
+        assert spec["terminationGracePeriodSeconds"] > 10
+        assert "nodeName" not in spec
+        for container in spec["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+            assert container["resources"]["requests"] == container["resources"]["limits"]
+            assert "@sha256:" in container["image"], item.name
+            for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+                assert container[probe]
+
+
+def test_secrets_are_nowhere_in_plain(program):
+    for item in program.resources:
+        # Pulumi keeps what is marked encrypted; the rest lies readable in the state.
+        kept = {key: value for key, value in item.properties.items() if key not in item.secrets}
+        for name, secret in ALL_SECRETS.items():
+            assert secret not in json.dumps(kept), f"{name} in {item.name}"
+        assert "token-of-" not in json.dumps(kept), f"a kubeconfig in {item.name}"
+    for name, secret in ALL_SECRETS.items():
+        assert secret not in json.dumps(program.outputs), name
+
+
+def test_pods_mount_what_there_is(program):
+    """ConfigMaps, Secrets and claims are named by plain strings: nothing else checks them."""
+    made = {
+        (item.cluster, item.short_kind, item.manifest["metadata"].get("namespace"),
+         item.metadata_name): item.urn
+        for item in program.objects
+    }  # fmt: skip
+    for item, spec in program.pods():
+        namespace = item.manifest["metadata"]["namespace"]
+        wanted = [("ServiceAccount", spec.get("serviceAccountName"))]
+        for volume in spec["volumes"]:
+            wanted += [("ConfigMap", volume.get("configMap", {}).get("name"))]
+            wanted += [("Secret", volume.get("secret", {}).get("secretName"))]
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            wanted += [("PersistentVolumeClaim", claim)] if claim != "weights" else []
+        for claim in spec.get("resourceClaims", []):
+            wanted += [("ResourceClaimTemplate", claim["resourceClaimTemplateName"])]
+        for kind, name in wanted:
+            if name is not None:
+                assert made[item.cluster, kind, namespace, name] in item.depends_on
+
+
+def test_every_process_is_started_with_files_that_are_mounted(program):
+    data = {
+        (kind, item.manifest["metadata"]["namespace"], item.metadata_name): item.manifest
+        for kind in ("ConfigMap", "Secret")
+        for item in program.of_kind(kind)
+    }
+    for item, spec in program.pods():
+        namespace = item.manifest["metadata"]["namespace"]
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        for container in spec["containers"]:
+            files = set()
+            for mount in container["volumeMounts"]:
+                volume = volumes[mount["name"]]
+                content: dict[str, str] = {}
+                if "configMap" in volume:
+                    content = data["ConfigMap", namespace, volume["configMap"]["name"]]["data"]
+                elif "secret" in volume:
+                    name = volume["secret"]["secretName"]
+                    content = data["Secret", namespace, name]["stringData"]
+                files |= {f"{mount['mountPath']}/{name}" for name in content}
+            environment = [variable["value"] for variable in container["env"]]
+            given = [
+                text
+                for text in [*container["command"], *environment]
+                if text.startswith(("/etc/splitstack/", "/run/secrets/"))
+            ]
+            assert given
+            assert set(given) <= files
+
+
+def test_preview_and_update_ask_for_the_same(tmp_path):
+    mapping = stack(tmp_path, **FULL)
+    first = run_program(mapping, secrets=ALL_SECRETS, preview=True)
+    second = run_program(mapping, secrets=ALL_SECRETS)
+    by_urn = [{item.urn: item for item in program.resources} for program in (first, second)]
+    assert by_urn[0] == by_urn[1]
+
+
+def test_rank_0_has_the_master_beside_its_stage(tmp_path):
+    program = run_program(stack(tmp_path, nnodes=4))
+    names = [item.name for item in ranks(program)]
+    assert sorted(names) == [f"small-rank-{rank}" for rank in range(4)]
+    for rank in range(4):
+        pod = program.one("Pod", f"small-rank-{rank}").manifest
+        containers = [container["name"] for container in pod["spec"]["containers"]]
+        assert containers == (["master", "stage"] if rank == 0 else ["stage"])
+        assert pod["metadata"]["labels"]["splitstack.dev/rank"] == str(rank)
+        stage = pod["spec"]["containers"][-1]
+        assert stage["command"][:3] == ["python", "-m", "runner.stage"]
+        assert stage["command"][-2:] == ["--rank", str(rank)]
+
+
+def test_the_group_spec_is_what_the_plan_says(tmp_path):
+    mapping = stack(tmp_path, nnodes=4)
+    program = run_program(mapping)
+    path = tmp_path / "group.json"
+    path.write_text(program.one("ConfigMap", "small-group").manifest["data"]["group.json"])
+    group = load(path, GroupSpec)
+    plan = plan_stack(parse_deployment(mapping))
+    assert [rank.layers for rank in group.ranks] == [rank.layers for rank in plan.ranks]
+    assert spec_hash(group) == program.outputs["spec_hash"]
+    assert group.master_host == "small-rank-master.splits.svc"
+    assert group.model_cache == "/var/cache/splitstack"
+    # What a rank may use is what its container gets.
+    stage = program.one("Pod", "small-rank-3").manifest["spec"]["containers"][0]
+    assert stage["resources"]["limits"]["memory"] == str(group.ranks[3].memory_bytes)
+    assert stage["resources"]["limits"]["cpu"] == str(group.ranks[3].threads)
+
+
+def test_the_two_services_of_rank_0(tmp_path):
+    program = run_program(stack(tmp_path))
+    group = program.one("Service", "small-rank-master").manifest["spec"]
+    api = program.one("Service", "small-master-api").manifest["spec"]
+    assert group["clusterIP"] == "None"
+    assert group["publishNotReadyAddresses"] is True
+    assert {port["port"] for port in group["ports"]} == {3000, 8080}
+    assert "publishNotReadyAddresses" not in api
+    assert [port["port"] for port in api["ports"]] == [8080]
+    labels = program.one("Pod", "small-rank-0").manifest["metadata"]["labels"]
+    for service in (group, api):
+        assert service["selector"].items() <= labels.items()
+        assert service["selector"][INSTANCE] == "small"
+        other = program.one("Pod", "small-rank-1").manifest["metadata"]["labels"]
+        assert not service["selector"].items() <= other.items()
+
+
+def test_probes_of_ranks(tmp_path):
+    common = {"model_name": DEMO, "image": stack(tmp_path)["common_params"]["image"]}
+    program = run_program(stack(tmp_path, common_params=common | {"load_timeout_s": 90.5}))
+    master, stage = program.one("Pod", "small-rank-0").manifest["spec"]["containers"]
+    for container, port, startup in ((master, 8080, "/livez"), (stage, 8081, "/readyz")):
+        liveness = container["livenessProbe"]
+        assert liveness["httpGet"] == {"path": "/livez", "port": port, "scheme": "HTTP"}
+        assert (liveness["periodSeconds"], liveness["timeoutSeconds"]) == (1, 1)
+        assert (liveness["failureThreshold"], liveness["terminationGracePeriodSeconds"]) == (3, 1)
+        assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+        assert container["startupProbe"]["httpGet"]["path"] == startup
+        assert container["startupProbe"]["failureThreshold"] == 91
+
+
+def test_timeouts_come_from_the_stack_file(tmp_path):
+    program = run_program(stack(tmp_path, timeouts={"create_s": 60, "delete_s": 30}))
+    pod = program.one("Pod", "small-rank-0")
+    grace = pod.manifest["spec"]["terminationGracePeriodSeconds"]
+    assert grace > 100  # the request deadline
+    assert pod.timeouts == ("60s", "60s", f"{30 + grace}s")
+
+
+def test_two_clusters(tmp_path):
+    program = run_program(two_clusters(tmp_path))
+    home = {(item.short_kind, item.name) for item in program.objects if item.cluster == "home"}
+    away = {(item.short_kind, item.name) for item in program.objects if item.cluster == "away"}
+    assert {("Pod", "small-rank-0"), ("Service", "small-rank-master")} <= home
+    assert {("Deployment", "small-proxy-block"), ("Deployment", "small-inference-server")} <= home
+    assert {
+        ("Namespace", "splits-away"), ("ConfigMap", "small-group-away"),
+        ("Secret", "small-ranks-away"), ("ServiceAccount", "small-rank-away"),
+        ("Pod", "small-rank-1"),
+    } <= away  # fmt: skip
+    assert {kind for kind, _ in away} == {
+        "Namespace", "NetworkPolicy", "ConfigMap", "Secret", "ServiceAccount", "Pod"
+    }  # fmt: skip
+    files = {
+        json.dumps(program.one("ConfigMap", name).manifest["data"])
+        for name in ("small-group", "small-group-away")
+    }
+    assert len(files) == 1, "stages with another spec would be refused"
+    group = json.loads(program.one("ConfigMap", "small-group").manifest["data"]["group.json"])
+    assert group["master_host"] == "203.0.113.1"
+    assert [rank["advertise_address"] for rank in group["ranks"]] == ["203.0.113.1", "203.0.113.2"]
+
+
+def test_a_stateful_set_gives_up_a_pod_that_was_never_ready(tmp_path):
+    program = run_program(stack(tmp_path, workload="statefulset"))
+    assert not program.of_kind("Pod")
+    for rank in range(2):
+        spec = program.one("StatefulSet", f"small-rank-{rank}").manifest["spec"]
+        assert spec["podManagementPolicy"] == "Parallel"
+        assert spec["replicas"] == 1
+        labels = spec["template"]["metadata"]["labels"]
+        assert spec["selector"]["matchLabels"].items() <= labels.items()
+        assert spec["selector"]["matchLabels"]["splitstack.dev/rank"] == str(rank)
+
+
+def changed(before: Program, after: Program) -> set[tuple[str, str]]:
+    """What an update from one program to another would touch, as (kind, name)."""
+    old = {item.urn: item for item in before.objects}
+    new = {item.urn: item for item in after.objects}
+    urns = {urn for urn in old | new if old.get(urn) != new.get(urn)}
+    return {(item.short_kind, item.name) for urn, item in (old | new).items() if urn in urns}
+
+
+def test_another_model_replaces_every_rank_and_nothing_else(tmp_path):
+    before = stack(tmp_path, **FULL)
+    after = before | {"common_params": before["common_params"] | {"max_model_len": 1024}}
+    first, second = (run_program(mapping) for mapping in (before, after))
+    assert changed(first, second) == {
+        ("ConfigMap", "small-group"), ("Pod", "small-rank-0"), ("Pod", "small-rank-1"),
+    }  # fmt: skip
+    assert first.outputs["spec_hash"] != second.outputs["spec_hash"]
+
+
+def test_one_ranks_edit_is_the_whole_groups(tmp_path):
+    given = [{"rank": 0, "cpu": 1}, {"rank": 1, "cpu": 1}]
+    before = run_program(stack(tmp_path, per_rank_params=given))
+    given[1]["cpu"] = 2
+    after = run_program(stack(tmp_path, per_rank_params=given))
+    assert {name for kind, name in changed(before, after) if kind == "Pod"} == {
+        "small-rank-0", "small-rank-1"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_system_message_is_the_proxys_business_only(tmp_path, full):
+    before = stack(tmp_path, **(FULL if full else {}))
+    blocks = [dict(block) for block in before["proxy_blocks"]]
+    blocks[0]["system_message"] = "Answer in one word."
+    touched = changed(run_program(before), run_program(before | {"proxy_blocks": blocks}))
+    name = f"small-proxy-{blocks[0]['block_id']}"
+    assert touched == {("ConfigMap", name), ("Deployment", name)}
+
+
+def test_a_changed_token_replaces_every_rank_and_the_hubs_none(tmp_path):
+    before = run_program(stack(tmp_path), secrets={"group_token": TOKEN, "hub_token": "a"})
+    after = run_program(stack(tmp_path), secrets={"group_token": TOKEN[::-1], "hub_token": "a"})
+    ranks_and_secret = {
+        ("Secret", "small-ranks"), ("Pod", "small-rank-0"), ("Pod", "small-rank-1")
+    }  # fmt: skip
+    assert changed(before, after) == ranks_and_secret
+    other = run_program(stack(tmp_path), secrets={"group_token": TOKEN, "hub_token": "b"})
+    assert changed(before, other) == {("Secret", "small-ranks")}
+
+
+def test_a_second_stack_beside_the_first(tmp_path):
+    """Nothing of the one is the other's: not a name, not a selected pod."""
+    first = run_program(stack(tmp_path))
+    second = run_program(
+        stack(tmp_path, deployment_name="other", namespaces={"create": False})
+        | {"inference_server": {"node_port": 31505}}
+    )
+    places = [
+        {
+            (item.short_kind, item.manifest["metadata"].get("namespace"), item.metadata_name)
+            for item in program.objects
+        }
+        for program in (first, second)
+    ]
+    assert not places[0] & places[1]
+    assert not second.of_kind("Namespace")
+    for item in second.of_kind("Service"):
+        assert item.manifest["spec"]["selector"][INSTANCE] == "other"
+
+
+def test_everything_off(tmp_path):
+    program = run_program(stack(tmp_path, **BARE))
+    assert Counter(item.short_kind for item in program.objects) == {
+        "ConfigMap": 1, "Secret": 1, "ServiceAccount": 1, "Service": 2, "Pod": 2
+    }  # fmt: skip
+    assert set(program.outputs["urls"]) == {"master", "blocks"}
+    assert "curl" not in program.outputs
+
+
+def test_outputs(tmp_path):
+    program = run_program(stack(tmp_path))
+    assert program.outputs["ranks"] == [
+        {"rank": 0, "devices": "cpu x2", "layers": [0, 18]},
+        {"rank": 1, "devices": "cpu x2", "layers": [19, 29]},
+    ]
+    assert set(program.outputs["images"]) == {"runner", "proxy_block", "inference_server"}
+    assert program.outputs["urls"] == {
+        "master": "http://small-master-api.splits.svc:8080",
+        "blocks": {"block": "http://small-proxy-block.blocks.svc:8082"},
+        "inference_server": "http://cluster.test:31504",
+    }
+    request, _, body = program.outputs["curl"].partition(" -d ")
+    assert request.startswith("curl -X POST http://cluster.test:31504/v1/infer ")
+    given = subprocess.check_output(["sh", "-c", f"printf %s {body}"])  # the shell's part of it
+    assert json.loads(given)["model"] == "block"
+    assert "Authorization" not in program.outputs["curl"]
+    with_keys = run_program(stack(tmp_path, **FULL), secrets=ALL_SECRETS).outputs
+    assert "$SPLITSTACK_API_KEY" in with_keys["curl"]
+    assert with_keys["urls"]["inference_server"] == "http://serve.test:31504"
+
+
+def test_the_preview_shows_the_plan(tmp_path):
+    (table,) = (
+        message for message in run_program(stack(tmp_path), preview=True).messages
+        if "weight bytes" in message
+    )  # fmt: skip
+    lines = table.splitlines()
+    assert lines[1].startswith(f"small: {DEMO} (llama, float32) over 2 ranks")
+    rows = [line.split() for line in lines[5:7]]
+    assert [row[:5] for row in rows] == [
+        ["0", "-", "cpu", "x2", "0-18"], ["1", "-", "cpu", "x2", "19-29"]
+    ]  # fmt: skip
+    assert [row[7:9] for row in rows] == [["5.4", "GB"], ["5.4", "GB"]], "room for KV"
+
+
+def test_five_mistakes_are_told_at_once(tmp_path):
+    mapping = stack(tmp_path, nnodes=0, gpu_pinning="some", spelling=1, clusters={"home": {"x": 1}})
+    with pytest.raises(pulumi.RunError) as raised:
+        run_program(mapping, secrets={"group_token": "0f1e2d3c"})
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "stack test: 5 faults"
+    told = "\n".join(sorted(line.strip() for line in lines[1:]))
+    for path in ("nnodes = 0", "gpu_pinning = 'some'", "spelling = 1", "clusters.home.x = 1"):
+        assert path in told
+    assert "splitstack:group_token: must have at least 16 bytes" in told
+    assert "0f1e2d3c" not in told
+
+
+@pytest.mark.parametrize(
+    ("given", "plain", "told"),
+    [
+        ({}, {}, "splitstack:group_token: is required"),
+        ({}, {"group_token": TOKEN}, "splitstack:group_token: is in plain text"),
+        ({"group_token": TOKEN, "api_keys": "[1]"}, {}, "splitstack:api_keys: must be a JSON list"),
+        ({"group_token": TOKEN, "api_keys": "{"}, {}, "splitstack:api_keys: must be a JSON list"),
+    ],
+)
+def test_secrets_that_are_missing_or_wrong(tmp_path, given, plain, told):
+    with pytest.raises(pulumi.RunError) as raised:
+        run_program(stack(tmp_path), secrets=given, plain=plain)
+    (line,) = str(raised.value).splitlines()[1:]
+    assert line.strip().startswith(told)
+    assert TOKEN not in line
+    if "group_token" in told:
+        assert "pulumi config set --secret splitstack:group_token" in line
+
+
+def test_a_stack_without_a_deployment():
+    with pytest.raises(pulumi.RunError, match="splitstack:deployment: is required"):
+        run_program({})
+
+
+def test_a_kubeconfig_that_is_not_there(tmp_path):
+    mapping = stack(tmp_path, clusters={"home": {"kubeconfig": str(tmp_path / "none")}})
+    with pytest.raises(pulumi.RunError, match=r"clusters\.home\.kubeconfig = .* is no file"):
+        run_program(mapping)
+
+
+def test_a_model_that_does_not_fit_is_told_before_anything_is_made(tmp_path):
+    given = [{"rank": 0, "memory": "1200Mi"}, {"rank": 1, "memory": "1200Mi"}]
+    with pytest.raises(pulumi.RunError, match="the plan: 1 fault"):
+        run_program(stack(tmp_path, per_rank_params=given))

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.local import machine
+from infra.local.fit import (
+    addresses,
+    check_inference_port,
+    fit,
+    port_count,
+    stage_environment,
+)
+from infra.stack.config import DeploymentConfig
+from infra.stack.file import parse_deployment
+from infra.stack.local_error import LocalStackError
+
+
+@pytest.fixture(autouse=True)
+def this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setattr(machine, "available_memory", lambda: 10_000_000_000)
+    monkeypatch.setattr(machine, "gpu_count", lambda: 1)
+
+
+def deployment(**keys: Any) -> DeploymentConfig:
+    return parse_deployment(
+        {
+            "deployment_name": "d",
+            "nnodes": 3,
+            "common_params": {"model_name": "org/model"},
+            "proxy_blocks": [{"block_id": "one"}],
+            **keys,
+        }
+    )
+
+
+def test_ranks_share_the_cores_and_the_memory_that_is_left() -> None:
+    asking = {"rank": 1, "cpu": 4, "memory": 5_000_000_000, "nccl_socket_ifname": "eth0"}
+    ranks = fit(deployment(per_rank_params=[asking])).ranks
+    assert [params.cpu for params in ranks] == [2, 4, 2]
+    assert [params.memory for params in ranks] == [2_000_000_000, 5_000_000_000, 2_000_000_000]
+    assert {params.nccl_socket_ifname for params in ranks} == {""}
+
+
+def test_every_rank_has_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    assert {params.cpu for params in fit(deployment()).ranks} == {1}
+
+
+def test_more_memory_than_there_is_is_refused() -> None:
+    asking = [{"rank": rank, "memory": 4_000_000_000} for rank in range(3)]
+    with pytest.raises(LocalStackError, match=r"ask for 12,000,000,000 .* has 10,000,000,000"):
+        fit(deployment(per_rank_params=asking))
+
+
+def test_pinned_ranks_need_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = [{"rank": rank, "node_id": "n"} for rank in range(3)]
+    given = deployment(gpu_pinning="resource", per_rank_params=listed)
+    with pytest.raises(LocalStackError, match=r"gpu_pinning = 'resource': each of the 3 ranks.* 1"):
+        fit(given)
+    monkeypatch.setattr(machine, "gpu_count", lambda: 3)
+    assert [stage_environment(fit(given), rank) for rank in range(3)] == [
+        {"CUDA_VISIBLE_DEVICES": str(rank)} for rank in range(3)
+    ]
+
+
+def test_a_busy_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        given = deployment(inference_server={"node_port": port})
+        with pytest.raises(LocalStackError, match=f"node_port = {port}: the port is in use"):
+            check_inference_port(given)
+        check_inference_port(deployment(inference_server={"node_port": port, "enabled": False}))
+    check_inference_port(given)
+
+
+def test_everything_listens_on_ports_of_its_own_on_the_loopback() -> None:
+    blocks = [{"block_id": "one"}, {"block_id": "two"}]
+    given = deployment(proxy_blocks=blocks)
+    count = port_count(given)
+    found = addresses(given, list(range(5000, 5000 + count)))
+    used = [found.master_port, found.http_port, *found.block_ports.values()]
+    used += [port for stage in found.stages for port in (stage.data, stage.health)]
+    assert sorted(used) == list(range(5000, 5000 + count))
+    assert found.bind_address == found.master_host == "127.0.0.1"
+    assert found.master_url == f"http://127.0.0.1:{found.http_port}"
+    assert found.block_urls["two"] == f"http://127.0.0.1:{found.block_ports['two']}"
+
+
+def test_free_ports_are_distinct_and_free() -> None:
+    with machine.free_ports(20) as ports:
+        assert len(set(ports)) == 20
+        assert not any(machine.port_is_free(port) for port in ports)
+    assert all(machine.port_is_free(port) for port in ports)
+
+
+def test_the_machine_tells_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    (tmp_path / "memory.max").write_text("300000000\n")
+    (tmp_path / "memory.current").write_text("100000000\n")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    assert machine.available_memory() == 200_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.available_memory() > 200_000_000

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from infra.local.live_view import TokenRate
+from infra.local.pipeline_report import render_pipeline
+
+RANK = {
+    "rank": 0,
+    "node": "n1",
+    "devices": "0",
+    "layers": [0, 16],
+    "weight_bytes": 3_000_000_000,
+    "kv_bytes": 500_000_000,
+    "compute_ms": 12.34,
+    "bubble_ratio": 0.25,
+    "restarts": 2,
+}
+TOPOLOGY = {
+    "epoch": 3,
+    "requests_running": 4,
+    "requests_waiting": 1,
+    "micro_batches": 2,
+    "replays": 5,
+    "ranks": [RANK, RANK | {"rank": 1, "weight_bytes": None, "compute_ms": 0.0}],
+}
+
+
+def test_a_line_for_the_group_and_one_for_each_rank() -> None:
+    head, _, _, first, second = render_pipeline(TOPOLOGY, 31.25).split("\n")
+    assert head == (
+        "epoch 3, 4 requests running, 1 waiting, 2 micro-batches, 5 replays, 31.2 tokens/s"
+    )
+    cells = ["0", "n1", "0", "0-15", "3,000 MB", "500 MB", "12.3 ms", "25%", "2"]
+    assert re.split(r" {2,}", first) == cells
+    assert second.split()[4:6] == ["-", "500"]
+
+
+def test_a_rate_needs_two_looks_at_one_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 10.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    rate = TokenRate()
+    assert rate(100) is None
+    now = 12.0
+    assert rate(160) == 30
+    now = 13.0
+    assert rate(5) is None

@@ -1,0 +1,128 @@
+"""Stack file + config.json -> plan, and how it is shown."""
+
+import json
+
+import pytest
+
+from infra.stack.faults import StackConfigError
+from tests.infra.deployments import LOCAL, PHI, planned
+
+PHI_3_MINI = {
+    "model_type": "phi3",
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32064,
+    "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PHI_3_MINI))
+    return tmp_path
+
+
+def refusal(path, *sets):
+    with pytest.raises(StackConfigError) as raised:
+        planned(path, *sets)
+    (fault,) = raised.value.faults
+    return str(fault)
+
+
+def test_the_local_stack():
+    plan = planned(LOCAL)
+    assert [rank.layers for rank in plan.ranks] == [(0, 19), (19, 30)]
+    assert (plan.dtype, plan.max_model_len, plan.memory_checked) == ("float32", 4096, False)
+    layer, embedding = 3_540_096, 28_311_552
+    assert plan.ranks[0].weight_bytes == 4 * (19 * layer + embedding)
+    assert plan.ranks[1].weight_bytes == 4 * (11 * layer + embedding + 576)
+    assert plan.notes == ("memory was not checked for rank 0, 1: per_rank_params has no memory",)
+
+
+def test_the_budget_is_memory_less_weights_less_a_gigabyte():
+    plan = planned(LOCAL, "per_rank_params=[{rank: 0, memory: 4G}, {rank: 1, memory: 4G}]")
+    assert plan.memory_checked
+    assert plan.notes == ()
+    for rank in plan.ranks:
+        assert rank.kv_budget_bytes == 4 * 10**9 - rank.weight_bytes - 10**9
+        assert rank.kv_budget_tokens == rank.kv_budget_bytes // rank.kv_bytes_per_token
+
+
+def test_cores_count_where_every_rank_states_them():
+    faster = planned(LOCAL, "per_rank_params=[{rank: 0, cpu: 1}, {rank: 1, cpu: 3}]")
+    assert faster.ranks[0].layers == (0, 9)
+    unsaid = planned(LOCAL, "per_rank_params=[{rank: 1, cpu: 3}]")
+    assert unsaid.ranks[0].layers == (0, 19)
+
+
+def test_gpus_take_the_dtype_of_the_checkpoint(folder):
+    memory = [f"per_rank_params[{rank}].device_memory=80Gi" for rank in range(4)]
+    plan = planned(PHI, f"common_params.model_name={folder}", *memory)
+    assert (plan.dtype, plan.model_type, plan.max_model_len) == ("bfloat16", "phi3", 131072)
+    assert plan.memory_checked
+    assert sum(rank.weight_bytes for rank in plan.ranks) == 2 * 3_821_079_552
+    assert plan.ranks[0].kv_bytes_per_token == 8 * 2 * 3072 * 2
+
+
+def test_what_does_not_fit_names_the_rank(folder):
+    memory = [f"per_rank_params[{rank}].device_memory=8G" for rank in range(4)]
+    message = refusal(PHI, f"common_params.model_name={folder}", *memory)
+    assert message.startswith("per_rank_params: rank 3: does not fit its memory of 8,000,000,000")
+    assert "131,072 tokens" in message
+    assert planned(PHI, f"common_params.model_name={folder}", "common_params.max_model_len=4096",
+                   *memory).memory_checked  # fmt: skip
+
+
+def test_an_unreadable_config_needs_layers():
+    message = refusal(PHI)
+    assert message.startswith(
+        "common_params.model_name = 'microsoft/Phi-3-mini-128k-instruct': "
+        "its config.json cannot be read: "
+    )
+    assert "(missing: 0, 1, 2, 3)" in message
+    layers = [f"per_rank_params[{rank}].layers={8 * rank}-{8 * rank + 7}" for rank in range(4)]
+    plan = planned(PHI, *layers)
+    assert [rank.layers for rank in plan.ranks] == [(0, 8), (8, 16), (16, 24), (24, 32)]
+    assert not plan.memory_checked
+    assert plan.notes[0].startswith("memory was not checked")
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ('{"model_type": "falcon"}', "model_type falcon computes attention of its own"),
+        ("{", "has a config.json that is not JSON"),
+        ("[]", "has a config.json that is not an object"),
+        (None, "is a folder whose config.json cannot be read"),
+        ('{"model_type": "llama"}', "config.json has no hidden_size"),
+    ],
+)
+def test_models_that_cannot_be_served(tmp_path, config, told):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    message = refusal(LOCAL, f"common_params.model_name={tmp_path}")
+    assert message.startswith(f"common_params.model_name = '{tmp_path}'"[:60])
+    assert told in message
+
+
+@pytest.mark.parametrize(
+    ("item", "told"),
+    [
+        ("common_params.model_name=demo:other", "is no demo model; there is demo:smollm2"),
+        ("common_params.model_name=/not/there", "there is no folder /not/there here"),
+        ("common_params.max_model_len=9000", "must be at most the model's own maximum, 8192"),
+        ("nnodes=31", "nnodes = 31: the model has 30 layers"),
+    ],
+)
+def test_wrong_values(item, told):
+    assert told in refusal(LOCAL, item)
