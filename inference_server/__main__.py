@@ -7,7 +7,7 @@ import sys
 
 from contract.specs import InferenceServerSpec, SpecError, load
 from inference_server.api import build_app
-from inference_server.api_keys import ApiKeys, ApiKeysError
+from inference_server.keys.api_keys import ApiKeys, ApiKeysError
 from inference_server.request_log import RequestLog, RequestLogError
 from web.logs import configure_logging
 from web.serve import EXIT_USAGE, serve

@@ -12,11 +12,11 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from contract.specs import InferenceServerSpec
-from inference_server.access import Access
-from inference_server.api_keys import ApiKeys
-from inference_server.block_table import BlockTable
+from inference_server.blocks.table import BlockTable
 from inference_server.blocks_api import BlocksApi
-from inference_server.infer_api import INFER_PATH, InferApi
+from inference_server.infer.api import INFER_PATH, InferApi
+from inference_server.keys.access import Access
+from inference_server.keys.api_keys import ApiKeys
 from inference_server.log_api import LogApi
 from inference_server.openai_api import OPENAI_PATHS, OpenAIApi
 from inference_server.openapi import openapi_route
@@ -71,7 +71,7 @@ async def _discovering(server: InferenceServer) -> AsyncIterator[None]:
         yield
         return
     # Imports the whole Kubernetes API, which a static table has no use for.
-    from inference_server.discovery import Discovery
+    from inference_server.blocks.discovery import Discovery
 
     discovery = Discovery(server.spec.discovery_namespace, server.table)
     server.not_synced = discovery.not_synced

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from inference_server.block import Block
+from inference_server.blocks.block import Block
 from inference_server.server import InferenceServer
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 
-from inference_server.access import Caller
-from inference_server.block import Block
-from inference_server.replica import Replica
+from inference_server.blocks.block import Block
+from inference_server.blocks.replica import Replica
+from inference_server.keys.access import Caller
 from inference_server.request_log import MAX_TEXT, LogRow, RequestLog
 from web.errors import ApiError
 from web.upstream import Answer

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from inference_server.block import Block
+from inference_server.blocks.block import Block
 from inference_server.exchange import CANCELLED, FAILED, OK, Exchange
 from inference_server.server import InferenceServer
 from inference_server.stream_meter import StreamMeter, asks_usage, with_usage

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from inference_server.infer_request import InferRequest
+from inference_server.infer.request import InferRequest
 from inference_server.openai_api import MODEL_RULE
 from web.deadline import HEADER as TIMEOUT_HEADER
 from web.deadline import MAX_TIMEOUT_S

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from inference_server.block import Block
+from inference_server.blocks.block import Block
 from inference_server.pipeline_feed import PipelineFeed
 from inference_server.server import InferenceServer
 from web.errors import ApiError

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 
-from inference_server.block import Block
+from inference_server.blocks.block import Block
 from web.errors import ApiError
 from web.live_events import event
 

@@ -10,11 +10,11 @@ from typing import Any
 from starlette.requests import Request
 
 from contract.specs import InferenceServerSpec
-from inference_server.block import Block
-from inference_server.block_table import BlockTable
+from inference_server.blocks.block import Block
+from inference_server.blocks.table import BlockTable
 from inference_server.exchange import Exchange
+from inference_server.infer.selection import Selection
 from inference_server.request_log import LogRow, RequestLog
-from inference_server.selection import Selection
 from web.request_id import current_request_id
 
 

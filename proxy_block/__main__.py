@@ -9,9 +9,9 @@ from pathlib import Path
 from contract.specs import ProxySpec, SpecError, load
 from proxy_block.api import build_app
 from proxy_block.generation_config import parse_generation_config
-from proxy_block.redis_store import RedisStore
-from proxy_block.session_store import SessionStore, StoreUnavailable
-from proxy_block.sqlite_store import SqliteStore
+from proxy_block.stores.interface import SessionStore, StoreUnavailable
+from proxy_block.stores.redis import RedisStore
+from proxy_block.stores.sqlite import SqliteStore
 from web.errors import ApiError
 from web.logs import configure_logging
 from web.serve import EXIT_USAGE, serve

@@ -18,9 +18,9 @@ from proxy_block.active_sessions import ActiveSessions
 from proxy_block.block_request import parse_block_request, parse_management_request
 from proxy_block.component import component_document
 from proxy_block.conversation import Conversations
-from proxy_block.master import Master, UpstreamRefused
+from proxy_block.master_client import Master, UpstreamRefused
 from proxy_block.openapi import openapi_document
-from proxy_block.session_store import SessionStore, StoreUnavailable
+from proxy_block.stores.interface import SessionStore, StoreUnavailable
 from web.body import read_json_object
 from web.disconnect import until_disconnected
 from web.errors import error_response, install_error_handlers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from proxy_block.block_input import Question
 from proxy_block.context_window import ContextWindow, is_too_long, turn_tokens
-from proxy_block.master import Master, Reply, UpstreamRefused
+from proxy_block.master_client import Master, Reply, UpstreamRefused
 from proxy_block.session import Exchange, Session, Turn
 
 

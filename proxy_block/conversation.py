@@ -12,9 +12,9 @@ from proxy_block.block_input import CHAT, Input, Question, questions
 from proxy_block.block_request import BlockRequest
 from proxy_block.chat import Chat
 from proxy_block.context_window import ContextWindow
-from proxy_block.master import Master, Reply, UpstreamRefused
+from proxy_block.master_client import Master, Reply, UpstreamRefused
 from proxy_block.session import SeqNoPassed, Session
-from proxy_block.session_store import SessionStore
+from proxy_block.stores.interface import SessionStore
 from web import deadline
 from web.errors import ApiError
 

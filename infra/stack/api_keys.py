@@ -18,8 +18,8 @@ KEY_PREFIX = "sk-"
 
 
 class ApiKeyEntry(BaseModel):
-    """One entry by the inference server's rules (inference_server/api_keys.py); a test holds the
-    two together."""
+    """One entry by the inference server's rules (inference_server/keys/api_keys.py); a test holds
+    the two together."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     name: Annotated[str, Field(min_length=1, max_length=64)]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from contract.specs import InferenceServerSpec, ProxySpec, SessionsSpec
-from inference_server.discovery import BLOCK_ID, COMPONENT, LABELS, SELECTOR, SERVICE_NAME
+from inference_server.blocks.discovery import BLOCK_ID, COMPONENT, LABELS, SELECTOR, SERVICE_NAME
 from tests.cluster.control_plane import ControlPlane
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.programs import needs

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from inference_server.api_keys import ApiKey, ApiKeys, ApiKeysError
+from inference_server.keys.api_keys import ApiKey, ApiKeys, ApiKeysError
 from infra.cli.app import app
 from infra.stack.api_keys import (
     FILE_VARIABLE,

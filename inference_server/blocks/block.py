@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from contract.specs import BlockSpec
-from inference_server.replica import Replica
+from inference_server.blocks.replica import Replica
 from web.errors import ApiError
 from web.remembered import Remembered
 from web.upstream import Answer, UpstreamError

@@ -16,7 +16,7 @@ from redis.exceptions import LockNotOwnedError, RedisError
 
 from contract.specs import SessionsSpec
 from proxy_block.session import Exchange, Session, from_text
-from proxy_block.session_store import StoreUnavailable
+from proxy_block.stores.interface import StoreUnavailable
 
 ANSWER_TIMEOUT_S = 2.0
 # Who finds all connections in use waits for one.

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from inference_server.graph import Graph, parse_graph
-from inference_server.graph_run import NodeFailed, run_graph
+from inference_server.infer.graph import Graph, parse_graph
+from inference_server.infer.graph_run import NodeFailed, run_graph
 from web.errors import ApiError
 
 DIAMOND = {"a": ["b", "c"], "c": ["d"], "b": ["d"], "d": []}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from inference_server.graph import MAX_NODES, Graph, parse_graph
+from inference_server.infer.graph import MAX_NODES, Graph, parse_graph
 from web.errors import ApiError
 
 KNOWN = ["a", "b", "c", "d", "e"]

@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from inference_server.block import Block
+from inference_server.blocks.block import Block
 from inference_server.exchange import OK, refusal
-from inference_server.graph import Graph, parse_graph
-from inference_server.graph_run import Data, NodeFailed, run_graph
-from inference_server.infer_request import InferRequest, parse_infer_request
-from inference_server.selection_query import parse_selection_query
+from inference_server.infer.graph import Graph, parse_graph
+from inference_server.infer.graph_run import Data, NodeFailed, run_graph
+from inference_server.infer.query import parse_selection_query
+from inference_server.infer.request import InferRequest, parse_infer_request
 from inference_server.server import InferenceServer
 from web import deadline
 from web.body import read_json_object

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from inference_server import key_limits
-from inference_server.api_keys import ApiKey
-from inference_server.key_limits import KeyUse
+from inference_server.keys import limits as key_limits
+from inference_server.keys.api_keys import ApiKey
+from inference_server.keys.limits import KeyUse
 from web.errors import ApiError
 
 

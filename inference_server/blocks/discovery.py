@@ -17,8 +17,8 @@ from typing import Any
 from kubernetes_asyncio import client, config
 
 from contract.specs import BlockSpec
-from inference_server.block_table import BlockTable
-from inference_server.followed import Followed
+from inference_server.blocks.followed import Followed
+from inference_server.blocks.table import BlockTable
 
 SELECTOR = "app.kubernetes.io/component=proxy-block"
 BLOCK_ID = "splitstack.dev/block-id"

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from contract.faults import shown_value
-from inference_server.variables import Variables, holds
+from inference_server.infer.variables import Variables, holds
 from web.errors import ApiError
 from web.fields import Fields, parse
 

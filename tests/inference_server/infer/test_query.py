@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from contract.specs import BlockSpec
-from inference_server.selection_query import AIOS_PATH, parse_selection_query
-from inference_server.variables import Variables
+from inference_server.infer.query import AIOS_PATH, parse_selection_query
+from inference_server.infer.variables import Variables
 from web.errors import ApiError
 
 BLOCK = Variables(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from contract.faults import shown_value
 from contract.specs import BlockSpec
-from inference_server.block import Block, known_ids
+from inference_server.blocks.block import Block, known_ids
 from web.errors import ApiError
 
 

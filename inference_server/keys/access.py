@@ -10,8 +10,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from inference_server.api_keys import ApiKey, ApiKeys
-from inference_server.key_limits import KeyUse
+from inference_server.keys.api_keys import ApiKey, ApiKeys
+from inference_server.keys.limits import KeyUse
 from web.errors import ApiError
 
 # The page asks for the key itself; probes and Prometheus have none.

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from contract.specs import SessionsSpec
 from proxy_block.session import Exchange, Session, from_text
-from proxy_block.session_store import StoreUnavailable
+from proxy_block.stores.interface import StoreUnavailable
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS session_record (

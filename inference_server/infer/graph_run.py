@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from inference_server.graph import Graph
+from inference_server.infer.graph import Graph
 from web.errors import ApiError
 
 Data = dict[str, Any] | list[Any] | str

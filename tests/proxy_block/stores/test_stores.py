@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from contract.specs import SessionsSpec
-from proxy_block.redis_store import RedisStore
 from proxy_block.session import Exchange, SeqNoPassed, Session, Turn
-from proxy_block.session_store import SessionStore, StoreUnavailable
-from proxy_block.sqlite_store import SqliteStore
+from proxy_block.stores.interface import SessionStore, StoreUnavailable
+from proxy_block.stores.redis import RedisStore
+from proxy_block.stores.sqlite import SqliteStore
 from tests.programs import needs
-from tests.proxy_block.redis_server import RedisServer
+from tests.proxy_block.stores.redis_server import RedisServer
 
 Open = Callable[..., SessionStore]
 PASSWORD = "secret of the store"
@@ -196,7 +196,7 @@ def test_two_processes_take_turns_with_a_session(redis_server: RedisServer) -> N
 def test_a_lease_outlasts_its_time_while_it_is_held_and_ends_with_a_dead_holder(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy_block.redis_store.LEASE_S", 0.3)
+    monkeypatch.setattr("proxy_block.stores.redis.LEASE_S", 0.3)
     spec = SessionsSpec(url=redis_server.url)
 
     async def work() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from inference_server import api_keys
-from inference_server.api_keys import ApiKeys, ApiKeysError
+from inference_server.keys import api_keys
+from inference_server.keys.api_keys import ApiKeys, ApiKeysError
 
 
 def entry(name: str, **more: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 
 from contract.specs import ProxySpec, SessionsSpec
 from tests.programs import needs
-from tests.proxy_block.redis_server import RedisServer
+from tests.proxy_block.stores.redis_server import RedisServer
 from tests.waiting import wait_for
 from tests.web.small_upstream import SmallUpstream
 from tests.web.tier_process import TierProcess

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from inference_server.graph import has_nodes
+from inference_server.infer.graph import has_nodes
 from web.errors import ApiError
 from web.fields import Fields, parse
 
