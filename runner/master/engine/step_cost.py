@@ -15,6 +15,7 @@ from runner.steps import StageTime
 FORGET = 0.97  # weight of the past at each new step
 MIN_CHUNK = 32
 FIRST_CHUNK = 128  # before anything is measured
+ROUNDING = 1e-9  # a difference below this share of what it is taken from is rounding
 LONGEST_FORGET = 0.98  # of a size's longest time, at each new step of that size
 
 
@@ -46,7 +47,7 @@ class StageCost:
         self.wait_total_s += seconds
 
     def line(self) -> tuple[float, float]:
-        """(fixed, per token); neither is negative."""
+        """(fixed, per token) in seconds; both are finite, neither is negative."""
         if self.weight == 0:
             return 0.0, 0.0
         mean_tokens, mean_seconds = self.tokens / self.weight, self.seconds / self.weight
@@ -55,7 +56,10 @@ class StageCost:
             return mean_seconds, 0.0
         slope = (self.product / self.weight - mean_tokens * mean_seconds) / variance
         slope = min(max(slope, 0.0), mean_seconds / mean_tokens)
-        return mean_seconds - slope * mean_tokens, slope
+        fixed = mean_seconds - slope * mean_tokens
+        # Where all is per token, the two are equal but for their last bits: what is left may be
+        # below zero, or so small above it that what is divided by it has no meaning.
+        return (fixed if fixed > mean_seconds * ROUNDING else 0.0), slope
 
     def predict(self, tokens: float) -> float:
         fixed, per_token = self.line()
@@ -83,7 +87,9 @@ class StepCost:
         """One step of `tokens` tokens that has come back after `round_trip_s`."""
         busy = 0.0
         for time in times:
-            seconds = time.compute_ns / 1e9
+            # No stage computes for longer than the step was away. A wrong clock's centuries would
+            # be forgotten slowly, and no lost step be found until then.
+            seconds = min(time.compute_ns / 1e9, max(0.0, round_trip_s))
             busy += seconds
             stage = self.stages[time.rank]
             stage.observe(tokens, seconds)

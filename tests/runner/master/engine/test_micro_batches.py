@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from runner.master.engine.micro_batches import MicroBatches
+from runner.master.engine.step_cost import StepCost
+from runner.steps import StageTime
 from tests.runner.master.engine.virtual_pipeline import VirtualPipeline
 
 # (ranks, cores): stages with a core each, and four that share two.
@@ -55,3 +61,36 @@ def test_chunks_of_one_prompt_are_pipelined() -> None:
 
     assert first_token(2) < 0.75 * first_token(1)
     assert first_token(4) < 0.5 * first_token(1)
+
+
+# Requests, tokens, nothing prefilled, seconds since the step before.
+RETURNS = st.tuples(
+    st.integers(0, 300),
+    st.integers(0, 300),
+    st.booleans() | st.just(True),
+    st.sampled_from((0.0, 1e-12, 0.02)) | st.floats(0, 1e10),
+)
+
+
+@given(
+    st.integers(1, 16),
+    st.lists(st.tuples(RETURNS, st.integers(1, 120)), max_size=8),
+    st.integers(0, 2**64 - 1),
+)
+def test_whatever_comes_back_the_number_is_within_its_bounds(
+    ranks: int,
+    returns: list[tuple[tuple[int, int, bool, float], int]],
+    nanoseconds: int,
+) -> None:
+    cost = StepCost(ranks)
+    micro_batches, now = MicroBatches(cost), 0.0
+    for (requests, tokens, pure, seconds), times in returns:
+        for _ in range(times):
+            now += seconds
+            micro_batches.returned(requests, tokens, pure=pure, now=now)
+            assert 1 <= micro_batches.count <= ranks + 1
+        stages = [StageTime(rank, nanoseconds, 0) for rank in range(ranks)]
+        cost.observe(max(1, tokens), stages, seconds)
+    for count in range(1, ranks + 2):
+        speed = micro_batches._speed(count, 8)
+        assert speed is None or (math.isfinite(speed) and speed >= 0)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runner.errors import PromptTooLong
 from runner.master.engine.micro_batches import MicroBatches
@@ -12,6 +16,7 @@ from runner.master.engine.scheduler import UNKNOWN_STEP_LIMIT_S, Scheduler
 from runner.master.engine.step_cost import MIN_CHUNK, StepCost
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import SampledToken, StageTime, Step, StepResult
+from tests.runner.master.engine.unruly_pipeline import UnrulyPipeline
 
 
 class Bench:
@@ -43,14 +48,14 @@ class Bench:
     def next_step(self) -> Step | None:
         return self.scheduler.next_step(0.0)
 
-    def answer(self, step: Step) -> list[int]:
-        """The step comes back; the requests that got a token."""
+    def answer(self, step: Step, compute_ns: int = 1_000_000) -> list[int]:
+        """The step comes back after 0.1 s; the requests that got a token."""
         tokens = tuple(
             SampledToken(segment.request, segment.start + segment.length, 7)
             for segment in step.segments
             if segment.sample
         )
-        times = tuple(StageTime(rank, 1_000_000, 0) for rank in range(self.ranks))
+        times = tuple(StageTime(rank, compute_ns, 0) for rank in range(self.ranks))
         events = self.scheduler.returned(StepResult(step.number, tokens, times), 0.1)
         return [request.number for request, _ in events]
 
@@ -189,3 +194,64 @@ def test_overdue() -> None:
     assert following is not None
     assert bench.scheduler.overdue(4.9) is None
     assert "6.0 s" in str(bench.scheduler.overdue(6.0))
+
+
+def test_a_wrong_time_does_not_hide_a_lost_step() -> None:
+    bench = Bench()
+    bench.submit(4)
+    step = bench.next_step()
+    assert step is not None
+    bench.answer(step, compute_ns=2**64 - 1)
+    assert bench.next_step() is not None
+    assert "10.0 s" in str(bench.scheduler.overdue(10.0))
+
+
+FACTORS = st.sampled_from((0.0, 1e-9, 1.0, 1e6)) | st.floats(0.3, 3)
+TOLD = st.none() | st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+PIPELINES = st.builds(
+    UnrulyPipeline,
+    ranks=st.integers(1, 16),
+    fixed_s=st.sampled_from((0.0, 0.0, 1e-9, 0.02)),
+    per_token_s=st.sampled_from((0.0, 0.001, 0.001)),
+    cores=st.sampled_from((1, 16)),
+    budget=st.sampled_from((1, 31, 64)) | st.integers(1, 600),
+    only=st.none(),
+    kv_tokens=st.integers(1000, 5000),
+    max_running=st.integers(1, 40),
+    rope_boundary=st.none() | st.integers(1, 800),
+    return_s=FACTORS,
+    factors=st.lists(FACTORS, min_size=1, max_size=20),
+    lies=st.just([None]) | st.lists(TOLD, min_size=1, max_size=20),
+)
+# A prompt and its new tokens, a client that leaves, a loss of the group; and how many turns then.
+EVENTS = st.tuples(
+    st.tuples(st.integers(1, 900), st.integers(1, 40)) | st.integers(0, 50) | st.none(),
+    st.integers(0, 40),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(PIPELINES, st.lists(EVENTS, max_size=20))
+def test_every_request_ends(
+    pipeline: UnrulyPipeline,
+    events: Sequence[tuple[tuple[int, int] | int | None, int]],
+) -> None:
+    for event, turns in events:
+        if event is None:
+            pipeline.form()
+        elif isinstance(event, int):
+            pipeline.leave(event)
+        else:
+            pipeline.submit(*event)
+        for _ in range(turns):
+            pipeline.turn()
+    for _ in range(1_000_000):
+        if not pipeline.turn():
+            break
+    scheduler = pipeline.scheduler
+    assert not pipeline.ledger.open
+    assert not scheduler.waiting
+    assert not scheduler.running
+    assert not scheduler.in_flight
+    assert not scheduler._ready
+    assert scheduler.kv_reserved == 0

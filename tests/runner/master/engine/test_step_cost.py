@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
-import pytest
+import math
 
-from runner.master.engine.step_cost import StageCost, StepCost
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runner.master.engine.step_cost import FIRST_CHUNK, MIN_CHUNK, StageCost, StepCost
 from runner.steps import StageTime
+
+SIZES = st.sampled_from((1, 2, 3, 32, 64, 100, 128, 512)) | st.integers(1, 100_000)
+# What a stage's time may be on the wire: 64 bits.
+NANOSECONDS = st.sampled_from((0, 1, 1_000_000, 2**64 - 1)) | st.integers(0, 2**64 - 1)
+ROUND_TRIPS = st.sampled_from((0.0, 1e-9, 0.05)) | st.floats(0, 1e10)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[int, float]]:
+    """Tokens and seconds of a stage's steps; of many, the seconds are nearly in proportion."""
+    sizes = draw(st.lists(SIZES, max_size=12))
+    if draw(st.booleans()):
+        per_token = draw(st.floats(1e-9, 10))
+        return [(tokens, per_token * tokens * draw(st.floats(0.5, 2))) for tokens in sizes]
+    return [(tokens, draw(NANOSECONDS) / 1e9) for tokens in sizes]
+
+
+@st.composite
+def steps(draw: st.DrawFn, ranks: int) -> tuple[int, tuple[StageTime, ...], float]:
+    times = tuple(StageTime(rank, draw(NANOSECONDS), draw(NANOSECONDS)) for rank in range(ranks))
+    return draw(SIZES | st.just(0)), times, draw(ROUND_TRIPS)
+
+
+def proper(*figures: float) -> bool:
+    return all(math.isfinite(figure) and figure >= 0 for figure in figures)
 
 
 def test_line_is_recovered() -> None:
@@ -61,3 +90,60 @@ def test_round_and_chunks() -> None:
     # sqrt(0.001 * 1000 / 0.004) = 15.8 chunks
     assert cost.chunk_tokens(1000, 512) == pytest.approx(1000 / 15.8, abs=1)
     assert StepCost(1).chunk_tokens(1000, 512) == 512
+
+
+# All is per token: of the fixed part rounding alone remains.
+IN_PROPORTION = (
+    [(512, 4.669203457317902), (128, 0.9238761591229934)],  # -4e-16
+    [(512, 0.765745142), (32, 0.040393239)],  # +1e-16 of the mean
+    [(512, 0.512), (128, 0.128)],
+)
+
+
+@pytest.mark.parametrize("history", IN_PROPORTION)
+def test_rounding_is_no_fixed_part(history: list[tuple[int, float]]) -> None:
+    cost = StepCost(3)
+    for stage in cost.stages:
+        for tokens, seconds in history:
+            stage.observe(tokens, seconds)
+        fixed, per_token = stage.line()
+        assert fixed == 0
+        assert per_token > 0
+    cost.largest_tokens = 512
+    assert cost.chunk_tokens(1000, 512) == FIRST_CHUNK
+
+
+@settings(max_examples=300)
+@given(histories(), st.integers(0, 10**6))
+def test_a_line_is_finite_and_not_negative(history: list[tuple[int, float]], tokens: int) -> None:
+    stage = StageCost()
+    for step in history:
+        stage.observe(*step)
+        assert proper(*stage.line(), stage.predict(tokens), stage.mean_s)
+
+
+def test_a_stage_computes_no_longer_than_its_step_was_away() -> None:
+    cost = StepCost(2)
+    times = (StageTime(0, 2**64 - 1, 2**64 - 1), StageTime(1, 20_000_000, 0))
+    cost.observe(8, times, 0.05)
+    assert [stage.mean_s for stage in cost.stages] == pytest.approx([0.05, 0.02])
+    assert cost.stages[0].wait_s == 0
+    assert cost.longest_s(8) == pytest.approx(0.07)
+
+
+@settings(max_examples=200)
+@given(st.data(), st.integers(1, 16))
+def test_every_figure_is_finite_and_not_negative(data: st.DataObject, ranks: int) -> None:
+    cost = StepCost(ranks)
+    budget, prompt = data.draw(st.integers(1, 4096)), data.draw(st.integers(1, 10**6))
+    for step in data.draw(st.lists(steps(ranks), max_size=6)):
+        cost.observe(*step)
+        assert min(budget, MIN_CHUNK) <= cost.chunk_tokens(prompt, budget) <= budget
+        longest_s = cost.longest_s(prompt)
+        assert longest_s is None or proper(longest_s)
+        assert proper(cost.overhead_s, cost.step_s(prompt), cost.slowest_s(budget))
+        for micro_batches in (1, ranks + 1):
+            assert proper(cost.round_s(micro_batches, prompt))
+        for stage in cost.stages:
+            assert proper(*stage.line(), stage.mean_s, stage.wait_s)
+            assert proper(stage.compute_total_s, stage.wait_total_s)
