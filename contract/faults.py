@@ -1,13 +1,59 @@
-"""A value in an error message, whatever a client sent."""
+"""What is wrong with something that was given to us: path, value, rule.
+
+The one place that words a complaint of pydantic's: a request, a spec, a stack file and a list of
+API keys get the same sentence for the same mistake.
+"""
 
 from __future__ import annotations
 
 import reprlib
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 MAX_SHOWN_VALUE = 80
+MISSING: Final = object()
+Location: TypeAlias = tuple[int | str, ...]
+
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = MAX_SHOWN_VALUE
+_UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}  # of models, of dataclasses
+# By pydantic's type of an error; what is not here is said in pydantic's own words.
+_RULES = {
+    "missing": "is required",
+    "string_type": "must be a string",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "greater_than": "must be more than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "literal_error": "must be {expected}",
+    "value_error": "{error}",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One broken rule. `value` is MISSING where there is no value to show."""
+
+    path: str
+    value: object
+    rule: str
+
+    def __str__(self) -> str:
+        if self.value is MISSING:
+            return f"{self.path}: {self.rule}"
+        return f"{self.path} = {shown_value(self.value)}: {self.rule}"
 
 
 def shown_value(value: Any) -> str:
@@ -17,3 +63,51 @@ def shown_value(value: Any) -> str:
     """
     shown = _shorten.repr(value)
     return shown if len(shown) <= MAX_SHOWN_VALUE else shown[: MAX_SHOWN_VALUE - 3] + "..."
+
+
+def path_of(location: Location, under: str = "") -> str:
+    """`messages[0].content`: as a reader of the document would write it; "" for all of it.
+
+    `under` is the path of the document in a larger one. Keys may be a client's own and of any
+    length; of each, MAX_SHOWN_VALUE characters are shown.
+    """
+    path = under
+    for item in location:
+        if isinstance(item, int):
+            path += f"[{item}]"
+        else:
+            path += f".{item[:MAX_SHOWN_VALUE]}" if path else item[:MAX_SHOWN_VALUE]
+    return path
+
+
+def faults_of(
+    error: ValidationError,
+    *,
+    under: str = "",
+    whole: str = "the body",
+    unknown: Callable[[Location], str] = lambda _location: "is not a field of this request",
+) -> list[Fault]:
+    """Every complaint of pydantic's as a fault, in its order.
+
+    `whole` names the document where a fault is of no field, `unknown` words a key that the model
+    does not have.
+    """
+    return [
+        Fault(
+            path_of(_keys(details), under) or whole,
+            MISSING if details["type"] == "missing" else details["input"],
+            unknown(details["loc"]) if details["type"] in _UNKNOWN else _rule(details),
+        )
+        for details in error.errors(include_url=False)
+    ]
+
+
+def _keys(details: ErrorDetails) -> Location:
+    """pydantic's place, without the mark that it puts behind a key which is itself at fault."""
+    return tuple(item for item in details["loc"] if item != "[key]")
+
+
+def _rule(details: ErrorDetails) -> str:
+    if rule := _RULES.get(details["type"]):
+        return rule.format(**details.get("ctx", {}))
+    return details["msg"].replace("Input should be ", "must be ", 1)

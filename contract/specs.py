@@ -1,8 +1,8 @@
 """The process contract: the one JSON file with which every process is started.
 
 `--spec FILE` (stages also `--rank N`) and `--token-file FILE` are all that a process is given, in
-a pod and on a laptop alike. A spec never holds a secret. Standard library only: the deployment
-program renders these files without importing any tier.
+a pod and on a laptop alike. A spec never holds a secret. The deployment program renders these
+files without importing any tier.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import types
-import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from contract.faults import faults_of
 
 RANK_MASTER_PORT = 3000
 MASTER_HTTP_PORT = 8080
@@ -24,14 +26,21 @@ PROXY_PORT = 8082
 INFERENCE_PORT = 31504
 # What a master takes. The public API's limit is at most half of it: a block adds the history.
 LARGEST_BODY_BYTES = 32 * 2**20
+MINIMUM_TOKEN_BYTES = 16
 
 
 class SpecError(ValueError):
     """A spec file that does not follow the contract; the message lists every fault."""
 
 
+class _File:
+    """What is read from a file: unknown keys are refused, strings are not taken as numbers."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
 @dataclass(frozen=True)
-class RankSpec:
+class RankSpec(_File):
     """One rank. `layers` is [first, one past last]; memory is in bytes, None where unknown."""
 
     rank: int
@@ -48,7 +57,7 @@ class RankSpec:
 
 
 @dataclass(frozen=True)
-class GroupSpec:
+class GroupSpec(_File):
     """The rank group: the same file for the master and for every stage.
 
     `bind_address` "" listens on every address (a pod); on one machine it is 127.0.0.1.
@@ -73,7 +82,7 @@ class GroupSpec:
 
 
 @dataclass(frozen=True)
-class SessionsSpec:
+class SessionsSpec(_File):
     """Where chat histories lie and how far they grow.
 
     `url` redis://host:port/0 is a Redis or Valkey that several instances share; "": SQLite at
@@ -88,7 +97,7 @@ class SessionsSpec:
 
 
 @dataclass(frozen=True)
-class ProxySpec:
+class ProxySpec(_File):
     """One proxy block. `upstream_url` is the master's API (any OpenAI server will do).
 
     The model goes by the deployment's name: an edit of the model leaves the block as it is.
@@ -109,7 +118,7 @@ class ProxySpec:
 
 
 @dataclass(frozen=True)
-class BlockSpec:
+class BlockSpec(_File):
     """One row of the inference server's static block table.
 
     `replica_urls` are the block's instances where they are known one by one; empty: `url` alone.
@@ -123,7 +132,7 @@ class BlockSpec:
 
 
 @dataclass(frozen=True)
-class InferenceServerSpec:
+class InferenceServerSpec(_File):
     """The public API.
 
     With `discovery_namespace` the blocks are found in that namespace of the cluster and `blocks`
@@ -158,79 +167,23 @@ def spec_hash(spec: GroupSpec | ProxySpec | InferenceServerSpec) -> str:
 def load(path: str | os.PathLike[str], kind: type[Spec]) -> Spec:
     """Read a spec file; raises SpecError naming the file and every fault in it."""
     try:
-        document = json.loads(Path(path).read_text("utf-8"))
+        return TypeAdapter(kind).validate_json(Path(path).read_bytes())
     except OSError as error:
         raise SpecError(f"--spec {path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise SpecError(f"--spec {path}: is not JSON: {error}") from error
-    faults: list[str] = []
-    spec = _build(kind, document, "", faults)
-    if faults:
-        raise SpecError(f"--spec {path}: " + "; ".join(faults))
-    return typing.cast(Spec, spec)
+    except ValidationError as error:
+        faults = faults_of(error, whole="the file", unknown=lambda _location: "unknown key")
+        raise SpecError(f"--spec {path}: " + "; ".join(map(str, faults))) from error
 
 
 def read_token(path: str | os.PathLike[str]) -> bytes:
-    """The group token of `--token-file`; raises SpecError when missing or shorter than 16 bytes."""
+    """The group token of `--token-file`; raises SpecError when missing or too short."""
     try:
         token = Path(path).read_bytes().strip()
     except OSError as error:
         raise SpecError(f"--token-file {path}: cannot be read: {error.strerror}") from error
-    if len(token) < 16:
-        raise SpecError(f"--token-file {path}: holds {len(token)} bytes; at least 16 are needed")
-    return token
-
-
-def _build(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
-    """`value` as `kind`; each fault is a line "path = value: rule"."""
-    if is_dataclass(kind):
-        return _build_dataclass(kind, value, path, faults)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        inner = next(item for item in arguments if item is not type(None))
-        return _build(inner, value, path, faults)
-    if origin is tuple:
-        if not isinstance(value, list):
-            faults.append(f"{path} = {value!r}: must be a list")
-            return ()
-        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            faults.append(f"{path} = {value!r}: must have {len(arguments)} items")
-            return ()
-        return tuple(
-            _build(arguments[0], item, f"{path}[{index}]", faults)
-            for index, item in enumerate(value)
+    if len(token) < MINIMUM_TOKEN_BYTES:
+        raise SpecError(
+            f"--token-file {path}: holds {len(token)} bytes; at least {MINIMUM_TOKEN_BYTES} are"
+            " needed"
         )
-    if origin is dict or kind is dict:
-        if not isinstance(value, dict):
-            faults.append(f"{path} = {value!r}: must be an object")
-            return {}
-        return value
-    accepted = (int, float) if kind is float else (kind,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        faults.append(f"{path} = {value!r}: must be {kind.__name__}")
-        return None
-    return float(value) if kind is float else value
-
-
-def _build_dataclass(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
-    if not isinstance(value, dict):
-        faults.append(f"{path or 'the file'} = {value!r}: must be an object")
-        return None
-    hints = typing.get_type_hints(kind)
-    known = {item.name for item in fields(kind)}
-    prefix = f"{path}." if path else ""
-    faults.extend(f"{prefix}{name}: unknown key" for name in value if name not in known)
-    before = len(faults)
-    arguments = {
-        name: _build(hints[name], value[name], f"{prefix}{name}", faults)
-        for name in value
-        if name in known
-    }
-    try:
-        return kind(**arguments)
-    except TypeError as error:
-        if len(faults) == before:
-            faults.append(f"{path or 'the file'}: {error}")
-        return None
+    return token

@@ -14,12 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from contract.faults import shown_value
+from contract.faults import MISSING, shown_value
 from web.request_id import current_request_id
 
 # Nobody reads it; the metrics count it under the number that many proxies use.
 CLIENT_LEFT = 499
-_NOT_GIVEN: Any = object()
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -40,7 +39,7 @@ class ApiError(Exception):
         *,
         param: str | None = None,
         code: str | None = None,
-        value: Any = _NOT_GIVEN,
+        value: Any = MISSING,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
@@ -54,12 +53,12 @@ def error_body(
     *,
     param: str | None = None,
     code: str | None = None,
-    value: Any = _NOT_GIVEN,
+    value: Any = MISSING,
 ) -> dict[str, Any]:
     """The body as a dict; also what a stream that has begun sends as its last event."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     error: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
-    if value is not _NOT_GIVEN:
+    if value is not MISSING:
         error["value"] = shown_value(value)
     if request_id := current_request_id():
         error["request_id"] = request_id
@@ -72,7 +71,7 @@ def error_response(
     *,
     param: str | None = None,
     code: str | None = None,
-    value: Any = _NOT_GIVEN,
+    value: Any = MISSING,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """`param` is the path of the field at fault, `value` what was sent there (shown cut short)."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from contract.faults import shown_value
+from contract.faults import faults_of
 from web.errors import ApiError
 
 # pydantic makes a fault of each unknown field, and a million of those cost seconds.
@@ -38,29 +38,9 @@ def parse(kind: type[Kind], document: Mapping[str, Any], under: str = "") -> Kin
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        faults = error.errors(include_url=False)
+        faults = faults_of(error, under=under)
         first = faults[0]
-        message = "; ".join(_fault(fault, under) for fault in faults[:5])
-        param = _path(first["loc"], under)
-        if first["type"] == "missing":
-            raise ApiError(400, message, param=param, code="invalid_value") from error
+        message = "; ".join(map(str, faults[:5]))
         raise ApiError(
-            400, message, param=param, code="invalid_value", value=first["input"]
+            400, message, param=first.path, code="invalid_value", value=first.value
         ) from error
-
-
-def _fault(fault: Any, under: str) -> str:
-    path = _path(fault["loc"], under)
-    if fault["type"] == "missing":
-        return f"{path}: is required"
-    if fault["type"] == "extra_forbidden":
-        return f"{path}: is not a field of this request"
-    rule = str(fault["msg"]).removeprefix("Value error, ")
-    rule = rule.replace("Input should be ", "must be ", 1)
-    return f"{path} = {shown_value(fault['input'])}: {rule}"
-
-
-def _path(location: tuple[int | str, ...], path: str) -> str:
-    for item in location:
-        path += f"[{item}]" if isinstance(item, int) else f".{item}" if path else item[:80]
-    return path or "the body"

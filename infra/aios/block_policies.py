@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.stack.faults import Fault, StackConfigError
+from contract.faults import Fault
+from infra.stack.faults import StackConfigError
 
 _SOURCE = "policyRulesSpec"
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from contract.faults import MISSING, Fault
 from infra.aios.block_policies import map_policies
 from infra.stack.config import DEPLOYMENT_KEY
-from infra.stack.faults import MISSING, Fault, StackConfigError
+from infra.stack.faults import StackConfigError
 from infra.stack.file import parse_deployment
 from infra.stack.generation_config import GenerationConfig
 from infra.stack.text import stack_text

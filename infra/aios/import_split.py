@@ -6,8 +6,9 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from contract.faults import Fault
 from infra.stack.config import DEPLOYMENT_KEY
-from infra.stack.faults import Fault, StackConfigError
+from infra.stack.faults import StackConfigError
 from infra.stack.file import parse_deployment
 from infra.stack.text import stack_text
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import pulumi
 
+from contract.faults import MISSING, Fault
+from contract.specs import MINIMUM_TOKEN_BYTES
 from infra.stack.api_keys import wrong_entries
-from infra.stack.faults import MISSING, Fault
 
 NAMESPACE = "splitstack"
-# As in `contract.specs.read_token`, which refuses a shorter one.
-MINIMUM_TOKEN_BYTES = 16
 _SET_LINES = {
     "group_token": "pulumi config set --secret splitstack:group_token $(openssl rand -hex 32)",
     "hub_token": "pulumi config set --secret splitstack:hub_token",

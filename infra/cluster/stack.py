@@ -8,6 +8,7 @@ from typing import Any
 
 import pulumi
 
+from contract.faults import MISSING, Fault
 from contract.specs import GroupSpec, spec_hash
 from infra.cluster.fit import addresses, plan_on_clusters, rank_clusters
 from infra.cluster.kubeconfig import PROJECT_ROOT, Kubeconfig, KubeconfigError, read_kubeconfig
@@ -18,7 +19,7 @@ from infra.plan.report import plan_to_json, render_plan
 from infra.plan.stack_plan import StackPlan
 from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
 from infra.stack.curl_line import curl_line
-from infra.stack.faults import MISSING, Fault, StackConfigError
+from infra.stack.faults import StackConfigError
 from infra.stack.file import parse_deployment
 
 

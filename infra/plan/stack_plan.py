@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from contract.faults import MISSING, Fault
 from infra.plan.layers import RESERVE_BYTES, PlanError, RankPlan, RankResources, plan_layers
 from infra.plan.model_config import BadModel, read_model_config
 from infra.plan.model_shape import (
@@ -14,7 +15,7 @@ from infra.plan.model_shape import (
     refuse_unsplittable,
 )
 from infra.stack.config import DeploymentConfig, RankParams
-from infra.stack.faults import MISSING, Fault, StackConfigError
+from infra.stack.faults import StackConfigError
 
 
 @dataclass(frozen=True)

@@ -3,24 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-MISSING = object()
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One broken rule. `value` is MISSING where there is no value to show."""
-
-    path: str
-    value: object
-    rule: str
-
-    def __str__(self) -> str:
-        if self.value is MISSING:
-            return f"{self.path}: {self.rule}"
-        shown = repr(self.value)
-        return f"{self.path} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {self.rule}"
+from contract.faults import Fault
 
 
 class StackConfigError(ValueError):

@@ -14,8 +14,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from contract.faults import MISSING, Fault
 from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
-from infra.stack.faults import MISSING, Fault, StackConfigError
+from infra.stack.faults import StackConfigError
 from infra.stack.rules import cluster_deployment_faults, deployment_faults
 
 _SET = re.compile(r"([^=]+)=(.*)", re.DOTALL)

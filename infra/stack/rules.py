@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from contract.faults import MISSING, Fault
 from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
 from infra.stack.config import DeploymentConfig, RankParams
-from infra.stack.faults import MISSING, Fault
 from infra.stack.image_names import registry_of
 from infra.stack.tier_rules import cluster_tier_faults, tier_faults
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from contract.faults import Fault
 from infra.stack.config import DeploymentConfig
-from infra.stack.faults import Fault
 
 _STORE_URL = re.compile(
     r"rediss?://(?:[^/\s:@]*(?P<password>:[^/\s@]*)?@)?"

@@ -17,7 +17,7 @@ class Line(Fields):
 
 
 def test_every_fault_up_to_five_is_named() -> None:
-    with pytest.raises(ApiError, match=r"start\.x = 'one'.*; y: is not a field") as refused:
+    with pytest.raises(ApiError, match=r"start\.x = 'one'.*; y = 1: is not a field") as refused:
         parse(Line, {"start": {"x": "one"}, "y": 1})
     assert refused.value.body["error"]["param"] == "start.x"
 
