@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from contract.api_keys import ApiKeysError
 from contract.specs import InferenceServerSpec, SpecError, load
 from inference_server.api import build_app
-from inference_server.keys.api_keys import ApiKeys, ApiKeysError
+from inference_server.keys.api_keys import ApiKeys
 from inference_server.request_log import RequestLog, RequestLogError
 from web.logs import configure_logging
 from web.serve import EXIT_USAGE, serve

@@ -1,8 +1,8 @@
 """The blocks of a namespace: its Services say what they are, its EndpointSlices where.
 
-A Service with the labels of SELECTOR and the annotation splitstack.dev/block-id is a block. Its
-replicas are asked at their own addresses: behind a Service's one address, connections that are
-kept open would stay with the replicas that were there first.
+What makes a Service a block stands in contract/names.py. Its replicas are asked at their own
+addresses: behind a Service's one address, connections that are kept open would stay with the
+replicas that were there first.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from typing import Any
 
 from kubernetes_asyncio import client, config
 
+from contract.names import (
+    BLOCK_ID_ANNOTATION,
+    COMPONENT_ANNOTATION,
+    COMPONENT_LABEL,
+    LABELS_ANNOTATION,
+    PROXY_BLOCK,
+)
 from contract.specs import BlockSpec
 from inference_server.blocks.followed import Followed
 from inference_server.blocks.table import BlockTable
 
-SELECTOR = "app.kubernetes.io/component=proxy-block"
-BLOCK_ID = "splitstack.dev/block-id"
-COMPONENT = "splitstack.dev/component"
-LABELS = "splitstack.dev/labels"
+SELECTOR = f"{COMPONENT_LABEL}={PROXY_BLOCK}"
 SERVICE_NAME = "kubernetes.io/service-name"
 log = logging.getLogger(__name__)
 
@@ -96,15 +100,15 @@ class Discovery:
 
     def _row(self, service: Any) -> BlockSpec | None:
         name, annotations = service.metadata.name, service.metadata.annotations or {}
-        block_id = annotations.get(BLOCK_ID)
+        block_id = annotations.get(BLOCK_ID_ANNOTATION)
         if not block_id:
-            self._complain(f"Service {name}: has no annotation {BLOCK_ID}")
+            self._complain(f"Service {name}: has no annotation {BLOCK_ID_ANNOTATION}")
             return None
         return BlockSpec(
             block_id=block_id,
             url="",
-            component=annotations.get(COMPONENT, ""),
-            labels=self._labels(name, annotations.get(LABELS, "{}")),
+            component=annotations.get(COMPONENT_ANNOTATION, ""),
+            labels=self._labels(name, annotations.get(LABELS_ANNOTATION, "{}")),
             replica_urls=tuple(sorted(self._urls(service))),
         )
 
@@ -114,7 +118,7 @@ class Discovery:
         except ValueError:
             labels = None
         if not isinstance(labels, dict):
-            self._complain(f"Service {name}: annotation {LABELS} must be a JSON object")
+            self._complain(f"Service {name}: annotation {LABELS_ANNOTATION} must be a JSON object")
             return {}
         return {str(key): str(value) for key, value in labels.items()}
 

@@ -10,7 +10,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from inference_server.keys.api_keys import ApiKey, ApiKeys
+from contract.api_keys import ApiKey
+from inference_server.keys.api_keys import ApiKeys
 from inference_server.keys.limits import KeyUse
 from web.errors import ApiError
 

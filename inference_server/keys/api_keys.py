@@ -9,36 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import logging
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
-
-from web.fields import Fields
+from contract.api_keys import ApiKey, ApiKeysError, read_api_keys
 
 CHECK_INTERVAL_S = 1.0
 log = logging.getLogger(__name__)
-
-
-class ApiKey(Fields):
-    """Who asks, and what they may; None: no limit of that kind."""
-
-    name: Annotated[str, Field(min_length=1, max_length=64)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
-    max_concurrent: Annotated[int, Field(ge=1)] | None = None
-    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
-    reads_all_logs: bool = False
-
-
-_KEYS = TypeAdapter(list[ApiKey])
-
-
-class ApiKeysError(ValueError):
-    """The file cannot be used; the message names it, the place in it and the rule."""
 
 
 class ApiKeys:
@@ -88,24 +67,11 @@ class ApiKeys:
 
 
 def _read(path: Path) -> list[ApiKey]:
-    where = f"--api-keys-file {path}"
+    """Raises ApiKeysError, which names the file, the place in it and the rule."""
+    where = f"--api-keys-file {path}: "
     try:
-        document: Any = json.loads(path.read_text("utf-8"))
+        return read_api_keys(path.read_bytes())
     except OSError as error:
-        raise ApiKeysError(f"{where}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ApiKeysError(f"{where}: is not JSON: {error}") from error
-    try:
-        keys = _KEYS.validate_python(document)
-    except ValidationError as error:
-        # Without the input: somebody may have put a key where its hash belongs.
-        faults = [
-            ".".join(map(str, fault["loc"])) + f": {fault['msg']}"
-            for fault in error.errors(include_url=False, include_input=False)
-        ]
-        raise ApiKeysError(f"{where}: {'; '.join(faults[:5])}") from None
-    for name in ("name", "sha256"):
-        values = [getattr(entry, name) for entry in keys]
-        if len(set(values)) != len(values):
-            raise ApiKeysError(f"{where}: {name}: two keys have the same")
-    return keys
+        raise ApiKeysError([f"cannot be read: {error.strerror}"], where) from error
+    except ApiKeysError as error:
+        raise ApiKeysError(error.faults, where) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from inference_server.keys.api_keys import ApiKey
+from contract.api_keys import ApiKey
 from web.errors import ApiError
 
 MINUTE_S = 60.0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contract import names
 from infra.stack.config import DeploymentConfig
 
 NAME = "app.kubernetes.io/name"
 INSTANCE = "app.kubernetes.io/instance"
-COMPONENT = "app.kubernetes.io/component"
+COMPONENT = names.COMPONENT_LABEL
 MANAGED_BY = "app.kubernetes.io/managed-by"
 RANK = "splitstack.dev/rank"
 BLOCK = "splitstack.dev/block"
@@ -15,7 +16,7 @@ PROJECT = "splitstack"
 
 RANK_COMPONENT = "rank"
 RANK_MASTER = "rank-master"
-PROXY_BLOCK = "proxy-block"
+PROXY_BLOCK = names.PROXY_BLOCK
 INFERENCE_SERVER = "inference-server"
 SESSION_STORE = "session-store"
 

@@ -12,6 +12,7 @@ from pulumi_kubernetes.core import v1 as core
 from pulumi_kubernetes.meta import v1 as meta
 from pulumi_kubernetes.policy import v1 as policy
 
+from contract.names import BLOCK_ID_ANNOTATION, COMPONENT_ANNOTATION, LABELS_ANNOTATION
 from contract.specs import ProxySpec, render
 from infra.cluster import labels
 from infra.cluster.objects import SKIP_AWAIT, metadata, object_options
@@ -39,10 +40,6 @@ from infra.stack.config import DeploymentConfig
 from infra.stack.session_url import session_url
 from infra.stack.tier_config import ProxyBlock
 
-# The inference server finds blocks by these.
-BLOCK_ID_ANNOTATION = "splitstack.dev/block-id"
-COMPONENT_ANNOTATION = "splitstack.dev/component"
-LABELS_ANNOTATION = "splitstack.dev/labels"
 SPEC_FILE = "proxy.json"
 HISTORIES_FOLDER = "/var/lib/splitstack"
 _COMPONENT = labels.PROXY_BLOCK

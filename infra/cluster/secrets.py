@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pulumi
 
+from contract.api_keys import ApiKeysError, read_api_keys
 from contract.faults import MISSING, Fault
 from contract.specs import MINIMUM_TOKEN_BYTES
-from infra.stack.api_keys import wrong_entries
 
 NAMESPACE = "splitstack"
 _SET_LINES = {
@@ -59,9 +59,14 @@ def _faults(values: Mapping[str, str]) -> Iterator[Fault]:
         yield Fault(key, MISSING, f"is required: ranks prove it to one another; `{line}`")
     elif len(token.strip().encode()) < MINIMUM_TOKEN_BYTES:
         yield Fault(key, MISSING, f"must have at least {MINIMUM_TOKEN_BYTES} bytes; `{line}`")
-    for wrong in wrong_entries(values["api_keys"]) if "api_keys" in values else ():
+    # A running server goes on with the keys before, those taken away among them, and one that
+    # starts ends.
+    try:
+        read_api_keys(values.get("api_keys", "[]"))
+    except ApiKeysError as error:
         rule = 'must be a JSON list, as in [{"name": "me", "sha256": "<hex digest of the key>"}]'
-        yield Fault(f"{NAMESPACE}:api_keys", MISSING, f"{rule}:{wrong}")
+        for fault in error.faults:
+            yield Fault(f"{NAMESPACE}:api_keys", MISSING, f"{rule}: {fault}")
 
 
 def _is_encrypted(key: str) -> bool:

@@ -6,51 +6,13 @@ import hashlib
 import os
 import secrets
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing import Any
 
 from infra.stack.local_error import LocalStackError
 
 # On clusters they are the secret key splitstack:api_keys of the stack file.
 FILE_VARIABLE = "SPLITSTACK_API_KEYS_FILE"
 KEY_PREFIX = "sk-"
-
-
-class ApiKeyEntry(BaseModel):
-    """One entry by the inference server's rules (inference_server/keys/api_keys.py); a test holds
-    the two together."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    name: Annotated[str, Field(min_length=1, max_length=64)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
-    max_concurrent: Annotated[int, Field(ge=1)] | None = None
-    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
-    reads_all_logs: bool = False
-
-
-_ENTRIES = TypeAdapter(list[ApiKeyEntry])
-
-
-def wrong_entries(text: str) -> list[str]:
-    """What the inference server would refuse in a list of keys, never with a value of it.
-
-    It goes on with the keys before, those taken away among them, and at its start it ends.
-    """
-    try:
-        entries = _ENTRIES.validate_json(text)
-    except ValidationError as error:
-        return [
-            "".join(f"[{item}]" if isinstance(item, int) else f".{item}" for item in fault["loc"])
-            + f" {fault['msg']}"
-            for fault in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-    found = []
-    for field in ("name", "sha256"):
-        values = [getattr(entry, field) for entry in entries]
-        if len(set(values)) < len(values):
-            found.append(f" two entries have the same {field}")
-    return found
 
 
 def make_api_key(

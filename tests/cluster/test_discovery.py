@@ -14,8 +14,9 @@ import kubernetes.client
 import pytest
 import yaml
 
+from contract.names import BLOCK_ID_ANNOTATION, COMPONENT_ANNOTATION, LABELS_ANNOTATION
 from contract.specs import InferenceServerSpec, ProxySpec, SessionsSpec
-from inference_server.blocks.discovery import BLOCK_ID, COMPONENT, LABELS, SELECTOR, SERVICE_NAME
+from inference_server.blocks.discovery import SELECTOR, SERVICE_NAME
 from tests.cluster.control_plane import ControlPlane
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.programs import needs
@@ -51,7 +52,11 @@ class Blocks:
         self, name: str, endpoints: list[dict[str, Any]], port: int, **annotations: str
     ) -> None:
         key, value = SELECTOR.split("=")
-        values = {BLOCK_ID: name, COMPONENT: "model.x:1-y", LABELS: '{"tier": "gold"}'}
+        values = {
+            BLOCK_ID_ANNOTATION: name,
+            COMPONENT_ANNOTATION: "model.x:1-y",
+            LABELS_ANNOTATION: '{"tier": "gold"}',
+        }
         ports = [{"name": "http", "port": 8082}]
         service = {
             "metadata": {
@@ -200,9 +205,9 @@ def test_an_endpoint_that_is_not_ready_gets_nothing_new_and_finishes_what_it_has
 def test_services_that_are_no_blocks_are_named_in_the_log(
     server: TierProcess, blocks: Blocks
 ) -> None:
-    blocks.create("nameless", [], 1, **{BLOCK_ID: ""})
-    blocks.create("odd-labels", [], 1, **{LABELS: "gold"})
-    blocks.create("twin", [], 1, **{BLOCK_ID: "odd-labels"})
+    blocks.create("nameless", [], 1, **{BLOCK_ID_ANNOTATION: ""})
+    blocks.create("odd-labels", [], 1, **{LABELS_ANNOTATION: "gold"})
+    blocks.create("twin", [], 1, **{BLOCK_ID_ANNOTATION: "odd-labels"})
     wait_for(lambda: "another one has its block id odd-labels" in server.errors(), SEEN_S)
     assert "Service nameless: has no annotation splitstack.dev/block-id" in server.errors()
     assert "Service odd-labels: annotation splitstack.dev/labels must be" in server.errors()

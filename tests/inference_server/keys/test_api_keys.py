@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from contract.api_keys import ApiKeysError
 from inference_server.keys import api_keys
-from inference_server.keys.api_keys import ApiKeys, ApiKeysError
+from inference_server.keys.api_keys import ApiKeys
 
 
 def entry(name: str, **more: Any) -> dict[str, Any]:
@@ -82,12 +83,12 @@ def test_a_file_that_breaks_leaves_the_former_keys(
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ({}, "valid list"),
-        ([{"name": "x", "sha256": "sk-secret"}], "0.sha256"),
-        ([entry("x", max_concurrent=0)], "0.max_concurrent"),
-        ([entry("x", tokens_per_minute="7")], "0.tokens_per_minute"),
-        ([entry("x", more=1)], "0.more"),
-        ([entry("x"), entry("x")], "two keys have the same"),
+        ({}, "must be a list"),
+        ([{"name": "x", "sha256": "sk-secret"}], r"\[0\]\.sha256: "),
+        ([entry("x", max_concurrent=0)], r"\[0\]\.max_concurrent: "),
+        ([entry("x", tokens_per_minute="7")], r"\[0\]\.tokens_per_minute: "),
+        ([entry("x", more=1)], r"\[0\]\.more: "),
+        ([entry("x"), entry("x")], "name: two entries have the same"),
     ],
 )
 def test_a_bad_file_is_refused_at_the_start(path: Path, document: Any, said: str) -> None:

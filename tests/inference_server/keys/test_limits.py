@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from contract.api_keys import ApiKey
 from inference_server.keys import limits as key_limits
-from inference_server.keys.api_keys import ApiKey
 from inference_server.keys.limits import KeyUse
 from web.errors import ApiError
 
