@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from contract.models import DEMO_MODEL
 from runner.models.folder import resolve_model
 
-DEMO_MODEL = "demo:smollm2-135m-instruct"
 VOCABULARY = 49152
 HIDDEN, INTERMEDIATE, LAYERS = 1024, 2816, 22
 HEADS, KEY_VALUE_HEADS = 16, 8

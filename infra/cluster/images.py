@@ -9,11 +9,11 @@ from pathlib import Path
 import pulumi
 import pulumi_docker
 
+from contract.models import DEMO_PREFIX
 from infra.stack.config import DeploymentConfig
 from infra.stack.image_names import Tier, image_names
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_DEMO_PREFIX = "demo:"
 
 
 class ContainerImages(pulumi.ComponentResource):
@@ -67,6 +67,6 @@ def build_arguments(deployment: DeploymentConfig, tier: Tier) -> dict[str, str]:
     arguments = {}
     if tier == "runner":
         arguments["TORCH"] = "cpu" if deployment.gpu_pinning == "none" else "cuda"
-        if deployment.common_params.model_name.startswith(_DEMO_PREFIX):
+        if deployment.common_params.model_name.startswith(DEMO_PREFIX):
             arguments["DEMO_MODEL"] = deployment.common_params.model_name
     return arguments | deployment.images.build_arguments

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import httpx
 
+from contract.models import DEMO_MODEL, DEMO_PREFIX
 from infra.plan.model_families import Config
 
-DEMO_MODEL = "demo:smollm2-135m-instruct"
 HUB_TIMEOUT_S = 5.0
 _DEMO_CONFIG = Path(__file__).with_name("demo_model_config.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -38,7 +38,7 @@ def is_hub_id(name: str) -> bool:
 
 def read_model_config(name: str, revision: str = "") -> ModelConfig:
     """The config.json of a demo model, a folder or a hub id; raises BadModel."""
-    if name.startswith("demo:"):
+    if name.startswith(DEMO_PREFIX):
         if name != DEMO_MODEL:
             raise BadModel(f"is no demo model; there is {DEMO_MODEL}")
         return ModelConfig(_parsed(_DEMO_CONFIG.read_text("utf-8")))

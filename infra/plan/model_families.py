@@ -8,17 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from contract.models import UNSPLITTABLE
+
 Config = dict[str, Any]
 
 _STATE_SPACE = "keeps a running state instead of keys and values (state-space or linear attention)"
 _NO_INTERFACE = "computes attention of its own, outside transformers' attention interface"
 _ENCODER_DECODER = "is an encoder-decoder model; only decoder models are split"
-_SHARED = "has inputs or KV that several layers share"
 
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
         (
-            "mamba", "mamba2", "falcon_mamba", "jamba", "zamba", "zamba2", "bamba", "falcon_h1",
+            "mamba", "mamba2", "falcon_mamba", "jamba", "zamba", "zamba2", "bamba",
             "granitemoehybrid", "nemotron_h", "qwen3_next", "rwkv", "xlstm", "recurrent_gemma",
             "lfm2", "lfm2_moe", "minimax", "kimi_linear", "olmo_hybrid", "qwen3_5", "qwen3_5_moe",
         ),
@@ -33,8 +34,7 @@ REFUSED: dict[str, str] = {
          "blenderbot", "prophetnet", "switch_transformers", "t5gemma", "whisper"),
         _ENCODER_DECODER,
     ),
-    **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _SHARED),
-    **dict.fromkeys(("llama4", "llama4_text"), "uses chunked attention"),
+    **UNSPLITTABLE,
     **dict.fromkeys(("bert", "roberta", "electra", "distilbert"), "generates no text"),
 }  # fmt: skip
 

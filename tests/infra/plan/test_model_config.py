@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub.constants
 import pytest
 
-from infra.plan.model_config import DEMO_MODEL, BadModel, read_model_config
+from contract.models import DEMO_MODEL
+from infra.plan.model_config import BadModel, read_model_config
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -8,7 +8,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.plan.model_config import DEMO_MODEL, read_model_config
+from contract.models import DEMO_MODEL
+from infra.plan.model_config import read_model_config
 from infra.plan.model_families import FAMILIES, REFUSED
 from infra.plan.model_shape import UnknownShape, UnsplittableModel, model_shape
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
+from contract.models import DEMO_MODEL
 from runner.master.text.model_text import ModelText
 from runner.models.folder import resolve_model
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import served_engine
 
 ANSWER = "Paris → the capital of France 🗼, naïve café.\nSecond line."
-DEMO_MODEL = "demo:smollm2-135m-instruct"
 
 
 @pytest.fixture(scope="session")

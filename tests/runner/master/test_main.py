@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from contract.models import DEMO_MODEL
 from contract.specs import GroupSpec, render
-from tests.runner.master.conftest import DEMO_MODEL
 from tests.runner.master.serving import group_spec, wait_until
 
 IMPORTED = """
