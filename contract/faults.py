@@ -34,10 +34,10 @@ _RULES = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "list_type": "must be a list",
-    "greater_than": "must be more than {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than": "must be less than {lt:g}",
-    "less_than_equal": "must be at most {le:g}",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
     "literal_error": "must be {expected}",
     "value_error": "{error}",
 }
@@ -110,5 +110,8 @@ def _keys(details: ErrorDetails) -> Location:
 
 def _rule(details: ErrorDetails) -> str:
     if rule := _RULES.get(details["type"]):
-        return rule.format(**details.get("ctx", {}))
+        context = details.get("ctx", {}).items()
+        # 1.0 is said as 1; whole numbers stay exact.
+        plain = {name: f"{it:g}" if isinstance(it, float) else it for name, it in context}
+        return rule.format(**plain)
     return details["msg"].replace("Input should be ", "must be ", 1)

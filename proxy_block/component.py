@@ -1,4 +1,7 @@
-"""component.json: what a block takes and gives. The file is what checks the requests."""
+"""component.json: what a block takes and gives. It is what checks the requests.
+
+The generation parameters come from contract/generation.py, which a stack file is checked by too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from contract.generation import block_protocol
 from contract.specs import ProxySpec
 from proxy_block.protocol import fields_model
 
@@ -14,6 +18,7 @@ COMPONENT: Final[dict[str, Any]] = json.loads(
     Path(__file__).with_name("component.json").read_text("utf-8")
 )
 INPUT: Final[dict[str, Any]] = COMPONENT["componentInputProtocol"]
+INPUT["generation_config"]["properties"] = block_protocol()
 RESET_ARGUMENTS: Final[dict[str, Any]] = COMPONENT["componentManagementCommandsTemplate"]["reset"][
     "args"
 ]

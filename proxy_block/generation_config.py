@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from contract.generation import MEANS_SAMPLING
 from proxy_block.component import GenerationConfig
 from web.fields import parse
-
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
 def parse_generation_config(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def openai_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if "max_new_tokens" in parameters:
         parameters["max_tokens"] = parameters.pop("max_new_tokens")
     if parameters.pop("do_sample", True) is False:
-        for name in _SAMPLING:
+        for name in MEANS_SAMPLING:
             parameters.pop(name, None)
         parameters["temperature"] = 0
     elif parameters.get("top_p") == 0:

@@ -6,25 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from contract.generation import ENGINE_BOUNDS, Bounds
 from runner.errors import InvalidField
 
 MAX_LOGPROBS = 20
-_REALS: dict[str, tuple[float, float, str]] = {
-    "temperature": (0.0, 2.0, "a number from 0 (greedy) to 2"),
-    "top_p": (0.0, 1.0, "a number above 0 and up to 1"),
-    "min_p": (0.0, 1.0, "a number from 0 to 1"),
-    "repetition_penalty": (0.0, 10.0, "a number above 0 and up to 10"),
-    "presence_penalty": (-2.0, 2.0, "a number from -2 to 2"),
-    "frequency_penalty": (-2.0, 2.0, "a number from -2 to 2"),
-}
-_INTEGERS: dict[str, tuple[int, int, str]] = {
-    "top_k": (0, 2**31 - 1, "an integer from 0 (off) up"),
-    "logprobs": (-1, MAX_LOGPROBS, f"an integer from 0 to {MAX_LOGPROBS}"),
-}
-_ABOVE_ZERO = ("top_p", "repetition_penalty")
+_LOGPROBS = Bounds(int, -1, MAX_LOGPROBS, f"an integer from 0 to {MAX_LOGPROBS}")
 MAX_LOGIT_BIAS_ENTRIES = 1024
 MAX_STOP_TOKEN_IDS = 64
-SEED_LIMIT = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +40,10 @@ class SamplingParameters:
     logprobs: int = -1
 
     def __post_init__(self) -> None:
-        for name, (low, high, rule) in _REALS.items():
+        for name, bounds in (*ENGINE_BOUNDS.items(), ("logprobs", _LOGPROBS)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InvalidField(name, value, f"must be {rule}")
-            if not low <= value <= high:  # false for NaN too
-                raise InvalidField(name, value, f"must be {rule}")
-            if name in _ABOVE_ZERO and value == 0:
-                raise InvalidField(name, value, f"must be {rule}")
-        for name, (low, high, rule) in _INTEGERS.items():
-            value = getattr(self, name)
-            if not _is_integer(value) or not low <= value <= high:
-                raise InvalidField(name, value, f"must be {rule}")
-        if self.seed is not None and not (_is_integer(self.seed) and 0 <= self.seed < SEED_LIMIT):
-            raise InvalidField("seed", self.seed, "must be an integer from 0 to 2**63 - 1")
+            if not bounds.hold(value) and not (name == "seed" and value is None):
+                raise InvalidField(name, value, f"must be {bounds.rule}")
         self._check_stop_token_ids()
         self._check_logit_bias()
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from contract.generation import NO_BOOLEAN
+
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kMGT]i?|K)?B?")
@@ -26,12 +28,6 @@ _SUBDOMAIN = r"[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?"
 _NODE = re.compile(_SUBDOMAIN)
 _KEY = re.compile(rf"(?:{_SUBDOMAIN}/)?[A-Za-z0-9](?:[-._A-Za-z0-9]{{0,61}}[A-Za-z0-9])?")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-def _no_boolean(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")  # noqa: TRY004
-    return value
 
 
 def _bytes(value: Any) -> int:
@@ -85,7 +81,6 @@ _TEXT = {"type": ["string", "integer"]}
 _LABEL_RULE = "must be a DNS-1123 label: lower case letters, digits and -, at most 63 characters"
 _NAME_RULE = _LABEL_RULE + ", starting with a letter (Services are named by it)"
 
-NO_BOOLEAN = BeforeValidator(_no_boolean)
 Integer = Annotated[int, NO_BOOLEAN]
 Positive = Annotated[Integer, Field(ge=1)]
 WorldSize = Annotated[Integer, Field(ge=1, le=1024)]  # more layers than any model has

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from itertools import starmap
 from typing import Any
 
+from contract.generation import SEED_LIMIT
 from runner.errors import InvalidField, ProtocolError
-from runner.sampling_parameters import SEED_LIMIT, SamplingParameters
+from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, Segment, StageTime, Step
 from runner.transport.wire import (
     DTYPES,

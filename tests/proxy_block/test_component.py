@@ -71,5 +71,5 @@ def test_every_type_in_the_file_is_enforced(name: str, value: Any) -> None:
 def test_a_whole_number_is_one_however_it_is_written() -> None:
     found = parse_generation_config({"max_new_tokens": 10.0, "temperature": 1})
     assert repr(found) == "{'max_new_tokens': 10, 'temperature': 1.0}"
-    with pytest.raises(ApiError, match=r"top_k = 1\.5: must be a valid integer"):
+    with pytest.raises(ApiError, match=r"top_k = 1\.5: must be a whole number"):
         parse_generation_config({"top_k": 1.5})

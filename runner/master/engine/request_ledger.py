@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from contract.generation import SEED_LIMIT
 from runner.errors import RunnerError
 from runner.master.engine.requests import (
     FINISHED_BY_LENGTH,
@@ -13,7 +14,7 @@ from runner.master.engine.requests import (
     GenerationRequest,
     TokenEvent,
 )
-from runner.sampling_parameters import SEED_LIMIT, SamplingParameters
+from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, SampledToken
 
 
