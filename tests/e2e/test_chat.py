@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.e2e.local_stack import LocalStack
+from tests.interrupts import heed_interrupts
 
 pytestmark = pytest.mark.slow
 LONG = "Write a very long story about a road that never ends."
@@ -34,6 +35,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
+            preexec_fn=heed_interrupts,
             env={**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "50"},
         )
         os.close(theirs)
