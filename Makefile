@@ -6,17 +6,34 @@ STAMP := $(VENV)/installed
 STACK ?= local
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint check bench
+# Several workers, each group of tests on one of them: tests/README.md.
+PYTEST := $(BIN)/python -m pytest
+WORKERS := -n auto --dist loadgroup --no-loadscope-reorder
+# `make test T=path::name`
+T ?=
+
+.PHONY: help up fast test test-all lint check bench
 
 help: ## Show these lines
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 up: $(STAMP) ## Install what is needed and run stacks/Pulumi.local.yaml here (STACK=name: another)
 	$(BIN)/splitstack up -s $(STACK)
 
-test: $(STAMP) ## Install what is needed and run every test
+fast: $(STAMP) ## Run the tests that need no network, no Go and no real model: two minutes
+	$(PYTEST) $(WORKERS) -m fast
+
+test: $(STAMP) ## Install what is needed and run the tests (T=path::name: one, without the rest)
+ifeq ($(T),)
 	$(BIN)/python -m tests.programs
-	$(BIN)/python -m pytest
+	$(PYTEST) $(WORKERS) -m 'not long'
+else
+	$(PYTEST) --bring-programs $(T)
+endif
+
+test-all: $(STAMP) ## Run every test: each architecture with each number of ranks, long fuzzing
+	$(BIN)/python -m tests.programs
+	$(PYTEST) $(WORKERS) --hypothesis-profile=long
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -24,7 +41,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test ## Lint, format, types, then every test
+check: lint test ## Lint, format, types, then the tests
 
 bench: $(STAMP) ## Measure against transformers, side by side; JSON on standard output
 	$(BIN)/python -m benchmarks.serving

@@ -4,10 +4,50 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
+
+from tests.lanes import sort_into_lanes
+from tests.programs import bring, needed_by, skip_without
 
 # Continuous integration judges a change by the same examples each time; elsewhere every run looks
 # for new ones.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--bring-programs",
+        action="store_true",
+        help="first bring the programs that the chosen tests need, as tests.programs brings all",
+    )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one more than processors, since a third of the time is waiting."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+# Before pytest-xdist's, which reads the groups.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Lanes for `-m`, groups for `--dist loadgroup`."""
+    sort_into_lanes(items, order=hasattr(config, "workerinput"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a program that is not on this machine."""
+    skip_without(needed_by(item))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Brings programs, saying so: to build one takes minutes."""
+    if session.config.getoption("--bring-programs"):
+        names = {name for item in session.items for name in needed_by(item)}
+        capture = session.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            if bring(names) != 0:
+                pytest.exit("a program that these tests need cannot be built", 1)

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -43,17 +44,38 @@ def program(name: str) -> Path | None:
 
 
 def needs(*names: str) -> pytest.MarkDecorator:
-    """Skips a test, or with `pytestmark` a module, when one of the programs is missing."""
+    """Skips a test, or with `pytestmark` a module, when one of the programs is missing.
+
+    Looked up when the test is about to run, so that who runs others waits for none of it.
+    """
+    return pytest.mark.needs(*names)
+
+
+def needed_by(item: pytest.Item) -> list[str]:
+    """The programs of its marks."""
+    return [name for mark in item.iter_markers("needs") for name in mark.args]
+
+
+def skip_without(names: Iterable[str]) -> None:
+    """What the mark does."""
     missing = [name for name in names if program(name) is None]
-    reason = f"{', '.join(missing)} missing: run `python -m tests.programs`"
-    return pytest.mark.skipif(bool(missing), reason=reason)
+    if missing:
+        pytest.skip(f"{', '.join(missing)} missing: run `python -m tests.programs`")
 
 
 def main() -> int:
+    """Bring all that is missing, and say how that ended as an exit code."""
+    return bring((*_DEBIAN_PACKAGES, *go_programs.GO_PROGRAMS))
+
+
+def bring(names: Iterable[str]) -> int:
     """Bring what is missing. 0 also where that cannot be: the tests say what they skip."""
-    _install_packages()
+    wanted = set(names)
+    _install_packages(wanted & _DEBIAN_PACKAGES.keys())
     try:
-        reason = go_programs.build_missing()
+        reason = go_programs.build_missing(
+            name for name in go_programs.GO_PROGRAMS if name in wanted
+        )
     except subprocess.CalledProcessError as failure:
         print(f"{' '.join(failure.cmd)}\n{failure.output}", file=sys.stderr)
         return 1
@@ -62,8 +84,8 @@ def main() -> int:
     return 0
 
 
-def _install_packages() -> None:
-    missing = sorted({_DEBIAN_PACKAGES[name] for name in _DEBIAN_PACKAGES if program(name) is None})
+def _install_packages(names: Iterable[str]) -> None:
+    missing = sorted({_DEBIAN_PACKAGES[name] for name in names if program(name) is None})
     if not missing:
         return
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]

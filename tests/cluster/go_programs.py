@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,26 +147,27 @@ def find(name: str) -> Path | None:
     return Path(found) if re.search(rf"\bv?{number}(?![\w.-])", output) else None
 
 
-def build_missing() -> str:
+def build_missing(names: Iterable[str] = tuple(GO_PROGRAMS)) -> str:
     """Build what `find` does not find, one after the other; returns why that cannot be, or "".
 
     Raises subprocess.CalledProcessError where Go is there and a build fails.
     """
-    if all(find(name) for name in GO_PROGRAMS):
+    wanted = list(names)
+    if all(find(name) for name in wanted):
         return ""
-    if reason := _why_no_go():
+    if reason := _why_no_go(wanted):
         return reason
     with _only_builder():
         find.cache_clear()
-        missing = [program for program in GO_PROGRAMS.values() if find(program.name) is None]
+        missing = [GO_PROGRAMS[name] for name in wanted if find(name) is None]
         for number, program in enumerate(missing, start=1):
             _build(program, f"[{number}/{len(missing)}] {program.name} {program.version}")
     find.cache_clear()
     return ""
 
 
-def _why_no_go() -> str:
-    names = ", ".join(name for name in GO_PROGRAMS if find(name) is None)
+def _why_no_go(wanted: Iterable[str]) -> str:
+    names = ", ".join(name for name in wanted if find(name) is None)
     if shutil.which("go") is None:
         return f"{names}: Go 1.26 or newer is needed to build them (https://go.dev/dl)"
     # The go command refuses a go.mod that asks for a newer Go than itself.

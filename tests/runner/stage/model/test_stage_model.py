@@ -14,6 +14,7 @@ from runner.stage.model.checkpoint import own_files
 from runner.stage.model.stage_model import StageModel
 from runner.steps import Admission, Segment, Step
 from tests.architectures_page import architectures_page
+from tests.lanes import each_once
 from tests.runner.stage.model.stage_pipeline import GREEDY, StagePipeline, Text
 from tests.small_models import (
     ARCHITECTURES,
@@ -52,25 +53,24 @@ def check_split(architecture, folder, ranks):
     asked = prompts(PROMPT_LENGTHS)
     expected = [generate(model, *pair) for pair in zip(asked, WANTED, strict=True)]
     assert len({token for output in expected for token in output}) >= LEAST_DISTINCT
-    for count in ranks:
-        pipeline = StagePipeline(folder, LAYERS, count)
-        alone = pipeline.run([Text(asked[1], WANTED[1])])
-        assert alone == expected[1:2], f"{count} ranks, one request"
-        pairs = list(zip(asked, WANTED, strict=True))
-        assert pipeline.run([Text(*pair) for pair in pairs]) == expected, f"{count} ranks, packed"
-        rest = zip(pairs, JOINS, CHUNKS, strict=True)
-        mixed = [Text(*pair, joins, chunk) for pair, joins, chunk in rest]
-        assert pipeline.run(mixed) == expected, f"{count} ranks, chunks, joining and leaving"
+    pipeline = StagePipeline(folder, LAYERS, ranks)
+    alone = pipeline.run([Text(asked[1], WANTED[1])])
+    assert alone == expected[1:2], "one request"
+    pairs = list(zip(asked, WANTED, strict=True))
+    assert pipeline.run([Text(*pair) for pair in pairs]) == expected, "packed"
+    rest = zip(pairs, JOINS, CHUNKS, strict=True)
+    mixed = [Text(*pair, joins, chunk) for pair, joins, chunk in rest]
+    assert pipeline.run(mixed) == expected, "chunks, joining and leaving"
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_split_equals_unsplit(architecture, tmp_path):
-    check_split(architecture, tmp_path, (1, 2, 4))
+@pytest.mark.parametrize(("architecture", "ranks"), each_once(ARCHITECTURES, (1, 2, 4)))
+def test_split_equals_unsplit(architecture, ranks, tmp_path):
+    check_split(architecture, tmp_path, ranks)
 
 
 @pytest.mark.parametrize("architecture", FURTHER_ARCHITECTURES)
 def test_split_equals_unsplit_further(architecture, tmp_path):
-    check_split(architecture, tmp_path, (2,))
+    check_split(architecture, tmp_path, 2)
 
 
 def test_longrope_short_beside_long_and_across_the_boundary(tmp_path):
@@ -90,7 +90,7 @@ def test_longrope_short_beside_long_and_across_the_boundary(tmp_path):
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_oss", "gemma2"])
 def test_unpacked_weights_give_the_same_tokens(architecture, tmp_path, monkeypatch):
     monkeypatch.setenv(SWITCH, "0")
-    check_split(architecture, tmp_path, (2,))
+    check_split(architecture, tmp_path, 2)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "phi3"])
