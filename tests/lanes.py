@@ -46,6 +46,18 @@ def each_once(names: Iterable[str], numbers: Sequence[int]) -> list[Any]:
     return found
 
 
+def each_value(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+    """Every pair, as parameters; `make test` runs as many as show each value of both once."""
+    once = {
+        (place % len(first), place % len(second)) for place in range(max(len(first), len(second)))
+    }
+    return [
+        pytest.param(one, other, marks=[] if (row, column) in once else [pytest.mark.long])
+        for row, one in enumerate(first)
+        for column, other in enumerate(second)
+    ]
+
+
 def is_fast(item: pytest.Item) -> bool:
     """Whether `make fast` runs it."""
     marks = {mark.name for mark in item.iter_markers()}

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from infra.local.machine import free_ports
+from tests.waiting import free_ports
 
 STACK = str(Path(__file__).parents[2] / "stacks" / "Pulumi.local.yaml")
 UP_LIMIT_S = 420
@@ -21,8 +21,7 @@ class LocalStack:
 
     def __init__(self, folder: Path, ranks: int) -> None:
         self.folder = folder
-        with free_ports(1) as (port,):
-            pass
+        (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         self._sets = ["--set", f"nnodes={ranks}", "--set", f"inference_server.node_port={port}"]
 

@@ -14,6 +14,7 @@ from runner.models.folder import resolve_model
 from tests.e2e.rank_group import MASTER, RankGroup
 from tests.e2e.streams import Stream, make_bodies, run_streams
 from tests.e2e.tcp_proxy import TcpProxy
+from tests.lanes import each_value
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slow
@@ -89,8 +90,9 @@ def wait_unready(group: RankGroup) -> None:
     wait_for(lambda: not group.ready(), NOTICED_S, "readiness turns false")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("rank", "number"), each_value([0, 1], [signal.SIGSTOP, signal.SIGKILL, signal.SIGTERM])
+)
 def test_lost_stage(
     group: RankGroup, expected: list[Stream], rank: int, number: signal.Signals
 ) -> None:
@@ -109,8 +111,10 @@ def test_lost_stage(
     assert group.processes[1 - rank].poll() is None
 
 
-@pytest.mark.parametrize("link", ["master-to-stage-0", "stage-0-to-stage-1", "stages-to-master"])
-@pytest.mark.parametrize("how", ["cut", "freeze"])
+@pytest.mark.parametrize(
+    ("link", "how"),
+    each_value(["master-to-stage-0", "stage-0-to-stage-1", "stages-to-master"], ["cut", "freeze"]),
+)
 def test_lost_network(
     group: RankGroup,
     links: dict[str, TcpProxy],

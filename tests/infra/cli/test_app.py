@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.local.machine import free_ports
+from tests.waiting import free_ports
 
 PHI = str(Path(__file__).parents[3] / "stacks" / "Pulumi.phi-128k-2.yaml")
 REQUEST = Path(__file__).parents[1] / "aios" / "splits_create_phi_128k_2.json"
@@ -111,8 +111,7 @@ def test_a_user_error_is_one_paragraph(
 ) -> None:
     if arguments[0] == "up":
         # The default port may be in use by a stack that runs on this machine.
-        with free_ports(1) as (port,):
-            pass
+        (port,) = free_ports(1)
         arguments += ("--set", f"inference_server.node_port={port}")
         done = splitstack(project, *arguments)
         done.stdout = done.stdout.partition("preparing")[0]

@@ -10,15 +10,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.local.machine import free_ports
 from infra.local.process import KeptProcess, ProcessDefinition
+from tests.waiting import free_ports
 
 SERVER = str(Path(__file__).with_name("small_server.py"))
 
 
 def definition(tmp_path: Path, *arguments: str, startup_s: float = 30.0) -> ProcessDefinition:
-    with free_ports(1) as (port,):
-        pass
+    (port,) = free_ports(1)
     started = ("--started", str(tmp_path / "started"))
     return ProcessDefinition(
         name="small",

@@ -17,8 +17,7 @@ import httpx
 import pytest
 
 from infra.local.child_process import start_time
-from infra.local.machine import free_ports
-from tests.waiting import wait_for
+from tests.waiting import free_ports, wait_for
 
 LOCAL = str(Path(__file__).parents[3] / "stacks" / "Pulumi.local.yaml")
 UP_LIMIT_S = 420
@@ -46,8 +45,7 @@ def status(folder: Path) -> dict[str, Any]:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """The folder that the stack runs in, of four ranks, and what `up --detach` said."""
     folder = tmp_path_factory.mktemp("project")
-    with free_ports(1) as (port,):
-        pass
+    (port,) = free_ports(1)
     sets = ["--set", "nnodes=4", "--set", f"inference_server.node_port={port}"]
     up = splitstack(folder, "up", "-s", LOCAL, "--detach", *sets, limit_s=UP_LIMIT_S)
     try:

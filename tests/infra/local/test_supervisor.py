@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from infra.local.child_process import start_time
-from infra.local.machine import free_ports
 from infra.local.supervisor import last_words
-from tests.waiting import wait_for
+from tests.waiting import free_ports, wait_for
 
 SERVER = Path(__file__).with_name("small_server.py")
 # Runs a supervisor over small servers in a process of its own, as the command line does.
@@ -50,12 +49,11 @@ class SmallStack:
     def __init__(self, folder: Path, extra: tuple[str, ...] = ()) -> None:
         self.folder = folder
         tiers = ("inference-server", "proxy-block", "master", "stage")
-        with free_ports(len(tiers)) as ports:
-            rows = []
-            for tier, port in zip(tiers, ports, strict=True):
-                arguments = [str(SERVER), str(port), "--started", str(folder / f"{tier}.pids")]
-                arguments += ["--ended", str(folder / "ended"), "--name", tier]
-                rows.append((tier, tier, port, [*arguments, *(extra if tier == "stage" else ())]))
+        rows = []
+        for tier, port in zip(tiers, free_ports(len(tiers)), strict=True):
+            arguments = [str(SERVER), str(port), "--started", str(folder / f"{tier}.pids")]
+            arguments += ["--ended", str(folder / "ended"), "--name", tier]
+            rows.append((tier, tier, port, [*arguments, *(extra if tier == "stage" else ())]))
         self.output = (folder / "output").open("w")
         self.process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(folder), json.dumps(rows)],

@@ -17,6 +17,7 @@ import pytest
 from contract.models import DEMO_MODEL
 from contract.specs import GroupSpec, render
 from tests.runner.master.serving import group_spec, wait_until
+from tests.waiting import free_ports
 
 IMPORTED = """
 import sys
@@ -25,14 +26,10 @@ print([name for name in ("torch", "transformers", "numpy") if name in sys.module
 """
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture
 def spec(demo_folder: Path) -> GroupSpec:
-    return group_spec(model_name=DEMO_MODEL, master_port=free_port(), http_port=free_port())
+    master_port, http_port = free_ports(2)
+    return group_spec(model_name=DEMO_MODEL, master_port=master_port, http_port=http_port)
 
 
 def start(folder: Path, spec: GroupSpec | str) -> subprocess.Popen[str]:

@@ -19,6 +19,7 @@ from runner.transport.control import ControlChannel, Join, Refusal
 from runner.transport.handshake import MASTER_RANK, NO_EPOCH, Hello, Refused, Role
 from runner.transport.wire import Epoch
 from tests.e2e.tcp_proxy import TcpProxy
+from tests.lanes import each_value
 from tests.runner.running_stages import Stages
 
 LAYERS = [(0, 2), (2, 4), (4, 6)]
@@ -105,8 +106,9 @@ def test_a_masters_death_costs_no_weights(stages: Stages, expected: list[int]) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1, 2])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("rank", "number"), each_value([0, 1, 2], [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+)
 def test_a_lost_stage(
     stages: Stages, expected: list[int], rank: int, number: signal.Signals
 ) -> None:
