@@ -6,9 +6,9 @@ STAMP := $(VENV)/installed
 STACK ?= local
 
 .DEFAULT_GOAL := help
-# Several workers, each group of tests on one of them: tests/README.md.
+# Several workers, what shares a stack on one of them: tests/README.md.
 PYTEST := $(BIN)/python -m pytest
-WORKERS := -n auto --dist loadgroup --no-loadscope-reorder
+WORKERS := -n auto --no-loadscope-reorder
 # `make test T=path::name`
 T ?=
 

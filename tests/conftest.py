@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.lanes import sort_into_lanes
 from tests.programs import bring, needed_by, skip_without
+from tests.workers import ByStack, longest_first
 
 # Continuous integration judges a change by the same examples each time; elsewhere every run looks
 # for new ones.
@@ -30,11 +32,16 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
-# Before pytest-xdist's, which reads the groups.
-@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByStack:
+    """Instead of `--dist`'s."""
+    return ByStack(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Lanes for `-m`, groups for `--dist loadgroup`."""
-    sort_into_lanes(items, order=hasattr(config, "workerinput"))
+    """Lanes for `-m`; the order in which several workers start."""
+    sort_into_lanes(items)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: longest_first(item.nodeid))
 
 
 @pytest.hookimpl(tryfirst=True)
