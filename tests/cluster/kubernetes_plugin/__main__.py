@@ -27,10 +27,10 @@ def main() -> None:
     add_ResourceProviderServicer_to_server(KubernetesProvider(version("pulumi-kubernetes")), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
+    # An engine that was killed ends nobody. Looked up before it can be: once it has the port.
+    engine = os.getppid()
     sys.stdout.write(f"{port}\n")
     sys.stdout.flush()
-    # An engine that was killed ends nobody.
-    engine = os.getppid()
     while os.getppid() == engine and server.wait_for_termination(_LOOK_S):
         pass
 
