@@ -33,7 +33,7 @@ endif
 
 test-all: $(STAMP) ## Run every test: each architecture with each number of ranks, long fuzzing
 	$(BIN)/python -m tests.programs
-	$(PYTEST) $(WORKERS) --hypothesis-profile=long
+	SPLITSTACK_FUZZ=10 $(PYTEST) $(WORKERS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -6,11 +6,14 @@ minutes; nobody marks it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 
+# Environment variable: how many times as many random cases.
+FUZZ = "SPLITSTACK_FUZZ"
 # Fixtures that stand for a real model, or for a stack or control plane of real processes.
 _NOT_FAST = frozenset(
     {"demo_folder", "demo_text", "demo_weights", "local_stack", "control_plane", "redis_server"}
@@ -22,6 +25,11 @@ def sort_into_lanes(items: Iterable[pytest.Item]) -> None:
     for item in items:
         if is_fast(item):
             item.add_marker(pytest.mark.fast)
+
+
+def examples(count: int) -> int:
+    """How many random cases a test tries: `count`, and ten times as many in `make test-all`."""
+    return count * int(os.environ.get(FUZZ, "1"))
 
 
 def each_once(names: Iterable[str], numbers: Sequence[int]) -> list[Any]:

@@ -6,7 +6,6 @@ The upstream is a small one: what an engine refuses is the engine's to be tested
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ import pytest
 
 from contract.specs import BlockSpec
 from tests.inference_server.conftest import Tiers
+from tests.lanes import examples
 from tests.web.fuzzing import fuzz
 from tests.web.tier_process import TierProcess
 
 BLOCK = "block-1"
-# A few hundred cases at each run; SPLITSTACK_FUZZ_EXAMPLES=1000 for the long one.
-EXAMPLES = int(os.environ.get("SPLITSTACK_FUZZ_EXAMPLES", "15"))
+# A few hundred cases at each run.
+EXAMPLES = examples(15)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,7 @@ def test_every_route_is_described(document: dict[str, Any], server: TierProcess)
             assert "200" in operation["responses"]
 
 
+@pytest.mark.slow
 def test_the_document_as_it_is(
     server: TierProcess, document: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -56,6 +57,7 @@ def test_the_document_as_it_is(
     assert "trace" not in server.errors()
 
 
+@pytest.mark.slow
 def test_requests_that_reach_the_block(
     server: TierProcess, proxy: TierProcess, document: dict[str, Any], tmp_path: Path
 ) -> None:

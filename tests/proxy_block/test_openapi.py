@@ -5,7 +5,6 @@ The upstream is a small one: what an engine refuses is the engine's to be tested
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ import jsonschema
 import pytest
 
 from contract.specs import ProxySpec, SessionsSpec
+from tests.lanes import examples
 from tests.web.fuzzing import fuzz
 from tests.web.small_upstream import SmallUpstream
 from tests.web.tier_process import TierProcess
 
-# A few hundred cases at each run; SPLITSTACK_FUZZ_EXAMPLES=1000 for the long one.
-EXAMPLES = int(os.environ.get("SPLITSTACK_FUZZ_EXAMPLES", "15"))
+# A few hundred cases at each run.
+EXAMPLES = examples(15)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,7 @@ def test_the_schema_of_data(document: dict[str, Any], data: object, valid: bool)
     assert jsonschema.Draft202012Validator(schema).is_valid(data) == valid
 
 
+@pytest.mark.slow
 def test_the_block_protocol(proxy: TierProcess, document: dict[str, Any], tmp_path: Path) -> None:
     document["paths"] = {
         path: operations

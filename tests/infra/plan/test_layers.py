@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from infra.plan.layers import PlanError, RankResources, plan_layers
 from infra.plan.model_shape import ModelShape
+from tests.lanes import examples
 
 
 def shape_of(layers, *, embedding=10, head=10, tied=False, kv=2):
@@ -79,7 +80,7 @@ ranks = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(shapes, ranks)
 def test_no_other_cut_is_better(shape, resources):
     inner = range(1, shape.num_layers)
@@ -103,7 +104,7 @@ def test_no_other_cut_is_better(shape, resources):
     assert sum(item.step_share for item in planned) == pytest.approx(1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(shapes, st.data())
 def test_layers_given_are_kept(shape, data):
     count = data.draw(st.integers(1, shape.num_layers))

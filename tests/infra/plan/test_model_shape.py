@@ -12,6 +12,7 @@ from contract.models import DEMO_MODEL
 from infra.plan.model_config import read_model_config
 from infra.plan.model_families import FAMILIES, REFUSED
 from infra.plan.model_shape import UnknownShape, UnsplittableModel, model_shape
+from tests.lanes import examples
 
 SIZES = {
     "hidden_size": 512,
@@ -197,7 +198,7 @@ def test_a_config_without_sizes_is_told(key, value):
         model_shape(without | ({} if key == "model_type" else {"model_type": "llama"}))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.sampled_from(sorted(CONFIGS)),
     st.dictionaries(

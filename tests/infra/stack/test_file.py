@@ -11,6 +11,7 @@ from infra.aios.import_split import import_split
 from infra.stack.faults import StackConfigError
 from infra.stack.file import apply_sets, load_stack_file, parse_deployment
 from tests.infra.deployments import MINIMAL, PHI
+from tests.lanes import examples
 
 
 def write(folder, text):
@@ -179,7 +180,7 @@ NONSENSE = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.dictionaries(st.sampled_from(list(places(DEPLOYMENT))), NONSENSE, min_size=1, max_size=3))
 def test_no_nonsense_raises_anything_else(changes):
     document = copy.deepcopy(DEPLOYMENT)

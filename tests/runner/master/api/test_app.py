@@ -18,6 +18,7 @@ from runner.master.api.bodies import ChatBody, CompletionBody
 from runner.master.api.defaults import ConfigurationBody
 from runner.master.api.generate import GenerateBody
 from runner.master.text.model_text import ModelText
+from tests.lanes import examples
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import DEPLOYMENT, MODEL, group_spec, served_engine, wait_until
 
@@ -224,7 +225,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("path", BODIES)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_whatever_a_field_holds_the_answer_is_an_answer_or_names_it(
     url: str, path: str, data: st.DataObject

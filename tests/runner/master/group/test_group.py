@@ -22,6 +22,7 @@ from tests.e2e.tcp_proxy import TcpProxy
 from tests.lanes import each_value
 from tests.runner.running_stages import Stages
 
+pytestmark = pytest.mark.slow
 LAYERS = [(0, 2), (2, 4), (4, 6)]
 PROMPT = (5, 17, 99, 3, 42, 7, 64)
 COUNT = 12
@@ -105,7 +106,6 @@ def test_a_masters_death_costs_no_weights(stages: Stages, expected: list[int]) -
     run(work())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "number"), each_value([0, 1, 2], [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
 )
@@ -130,7 +130,6 @@ def test_a_lost_stage(
     run(work())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("host", [*LINKS.values(), MASTER_LINK])
 @pytest.mark.parametrize("how", ["cut", "freeze"])
 def test_a_lost_link(

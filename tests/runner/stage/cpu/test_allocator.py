@@ -65,6 +65,7 @@ def test_memory_goes_back_to_the_system():
     assert after < 8 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not supported(), reason="this torch has no packed linear layers")
 def test_prepared_kernels_are_bounded_and_freed_ones_are_given_back():
     busy, idle = resident_bytes(EVERY_NUMBER_OF_ROWS)

@@ -171,6 +171,7 @@ print(memory("VmRSS") - before, memory("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 def test_originals_are_freed_one_by_one():
     output = subprocess.run(
         [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True

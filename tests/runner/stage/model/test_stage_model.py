@@ -68,6 +68,7 @@ def test_split_equals_unsplit(architecture, ranks, tmp_path):
     check_split(architecture, tmp_path, ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", FURTHER_ARCHITECTURES)
 def test_split_equals_unsplit_further(architecture, tmp_path):
     check_split(architecture, tmp_path, 2)
