@@ -1,0 +1,11 @@
+"""What two sides must agree on, and nothing that only one side needs.
+
+specs       the file with which every process is started, ports, limits
+names       what infra writes on Kubernetes objects and the inference server reads
+generation  every generation parameter with its bounds, by surface
+api_keys    an API key's entry
+models      models that both the plan and the runner know by name
+faults      path, value, rule: the one wording of a mistake
+
+Imports nothing of ours and, of others', pydantic. Everything may import it.
+"""
