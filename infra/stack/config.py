@@ -1,7 +1,7 @@
 """The typed stack file: every key under `splitstack:deployment`, its default and its meaning.
 
 The only place with defaults; what the process contract defaults already is taken from there.
-Rules that join several keys are in `stack_validation`, the JSON Schema in `stack_schema`.
+Rules that join several keys are in `rules`, the JSON Schema in `reference`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pydantic import BeforeValidator, Field
 
 from contract.specs import RANK_MASTER_PORT, GroupSpec
 from infra.stack import types
-from infra.stack.section import Section
 from infra.stack.tier_config import (
     InferenceServer,
     NetworkPolicies,
@@ -26,7 +25,7 @@ GpuPinning = Literal["visible-devices", "resource", "dra", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class CommonParams(Section):
+class CommonParams(types.Section):
     """What all ranks share."""
 
     model_name: types.NonEmptyText
@@ -51,7 +50,7 @@ class CommonParams(Section):
     """Prompt tokens per step: longer prompts are prefilled in chunks."""
 
 
-class RankParams(Section):
+class RankParams(types.Section):
     """What one rank has of its own."""
 
     rank: Annotated[types.Integer, Field(ge=0)]
@@ -95,7 +94,7 @@ class RankParams(Section):
         return devices[ordinal] if ordinal < len(devices) else ""
 
 
-class Images(Section):
+class Images(types.Section):
     """Where images come from. The local stack uses none."""
 
     builder: Literal["docker", "reference"] = "docker"
@@ -110,7 +109,7 @@ class Images(Section):
     """Build arguments of the Dockerfiles: BASE_IMAGE, TORCH, TORCH_INDEX, DEMO_MODEL, ..."""
 
 
-class Cluster(Section):
+class Cluster(types.Section):
     """How a cluster is reached."""
 
     kubeconfig: types.Text = ""
@@ -119,7 +118,7 @@ class Cluster(Section):
     """Context in that file; empty: its current one."""
 
 
-class Namespaces(Section):
+class Namespaces(types.Section):
     """Namespaces beside `namespace`, which the ranks are in."""
 
     create: bool = True
@@ -130,7 +129,7 @@ class Namespaces(Section):
     """Namespace of the inference server."""
 
 
-class Timeouts(Section):
+class Timeouts(types.Section):
     """How long a deployment waits for an object."""
 
     create_s: types.Seconds | None = None
@@ -139,7 +138,7 @@ class Timeouts(Section):
     """Seconds for an object to go, beyond the time in which it drains."""
 
 
-class ModelCache(Section):
+class ModelCache(types.Section):
     """Where ranks in a cluster keep downloaded weights."""
 
     mode: Literal["empty-dir", "existing-claim", "own-claim"] = "empty-dir"
@@ -152,7 +151,7 @@ class ModelCache(Section):
     """Storage class of our own claims; empty: the cluster's default."""
 
 
-class Toleration(Section):
+class Toleration(types.Section):
     """One toleration of the rank pods, as in Kubernetes."""
 
     key: types.Key = ""
@@ -174,7 +173,7 @@ _EMPTY_CLUSTERS = BeforeValidator(
 )
 
 
-class DeploymentConfig(Section):
+class DeploymentConfig(types.Section):
     """One split model with its tiers."""
 
     deployment_name: types.Name

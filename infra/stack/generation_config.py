@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contract.generation import BlockGeneration
-from infra.stack.section import Section
+from infra.stack.types import Section
 
 
 class GenerationConfig(Section, BlockGeneration):

@@ -16,10 +16,9 @@ from contract.specs import (
 )
 from infra.stack import types
 from infra.stack.generation_config import GenerationConfig
-from infra.stack.section import Section
 
 
-class Sessions(Section):
+class Sessions(types.Section):
     """How far a session's history grows."""
 
     max_turns: types.Positive = SessionsSpec.max_turns
@@ -30,7 +29,7 @@ class Sessions(Section):
     """Seconds after its last request at which a session is forgotten."""
 
 
-class Autoscaler(Section):
+class Autoscaler(types.Section):
     """How instances follow load between min_instances and max_instances."""
 
     cpu_percent: Annotated[types.Integer, Field(ge=1, le=100)] = 70
@@ -41,7 +40,7 @@ class Autoscaler(Section):
     """Seconds of less load before an instance goes."""
 
 
-class Probe(Section):
+class Probe(types.Section):
     """How often an instance is asked whether it lives."""
 
     period_s: Annotated[types.Integer, Field(ge=1, le=3600)] = 1
@@ -50,7 +49,7 @@ class Probe(Section):
     """Questions in a row without an answer after which it is restarted, or gets no requests."""
 
 
-class ProxyBlock(Section):
+class ProxyBlock(types.Section):
     """One block: chat sessions and the block protocol in front of rank 0."""
 
     block_id: types.Label
@@ -83,7 +82,7 @@ class ProxyBlock(Section):
     """Port of its HTTP API in the cluster."""
 
 
-class RequestLog(Section):
+class RequestLog(types.Section):
     """Who asked which block when, what it cost and how it ended, at /logs of the public API."""
 
     enabled: bool = True
@@ -94,7 +93,7 @@ class RequestLog(Section):
     """Whether questions and answers are kept too."""
 
 
-class InferenceServer(Section):
+class InferenceServer(types.Section):
     """The public API."""
 
     enabled: bool = True
@@ -117,7 +116,7 @@ class InferenceServer(Section):
     """Memory: request and limit."""
 
 
-class SessionStore(Section):
+class SessionStore(types.Section):
     """Where the proxy blocks keep histories in a cluster; on one machine always SQLite."""
 
     mode: Literal["sqlite", "valkey", "url"] = "sqlite"
@@ -136,7 +135,7 @@ class SessionStore(Section):
     """Memory of Valkey: request and limit; half of it is for histories."""
 
 
-class NetworkPolicies(Section):
+class NetworkPolicies(types.Section):
     """What may reach the pods of this stack, and what they may reach."""
 
     enabled: bool = True
@@ -145,7 +144,7 @@ class NetworkPolicies(Section):
     """Namespace whose pods may read metrics; empty: none."""
 
 
-class Observability(Section):
+class Observability(types.Section):
     """What a Prometheus and a Grafana of the cluster find of this stack."""
 
     enabled: bool = False

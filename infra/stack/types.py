@@ -1,11 +1,11 @@
-"""The value types of the stack file: what is accepted for each, and what its schema says."""
+"""What the stack file is made of: sections, and the types of their values with their schema."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from contract.generation import NO_BOOLEAN
 
@@ -28,6 +28,19 @@ _SUBDOMAIN = r"[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?"
 _NODE = re.compile(_SUBDOMAIN)
 _KEY = re.compile(rf"(?:{_SUBDOMAIN}/)?[A-Za-z0-9](?:[-._A-Za-z0-9]{{0,61}}[A-Za-z0-9])?")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Section(BaseModel):
+    """A mapping that refuses keys it does not know."""
+
+    # Numbers stand for strings because `pulumi config set --path` writes a bare 0.
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 def _bytes(value: Any) -> int:
