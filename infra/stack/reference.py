@@ -1,17 +1,45 @@
-"""The table of every key of the stack file, out of its schema.
+"""What the stack file's keys are, for editors and for people: its JSON Schema and a table.
 
-`python -m infra.stack.reference` prints it; docs/stack-file.md holds it.
+`python -m infra.stack.reference` prints the table, which docs/stack-file.md holds; with --schema
+it prints what is checked in as infra/stack.schema.json.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-from infra.stack.schema import schema
+from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
 
 _HEADER = "| Key | Type | Default | Meaning |\n|---|---|---|---|\n"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a stack file; secrets and other programs' keys are not its business."""
+    deployment = DeploymentConfig.model_json_schema()
+    definitions = deployment.pop("$defs")
+    definitions["DeploymentConfig"] = deployment
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Pulumi.<stack>.yaml of Splitstack",
+        "type": "object",
+        "required": ["config"],
+        "properties": {
+            "config": {
+                "type": "object",
+                "required": [DEPLOYMENT_KEY],
+                "properties": {DEPLOYMENT_KEY: {"$ref": "#/$defs/DeploymentConfig"}},
+            }
+        },
+        "$defs": definitions,
+    }
+
+
+def schema_text() -> str:
+    """The schema as the file infra/stack.schema.json holds it."""
+    return json.dumps(schema(), indent=2, sort_keys=True) + "\n"
 
 
 def reference_table() -> str:
@@ -72,4 +100,4 @@ def _type_label(field: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(reference_table(), end="")
+    print(schema_text() if "--schema" in sys.argv[1:] else reference_table(), end="")

@@ -7,8 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from infra.stack.reference import reference_table
-from infra.stack.schema import schema, schema_text
+from infra.stack.reference import reference_table, schema, schema_text
 
 ROOT = Path(__file__).parents[3]
 STACK_FILES = sorted((ROOT / "stacks").glob("Pulumi.*.yaml"))
@@ -17,7 +16,7 @@ STACK_FILES = sorted((ROOT / "stacks").glob("Pulumi.*.yaml"))
 def test_the_checked_in_schema_is_the_generated_one():
     checked_in = (ROOT / "infra" / "stack.schema.json").read_text("utf-8")
     assert checked_in == schema_text(), (
-        "run: python -m infra.stack.schema > infra/stack.schema.json"
+        "run: python -m infra.stack.reference --schema > infra/stack.schema.json"
     )
     jsonschema.Draft202012Validator.check_schema(json.loads(checked_in))
 
