@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from infra.local.child_process import die_with_parent
+from infra.local.process import die_with_parent
 from infra.stack.local_error import LocalStackError
 
 

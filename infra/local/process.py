@@ -1,9 +1,13 @@
-"""One process kept alive as a kubelet keeps a container: restart policy Always, liveness probe."""
+"""A process that does not outlive this one, kept alive as a kubelet keeps a container. Linux.
+
+Restart policy Always, liveness probe.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -13,14 +17,42 @@ from pathlib import Path
 
 import httpx
 
-from infra.local.child_process import die_with_parent, start_time
-
 PROBE_PERIOD_S = 1.0
 PROBE_TIMEOUT_S = 1.0
 FAILURE_THRESHOLD = 3
 # A kubelet's back-off starts at 10 s; here a person waits.
 RESTART_DELAYS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 10.0)
 STABLE_AFTER_S = 10.0
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def die_with_parent() -> Callable[[], None]:
+    """A preexec_fn: the kernel kills the child when the thread that starts it ends.
+
+    So start children from the main thread only (prctl(2), PR_SET_PDEATHSIG).
+    """
+    parent = os.getpid()
+
+    def before_exec() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the call
+            os._exit(1)
+
+    return before_exec
+
+
+def start_time(pid: int) -> int | None:
+    """Clock ticks from boot to the process's start, None where it is gone: with the pid, its name.
+
+    Field 22 of /proc/PID/stat (proc(5)); a zombie counts as gone.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    after_name = stat.rpartition(")")[2].split()
+    return None if after_name[0] == "Z" else int(after_name[19])
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from infra.local import machine
-from infra.local.child_process import start_time
 from infra.local.fit import addresses, check_inference_port, fit, port_count
 from infra.local.model_preparation import prepare_model
+from infra.local.process import start_time
 from infra.local.processes import define_processes
 from infra.local.progress import Progress
 from infra.local.state import (

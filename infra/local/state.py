@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.local.child_process import start_time
-from infra.local.process import KeptProcess
+from infra.local.process import KeptProcess, start_time
 from infra.stack.local_error import LocalStackError
 
 ROOT = Path(".splitstack")

@@ -17,7 +17,7 @@ import kubernetes.client
 import kubernetes.config
 from kubernetes.client import ApiClient, ApiException
 
-from infra.local.child_process import die_with_parent
+from infra.local.process import die_with_parent
 from tests.cluster.certificates import Authority, service_account_key
 from tests.cluster.nodes import GPU_DRIVER, Node, device_class
 from tests.cluster.pod_network import GATEWAY

@@ -15,7 +15,7 @@ from typing import Any
 
 from kubernetes.client import ApiClient, CoreV1Api
 
-from infra.local.child_process import die_with_parent
+from infra.local.process import die_with_parent
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pod_network import GATEWAY, Namespace, PodNetwork
 from tests.waiting import wait_for

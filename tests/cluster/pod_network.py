@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.local.child_process import die_with_parent
+from infra.local.process import die_with_parent
 from tests.waiting import wait_for
 
 _OPEN_NAMESPACES = ["unshare", "--user", "--map-root-user", "--net", "--mount"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from infra.local.child_process import die_with_parent
+from infra.local.process import die_with_parent
 from tests.programs import program
 
 REPOSITORY = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from contract.specs import render
-from infra.local.child_process import die_with_parent
+from infra.local.process import die_with_parent
 from tests.waiting import free_ports, wait_for
 
 # A second's work; on a machine that runs other tests too it may take its time.

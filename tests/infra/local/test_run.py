@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.local.child_process import start_time
+from infra.local.process import start_time
 from tests.waiting import free_ports, wait_for
 
 LOCAL = str(Path(__file__).parents[3] / "stacks" / "Pulumi.local.yaml")

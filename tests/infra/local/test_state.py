@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.local.child_process import start_time
+from infra.local.process import start_time
 from infra.local.state import (
     ProcessState,
     StackState,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra.local.child_process import start_time
+from infra.local.process import start_time
 from infra.local.supervisor import last_words
 from tests.waiting import free_ports, wait_for
 
