@@ -7,25 +7,24 @@ from typing import Any
 
 from infra.plan.layers import RankPlan
 from infra.plan.stack_plan import StackPlan
+from infra.plan.table import table_lines
 from infra.stack.config import RankParams
 
 WIDTH = 96
 _HEADINGS = (
     "rank", "node", "devices", "layers", "weight bytes", "KV bytes", "KV tokens", "step share"
 )  # fmt: skip
-_LEFT_ALIGNED = 4
+_NUMBERS = range(4, len(_HEADINGS))
 
 
 def render_plan(plan: StackPlan) -> str:
     """The table with a line about the model above and the notes below; no trailing newline."""
     rows = [_HEADINGS, *(_row(plan, rank) for rank in range(len(plan.ranks)))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
     model = f"{plan.model_name} ({plan.model_type or 'shape not known'}, {plan.dtype})"
     ranks = "1 rank" if len(plan.ranks) == 1 else f"{len(plan.ranks)} ranks"
     longest = f", up to {plan.max_model_len:,} tokens a request" if plan.max_model_len else ""
     lines = [f"{plan.deployment_name}: {model} over {ranks}{longest}", ""]
-    lines += [_aligned(row, widths) for row in rows]
-    lines.insert(3, "  ".join("-" * width for width in widths))
+    lines += table_lines(rows, right=_NUMBERS)
     for note in plan.notes:
         lines += ["", *textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ")]
     return "\n".join(lines)
@@ -82,14 +81,6 @@ def _row(plan: StackPlan, index: int) -> tuple[str, ...]:
         "-" if rank.kv_budget_tokens is None else f"{rank.kv_budget_tokens:,}",
         "-" if rank.step_share is None else f"{rank.step_share:.1%}",
     )
-
-
-def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
-    cells = [
-        cell.ljust(width) if column < _LEFT_ALIGNED else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    return "  ".join(cells).rstrip()
 
 
 def _kv_size(rank: RankPlan) -> str:

@@ -16,9 +16,9 @@ def no_hub(monkeypatch):
 def test_the_table():
     lines = render_plan(planned(LOCAL, "per_rank_params=[{rank: 0, memory: 4G}]")).splitlines()
     assert lines[2].split("  ")[0] == "rank"
-    assert lines[4].split() == ["0", "-", "cpu", "0-18", "382.3", "MB", "2.6", "GB", "89,696",
+    assert lines[3].split() == ["0", "-", "cpu", "0-18", "382.3", "MB", "2.6", "GB", "89,696",
                                 "50.0%"]  # fmt: skip
-    assert lines[5].split() == ["1", "-", "cpu", "19-29", "269.0", "MB", "16.9", "KB/token", "-",
+    assert lines[4].split() == ["1", "-", "cpu", "19-29", "269.0", "MB", "16.9", "KB/token", "-",
                                 "50.0%"]  # fmt: skip
     assert max(map(len, lines)) <= 100
     assert lines[-1].startswith("note: memory was not checked for rank 1")

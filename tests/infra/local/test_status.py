@@ -5,8 +5,7 @@ import time
 
 import pytest
 
-from infra.local.live_view import TokenRate
-from infra.local.pipeline_report import render_pipeline
+from infra.local.status import TokenRate, render_pipeline
 
 RANK = {
     "rank": 0,
