@@ -18,7 +18,7 @@ from infra.local.log_reader import log_lines
 from infra.local.progress import Progress
 from infra.local.run import run_stack, start_detached, stop_stack
 from infra.local.state import find_folder, find_state
-from infra.local.status import read_status, render_status, watch_status
+from infra.local.status import read_status, render_status, show_live, watch_status
 from infra.plan.report import plan_to_json, render_plan
 from infra.plan.stack_plan import plan_stack
 from infra.stack.api_keys import make_api_key
@@ -87,7 +87,7 @@ def status(
         stack_file = _cluster_stack(stack)
         if stack_file is None:
             raise
-        raise typer.Exit(_show_cluster_status(stack_file, as_json)) from None
+        raise typer.Exit(_show_cluster_status(stack_file, as_json, watch)) from None
     if watch:
         watch_status(lambda: find_state(stack)[1])
         raise typer.Exit
@@ -96,11 +96,17 @@ def status(
     raise typer.Exit(0 if found.phase == "ready" else 1)
 
 
-def _show_cluster_status(stack_file: StackFile, as_json: bool) -> int:
+def _show_cluster_status(stack_file: StackFile, as_json: bool, watch: bool) -> int:
     # Imported here: the client takes half a second, and most commands do not need it.
-    from infra.inspect.status import read_cluster_status, render_cluster_status
+    from infra.inspect.status import ClusterStatus, read_cluster_status, render_cluster_status
 
-    found = read_cluster_status(stack_file.stack, stack_file.deployment)
+    def read() -> ClusterStatus:
+        return read_cluster_status(stack_file.stack, stack_file.deployment)
+
+    if watch:
+        show_live(lambda: render_cluster_status(read()))
+        return 0
+    found = read()
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else render_cluster_status(found))
     return 0 if found.ready else 1
 
