@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,7 @@ from dataclasses import replace
 
 from infra.local import machine
 from infra.local.fit import addresses, check_inference_port, fit, port_count
-from infra.local.model_preparation import prepare_model
-from infra.local.process import start_time
+from infra.local.process import die_with_parent, start_time
 from infra.local.processes import define_processes
 from infra.local.progress import Progress
 from infra.local.state import (
@@ -32,6 +32,7 @@ from infra.plan.stack_plan import StackPlan, plan_stack
 from infra.stack.config import DeploymentConfig
 from infra.stack.curl_line import curl_line
 from infra.stack.file import StackFile
+from infra.stack.local_error import LocalStackError
 
 # Time for the processes to import what they need, beside the time to load.
 _STARTUP_MARGIN_S = 120.0
@@ -69,7 +70,7 @@ def _run(stack_file: StackFile, folder: StateFolder, progress: Progress) -> int:
     common = deployment.common_params
     progress.say(f"preparing {common.model_name}")
     with _terminating_as_interrupt():
-        commit = prepare_model(common.model_name, common.model_revision)
+        commit = _prepare_model(common.model_name, common.model_revision)
     plan = plan_stack(deployment)
     with machine.free_ports(port_count(deployment)) as ports:
         places = addresses(deployment, ports)
@@ -90,6 +91,32 @@ def _run(stack_file: StackFile, folder: StateFolder, progress: Progress) -> int:
         summary=state.summary,
     )
     return asyncio.run(supervisor.run())
+
+
+def _prepare_model(name: str, revision: str) -> str:
+    """Have the runner fetch configuration and tokenizer (a demo model: all of it).
+
+    Returns the commit that the name stands for now. Progress goes to our standard error. Raises
+    LocalStackError with the runner's sentence.
+    """
+    command = [sys.executable, "-m", "runner.models.folder", name, "--revision", revision]
+    finished = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        preexec_fn=die_with_parent(),
+        check=False,
+    )
+    try:
+        answer = json.loads(finished.stdout)
+    except ValueError:
+        raise LocalStackError(
+            f"model_name = {name!r}: {' '.join(command[1:4])} ended with code "
+            f"{finished.returncode}; the cause is printed above"
+        ) from None
+    if "error" in answer:
+        raise LocalStackError(answer["error"])
+    return str(answer["commit"])
 
 
 @contextlib.contextmanager
