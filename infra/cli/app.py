@@ -22,14 +22,13 @@ from infra.local.status import read_status, render_status, show_live, watch_stat
 from infra.plan.report import plan_to_json, render_plan
 from infra.plan.stack_plan import plan_stack
 from infra.stack.api_keys import make_api_key
-from infra.stack.faults import StackConfigError
+from infra.stack.faults import StackConfigError, UserError
 from infra.stack.file import (
     StackFile,
     load_stack_file,
     read_stack_document,
     require_clusters,
 )
-from infra.stack.local_error import LocalStackError
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -83,7 +82,7 @@ def status(
     """Show a stack's processes here, or its pods in its clusters; exit code 1 unless ready."""
     try:
         _, state = find_state(stack)
-    except LocalStackError:
+    except UserError:
         stack_file = _cluster_stack(stack)
         if stack_file is None:
             raise
@@ -122,15 +121,15 @@ def logs(
     """Print the logs of a stack's processes."""
     try:
         folder = find_folder(stack)
-    except LocalStackError:
+    except UserError:
         if stack_file := _cluster_stack(stack):
-            raise LocalStackError(_cluster_logs_hint(stack_file)) from None
+            raise UserError(_cluster_logs_hint(stack_file)) from None
         raise
     files = folder.logs()
     known = {path.stem: path for path in files}
     for name in names or []:
         if name not in known:
-            raise LocalStackError(f"no process {name!r} here; there are: {', '.join(known)}")
+            raise UserError(f"no process {name!r} here; there are: {', '.join(known)}")
     for line in log_lines([known[name] for name in names] if names else files, follow=follow):
         typer.echo(line)
 
@@ -151,7 +150,7 @@ def chat(
 ) -> None:
     """Talk to a running stack; Ctrl-C stops an answer."""
     if bool(stack) == bool(url):
-        raise LocalStackError("chat: give either --stack, of a stack that runs here, or --url")
+        raise UserError("chat: give either --stack, of a stack that runs here, or --url")
     session = open_chat(url or find_state(stack)[1].front_url, key, model)
     given = {"max_completion_tokens": max_tokens, "temperature": temperature}
     session.system = system
@@ -228,7 +227,7 @@ def _stack_path(stack: str) -> Path:
         there = (
             f"there are: {', '.join(known)}" if known else f"there are none in {STACKS.resolve()}"
         )
-        raise LocalStackError(f"--stack {stack}: no file {path}; {there}")
+        raise UserError(f"--stack {stack}: no file {path}; {there}")
     return path
 
 
@@ -249,7 +248,7 @@ def _cluster_stack(stack: str) -> StackFile | None:
     """The file of a stack that is in clusters; None for one that is not, or has no file."""
     try:
         stack_file = _load(stack, None)
-    except LocalStackError:
+    except UserError:
         return None
     return stack_file if stack_file.deployment.clusters else None
 
@@ -268,9 +267,9 @@ def _read_json(file: str) -> Any:
     try:
         return json.loads(sys.stdin.read() if file == "-" else Path(file).read_text("utf-8"))
     except OSError as error:
-        raise LocalStackError(f"{file}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise LocalStackError(f"{file}: is not JSON: {error}") from error
+        raise UserError(f"{file}: is not JSON: {error}") from error
 
 
 def main() -> None:
@@ -283,7 +282,7 @@ def _run(command: Callable[[], Any]) -> int:
         command()
     except SystemExit as ending:
         return ending.code if isinstance(ending.code, int) else 1
-    except (LocalStackError, StackConfigError) as error:
+    except (UserError, StackConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     except BrokenPipeError:  # `splitstack logs | head`

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import httpx
 
-from infra.stack.local_error import LocalStackError
+from infra.stack.faults import UserError
 
 CONNECT_TIMEOUT_S = 5.0
 _HELP = """\
@@ -115,24 +115,22 @@ class ChatSession:
 
 
 def open_chat(url: str, key: str, model: str) -> ChatSession:
-    """A session with `model`, or with the first block; raises LocalStackError."""
+    """A session with `model`, or with the first block; raises UserError."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
     client = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
     try:
         answer = client.get("/v1/models", timeout=CONNECT_TIMEOUT_S)
     except httpx.HTTPError as error:
-        raise LocalStackError(
-            f"{url} cannot be reached: {error or type(error).__name__}"
-        ) from error
+        raise UserError(f"{url} cannot be reached: {error or type(error).__name__}") from error
     if not answer.is_success:
         hint = "; give it with SPLITSTACK_API_KEY" if answer.status_code == 401 else ""
-        raise LocalStackError(f"{url}: {_refusal(answer)}{hint}")
+        raise UserError(f"{url}: {_refusal(answer)}{hint}")
     known = [str(entry["id"]) for entry in answer.json()["data"]]
     if model and model not in known:
-        raise LocalStackError(f"--model {model}: no such block; there are: {', '.join(known)}")
+        raise UserError(f"--model {model}: no such block; there are: {', '.join(known)}")
     if not known:
-        raise LocalStackError(f"{url} serves no block yet")
+        raise UserError(f"{url} serves no block yet")
     return ChatSession(client, model or known[0])
 
 

@@ -8,7 +8,7 @@ from infra.local import machine
 from infra.local.state import ROOT, StateFolder, supervisor_runs
 from infra.plan.process_specs import Addresses, StagePorts
 from infra.stack.config import DeploymentConfig, RankParams
-from infra.stack.local_error import LocalStackError
+from infra.stack.faults import UserError
 
 # The rest is left to what else runs here.
 MEMORY_SHARE = 0.8
@@ -17,7 +17,7 @@ MEMORY_SHARE = 0.8
 def fit(deployment: DeploymentConfig) -> DeploymentConfig:
     """Cores and memory for the ranks that name none, and the loopback for every rank.
 
-    Raises LocalStackError where the machine lacks the memory or the GPUs that are asked for.
+    Raises UserError where the machine lacks the memory or the GPUs that are asked for.
     """
     if deployment.gpu_pinning != "none":
         _check_gpus(deployment)
@@ -25,7 +25,7 @@ def fit(deployment: DeploymentConfig) -> DeploymentConfig:
     available = machine.available_memory()
     asked = sum(params.memory or 0 for params in ranks)
     if asked > available:
-        raise LocalStackError(
+        raise UserError(
             f"per_rank_params: the ranks ask for {asked:,} bytes of memory together and this "
             f"machine has {available:,} available; give them less, or end what else runs here"
         )
@@ -50,7 +50,7 @@ def _fit_rank(params: RankParams, cores: int, memory: int) -> RankParams:
 def _check_gpus(deployment: DeploymentConfig) -> None:
     found = machine.gpu_count()
     if found < deployment.nnodes:
-        raise LocalStackError(
+        raise UserError(
             f"gpu_pinning = {deployment.gpu_pinning!r}: each of the {deployment.nnodes} ranks "
             f"needs a GPU of its own and this machine has {found}; deploy the stack on its "
             "clusters with pulumi up, or run it on CPU with --set gpu_pinning=none and without "
@@ -67,7 +67,7 @@ def stage_environment(deployment: DeploymentConfig, rank: int) -> dict[str, str]
 
 
 def check_inference_port(deployment: DeploymentConfig) -> None:
-    """Raises LocalStackError that names who has the port where that is a stack of ours."""
+    """Raises UserError that names who has the port where that is a stack of ours."""
     port = deployment.inference_server.node_port
     if not deployment.inference_server.enabled or machine.port_is_free(port):
         return
@@ -77,7 +77,7 @@ def check_inference_port(deployment: DeploymentConfig) -> None:
         state = StateFolder(path.parent.name).read()
         if state and state.front_url == url and supervisor_runs(state):
             holder = f"deployment {state.deployment_name}"
-    raise LocalStackError(
+    raise UserError(
         f"inference_server.node_port = {port}: the port is in use by {holder}; end that, or take "
         "another port with --set inference_server.node_port=PORT"
     )

@@ -31,8 +31,8 @@ from infra.plan.report import render_plan
 from infra.plan.stack_plan import StackPlan, plan_stack
 from infra.stack.config import DeploymentConfig
 from infra.stack.curl_line import curl_line
+from infra.stack.faults import UserError
 from infra.stack.file import StackFile
-from infra.stack.local_error import LocalStackError
 
 # Time for the processes to import what they need, beside the time to load.
 _STARTUP_MARGIN_S = 120.0
@@ -42,7 +42,7 @@ _POLL_S = 0.2
 def run_stack(stack_file: StackFile) -> int:
     """Bring the stack up, keep it running, drain it on a signal; returns the exit code.
 
-    Raises LocalStackError and StackConfigError before any process of it has been started.
+    Raises UserError and StackConfigError before any process of it has been started.
     """
     folder = StateFolder(stack_file.deployment.deployment_name)
     with folder.lock():
@@ -97,7 +97,7 @@ def _prepare_model(name: str, revision: str) -> str:
     """Have the runner fetch configuration and tokenizer (a demo model: all of it).
 
     Returns the commit that the name stands for now. Progress goes to our standard error. Raises
-    LocalStackError with the runner's sentence.
+    UserError with the runner's sentence.
     """
     command = [sys.executable, "-m", "runner.models.folder", name, "--revision", revision]
     finished = subprocess.run(
@@ -110,12 +110,12 @@ def _prepare_model(name: str, revision: str) -> str:
     try:
         answer = json.loads(finished.stdout)
     except ValueError:
-        raise LocalStackError(
+        raise UserError(
             f"model_name = {name!r}: {' '.join(command[1:4])} ended with code "
             f"{finished.returncode}; the cause is printed above"
         ) from None
     if "error" in answer:
-        raise LocalStackError(answer["error"])
+        raise UserError(answer["error"])
     return str(answer["commit"])
 
 
@@ -152,7 +152,7 @@ def _with_urls(
 def start_detached(stack_file: StackFile, sets: Sequence[str]) -> int:
     """`up` in a session of its own; its output is relayed until the stack is ready or has failed.
 
-    Returns the exit code. Raises LocalStackError when the deployment is already running.
+    Returns the exit code. Raises UserError when the deployment is already running.
     """
     folder = StateFolder(stack_file.deployment.deployment_name)
     with folder.lock():

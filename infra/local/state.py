@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.local.process import KeptProcess, start_time
-from infra.stack.local_error import LocalStackError
+from infra.stack.faults import UserError
 
 ROOT = Path(".splitstack")
 
@@ -94,7 +94,7 @@ class StateFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Held while the deployment runs; raises LocalStackError that names who holds it."""
+        """Held while the deployment runs; raises UserError that names who holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
         with (self.path / "lock").open("w") as file:
@@ -103,7 +103,7 @@ class StateFolder:
             except BlockingIOError:
                 state = self.read()
                 holder = f"process {state.pid}" if state else "another process"
-                raise LocalStackError(
+                raise UserError(
                     f"deployment {self.deployment_name} is already running on this machine "
                     f"({holder}, {self.path}); end it with: splitstack down -s "
                     f"{self.deployment_name}"
@@ -164,7 +164,7 @@ def kill_leftovers(state: StackState) -> list[str]:
 
 
 def find_state(name: str, root: Path = ROOT) -> tuple[StateFolder, StackState]:
-    """The deployment of that stack or of that deployment name; raises LocalStackError.
+    """The deployment of that stack or of that deployment name; raises UserError.
 
     Looks at what was started, not at the stack file, which may have been edited since.
     """
@@ -180,11 +180,11 @@ def find_state(name: str, root: Path = ROOT) -> tuple[StateFolder, StackState]:
             found.append((folder, state))
     if len(found) > 1:
         names = ", ".join(folder.deployment_name for folder, _ in found)
-        raise LocalStackError(
+        raise UserError(
             f"stack {name} runs as several deployments ({names}); name one of them with -s"
         )
     if not found:
-        raise LocalStackError(
+        raise UserError(
             f"no stack and no deployment {name} is running below {root.absolute()}; start one "
             f"with: splitstack up -s {name}"
         )

@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from infra.stack.local_error import LocalStackError
+from infra.stack.faults import UserError
 
 # On clusters they are the secret key splitstack:api_keys of the stack file.
 FILE_VARIABLE = "SPLITSTACK_API_KEYS_FILE"
@@ -29,13 +29,13 @@ def make_api_key(
 
 
 def local_api_keys_file() -> Path | None:
-    """The file that FILE_VARIABLE names, None where it is not set; raises LocalStackError."""
+    """The file that FILE_VARIABLE names, None where it is not set; raises UserError."""
     given = os.environ.get(FILE_VARIABLE, "")
     if not given:
         return None
     path = Path(given).absolute()
     if not path.is_file():
-        raise LocalStackError(
+        raise UserError(
             f"{FILE_VARIABLE} = {given}: is no file; `splitstack api-key NAME` makes an entry for "
             "it, and without the variable everybody on this machine may ask"
         )

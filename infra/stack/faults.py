@@ -1,4 +1,4 @@
-"""What is wrong with a stack file: every fault at once, each with path, value and rule."""
+"""What ends a command with words for its user instead of a traceback."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from collections.abc import Iterable
 from contract.faults import Fault
 
 
+class UserError(Exception):
+    """One paragraph for the user: what is wrong, with what, and what to do."""
+
+
 class StackConfigError(ValueError):
-    """A stack file (or an import) that breaks rules; the message has one line for each fault."""
+    """A stack file (or an import) that breaks rules: every fault at once, on a line of its own."""
 
     def __init__(self, source: str, faults: Iterable[Fault]) -> None:
         self.source = source

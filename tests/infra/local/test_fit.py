@@ -15,8 +15,8 @@ from infra.local.fit import (
     stage_environment,
 )
 from infra.stack.config import DeploymentConfig
+from infra.stack.faults import UserError
 from infra.stack.file import parse_deployment
-from infra.stack.local_error import LocalStackError
 
 
 @pytest.fixture(autouse=True)
@@ -53,14 +53,14 @@ def test_every_rank_has_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_memory_than_there_is_is_refused() -> None:
     asking = [{"rank": rank, "memory": 4_000_000_000} for rank in range(3)]
-    with pytest.raises(LocalStackError, match=r"ask for 12,000,000,000 .* has 10,000,000,000"):
+    with pytest.raises(UserError, match=r"ask for 12,000,000,000 .* has 10,000,000,000"):
         fit(deployment(per_rank_params=asking))
 
 
 def test_pinned_ranks_need_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = [{"rank": rank, "node_id": "n"} for rank in range(3)]
     given = deployment(gpu_pinning="resource", per_rank_params=listed)
-    with pytest.raises(LocalStackError, match=r"gpu_pinning = 'resource': each of the 3 ranks.* 1"):
+    with pytest.raises(UserError, match=r"gpu_pinning = 'resource': each of the 3 ranks.* 1"):
         fit(given)
     monkeypatch.setattr(machine, "gpu_count", lambda: 3)
     assert [stage_environment(fit(given), rank) for rank in range(3)] == [
@@ -72,7 +72,7 @@ def test_a_busy_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         given = deployment(inference_server={"node_port": port})
-        with pytest.raises(LocalStackError, match=f"node_port = {port}: the port is in use"):
+        with pytest.raises(UserError, match=f"node_port = {port}: the port is in use"):
             check_inference_port(given)
         check_inference_port(deployment(inference_server={"node_port": port, "enabled": False}))
     check_inference_port(given)

@@ -20,7 +20,7 @@ from infra.local.state import (
     kill_leftovers,
     supervisor_runs,
 )
-from infra.stack.local_error import LocalStackError
+from infra.stack.faults import UserError
 
 STATE = StackState("local", "d", os.getpid(), start_time(os.getpid()), "ready")
 
@@ -62,9 +62,7 @@ def test_a_second_instance_is_refused_by_name(tmp_path: Path) -> None:
     with folder.lock():
         folder.write(STATE)
         with (
-            pytest.raises(
-                LocalStackError, match=rf"deployment d is already.*process {os.getpid()}"
-            ),
+            pytest.raises(UserError, match=rf"deployment d is already.*process {os.getpid()}"),
             StateFolder("d", tmp_path).lock(),
         ):
             pass
@@ -109,10 +107,10 @@ def test_a_stack_is_found_by_its_name_or_its_deployment_s(tmp_path: Path) -> Non
             )
     assert find_state("d", tmp_path)[1].deployment_name == "d"
     assert find_state("s-e", tmp_path)[1].deployment_name == "e"
-    with pytest.raises(LocalStackError, match="no stack and no deployment x"):
+    with pytest.raises(UserError, match="no stack and no deployment x"):
         find_state("x", tmp_path)
     StateFolder("e", tmp_path).write(replace(STATE, deployment_name="e", stack="s-d"))
-    with pytest.raises(LocalStackError, match=r"several deployments \(d, e\)"):
+    with pytest.raises(UserError, match=r"several deployments \(d, e\)"):
         find_state("s-d", tmp_path)
 
 

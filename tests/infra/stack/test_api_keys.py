@@ -17,7 +17,7 @@ from infra.stack.api_keys import (
     local_api_keys_file,
     make_api_key,
 )
-from infra.stack.local_error import LocalStackError
+from infra.stack.faults import UserError
 
 
 def test_a_key_works_where_its_entry_is_listed(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_local_stack_takes_the_file_that_a_variable_names(
     assert local_api_keys_file() is None
     path = tmp_path / "keys.json"
     monkeypatch.setenv(FILE_VARIABLE, str(path))
-    with pytest.raises(LocalStackError, match=FILE_VARIABLE):
+    with pytest.raises(UserError, match=FILE_VARIABLE):
         local_api_keys_file()
     path.write_text("[]")
     assert local_api_keys_file() == path
