@@ -1,4 +1,4 @@
-"""Stack files: reading, `--set`, and parsing with every fault at once."""
+"""Stack files: reading, `--set`, and parsing, with every fault of a kind at once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
-from contract.faults import MISSING, Fault
+from contract.faults import MISSING, Fault, Location, faults_of
 from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
 from infra.stack.faults import StackConfigError
 from infra.stack.rules import cluster_deployment_faults, deployment_faults
@@ -22,23 +21,6 @@ from infra.stack.rules import cluster_deployment_faults, deployment_faults
 _SET = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 _PATH_PART = re.compile(r"\.?([^.\[\]]+)|\[([0-9]+)\]")
 _SECRETS = ("secure", "group_token", "hub_token", "api_keys", "session_store_password")
-_NUMBER_RULES = {"greater_than": "more than", "greater_than_equal": "at least"}
-_NUMBER_RULES |= {"less_than": "less than", "less_than_equal": "at most"}
-_TYPE_WORDS = {
-    "string_type": "must be a string",
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "list_type": "must be a list",
-    "dict_type": "must be a mapping",
-    "model_type": "must be a mapping",
-    "string_too_short": "must not be empty",
-}
 
 
 @dataclass(frozen=True)
@@ -80,15 +62,15 @@ def load_stack_file(path: str | Path, sets: Sequence[str] = ()) -> StackFile:
 def parse_deployment(
     mapping: object, source: str = DEPLOYMENT_KEY, *, on_clusters: bool = False
 ) -> DeploymentConfig:
-    """The value of splitstack:deployment, validated; raises StackConfigError with every fault.
+    """The value of splitstack:deployment, validated; raises StackConfigError.
 
+    That has every fault of single keys or, where there is none, every fault between keys.
     `on_clusters` asks for what `pulumi up` needs beyond one machine.
     """
     try:
         deployment = DeploymentConfig.model_validate(mapping)
     except ValidationError as error:
-        faults = [_fault(item) for item in error.errors()]
-        faults += _faults_of_the_rest(mapping, error, {fault.path for fault in faults})
+        faults = faults_of(error, whole="the deployment", unknown=_unknown_key)
         raise StackConfigError(source, faults) from None
     faults = list(deployment_faults(deployment))
     if on_clusters:
@@ -202,33 +184,9 @@ def _deployment_mapping(document: Any, source: str) -> dict[str, Any]:
     return place
 
 
-def _fault(error: ErrorDetails) -> Fault:
-    kind, value = error["type"], error["input"]
-    path = _dotted(error["loc"])
-    if kind == "missing":
-        return Fault(path, MISSING, "is required")
-    if kind == "extra_forbidden":
-        return Fault(path, value, f"unknown key{_suggestion(error['loc'])}")
-    if kind == "value_error":
-        return Fault(path, value, str(error["ctx"]["error"]))
-    if kind == "literal_error":
-        return Fault(path, value, f"must be {error['ctx']['expected']}")
-    if kind in _NUMBER_RULES:
-        (limit,) = error["ctx"].values()
-        return Fault(path, value, f"must be {_NUMBER_RULES[kind]} {limit:g}")
-    return Fault(path, value, _TYPE_WORDS.get(kind, error["msg"]))
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    path = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "[key]"
-    )
-    return path.removeprefix(".") or "the deployment"
-
-
-def _suggestion(location: tuple[int | str, ...]) -> str:
+def _unknown_key(location: Location) -> str:
     if location[-1] in _SECRETS:
-        return f"; secrets are keys of their own beside {DEPLOYMENT_KEY}"
+        return f"unknown key; secrets are keys of their own beside {DEPLOYMENT_KEY}"
     section: Any = DeploymentConfig
     for part in location[:-1]:
         if part not in getattr(section, "model_fields", ()):
@@ -241,39 +199,5 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
         )
     known = list(getattr(section, "model_fields", ()))
     close = difflib.get_close_matches(str(location[-1]), known, 1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
-
-
-def _faults_of_the_rest(mapping: object, error: ValidationError, found: set[str]) -> list[Fault]:
-    """Faults between keys, found in what is left when the faulty values are taken out."""
-    if not isinstance(mapping, dict):
-        return []
-    rest = copy.deepcopy(mapping)
-    for item in error.errors():
-        _take_out(rest, item["loc"])
-    params = rest.get("per_rank_params")
-    rest.setdefault("deployment_name", "unnamed")
-    rest.setdefault("nnodes", len(params) if isinstance(params, list) and params else 1)
-    rest.setdefault("common_params", {}).setdefault("model_name", "unnamed")
-    try:
-        deployment = DeploymentConfig.model_validate(rest)
-    except (ValidationError, AttributeError):
-        return []
-    return [fault for fault in deployment_faults(deployment) if not _beside(fault.path, found)]
-
-
-def _take_out(place: Any, location: tuple[int | str, ...]) -> None:
-    for part in location[:-1]:
-        try:
-            place = place[part]
-        except (KeyError, IndexError, TypeError):
-            return
-    # An item of a list stays, so that the indices of the others do.
-    if isinstance(place, dict):
-        place.pop(location[-1] if location else None, None)
-
-
-def _beside(path: str, found: set[str]) -> bool:
-    """Whether a fault lies at, in or around one already found, or may follow from it."""
-    head = path.partition(".")[0].partition("[")[0]
-    return any(path.startswith(other) or other.startswith(path) or other == head for other in found)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+    return f"unknown key; {hint}"

@@ -78,14 +78,20 @@ def test_what_is_no_request(document):
         import_split(document)
 
 
-def test_every_fault_of_a_request_is_told():
-    request = changed(nnodes="four", platform="vllm", headers={})
-    request["per_rank_params"][0] |= {"cuda_visible_devices": "3", "rank": 1}
+def fault_paths(request):
     with pytest.raises(StackConfigError) as raised:
         import_split(request)
-    paths = [fault.path for fault in raised.value.faults]
-    assert {"nnodes", "platform", "headers", "per_rank_params[1].rank"} <= set(paths)
-    assert "per_rank_params[0].cuda_visible_devices" in paths
+    return {fault.path for fault in raised.value.faults}
+
+
+def test_every_fault_of_a_request_is_told():
+    paths = fault_paths(changed(nnodes="four", platform="vllm", headers={}))
+    assert paths == {"nnodes", "platform", "headers"}
+    request = changed()
+    request["per_rank_params"][0] |= {"cuda_visible_devices": "3", "rank": 1}
+    assert {"per_rank_params[1].rank", "per_rank_params[0].cuda_visible_devices"} <= fault_paths(
+        request
+    )
 
 
 @pytest.mark.parametrize(

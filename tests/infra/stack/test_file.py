@@ -26,17 +26,14 @@ def refusal(call, *arguments):
     return raised.value
 
 
-def test_five_mistakes_are_five_faults():
+def test_three_mistakes_are_three_faults():
     error = refusal(
         parse_deployment,
         {
             "deployment_name": "Upper",
             "nnodes": 2,
             "common_params": {"model_name": "m", "modelrevision": "x"},
-            "per_rank_params": [
-                {"rank": 0, "cpu": "two", "cuda_visible_devices": 0},
-                {"rank": 0},
-            ],
+            "per_rank_params": [{"rank": 0, "cpu": "two"}, {"rank": 0}],
             "proxy_blocks": [{"block_id": "b"}],
         },
     )
@@ -44,11 +41,18 @@ def test_five_mistakes_are_five_faults():
         ("deployment_name", "Upper"),
         ("common_params.modelrevision", "x"),
         ("per_rank_params[0].cpu", "two"),
+    ]
+    assert "did you mean model_revision?" in str(error)
+    assert str(error).startswith("splitstack:deployment: 3 faults\n  deployment_name = 'Upper': ")
+
+
+def test_keys_that_are_right_are_held_against_one_another():
+    ranks = [{"rank": 0, "cuda_visible_devices": 0}, {"rank": 0}]
+    error = refusal(parse_deployment, MINIMAL | {"per_rank_params": ranks})
+    assert [(fault.path, fault.value) for fault in error.faults] == [
         ("per_rank_params[1].rank", 0),
         ("per_rank_params[0].cuda_visible_devices", "0"),
     ]
-    assert "did you mean model_revision?" in str(error)
-    assert str(error).startswith("splitstack:deployment: 5 faults\n  deployment_name = 'Upper': ")
 
 
 def test_missing_keys_are_named():
