@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from contract.faults import MISSING, Fault
 from infra.aios.block_policies import map_policies
 from infra.stack.config import DEPLOYMENT_KEY
+from infra.stack.document import yaml_text
 from infra.stack.faults import StackConfigError
 from infra.stack.file import parse_deployment
 from infra.stack.generation_config import GenerationConfig
-from infra.stack.text import stack_text
 
 _SOURCE = "the block"
-_HEADER = """\
-# A block was merged into it by `splitstack import-block`; what was a comment is gone.
-# Every key: docs/stack-file.md
-# yaml-language-server: $schema=../infra/stack.schema.json
-"""
 _SPEC_PATH = "body.spec.values"
 # Keys of a block's spec that say something, and where the stack file has it.
 _KEYS = {
@@ -40,14 +34,14 @@ class ImportedBlock:
     warnings: tuple[str, ...]
 
 
-def import_block(document: object, stack: Mapping[str, Any]) -> ImportedBlock:
+def import_block(document: object, stack: dict[str, Any]) -> ImportedBlock:
     """Merge a block into the document of a stack file, which stays as it is.
 
     A block of the same id keeps the keys that the import says nothing of. Raises StackConfigError
     with every fault.
     """
     spec = _block_spec(document)
-    merged = copy.deepcopy(dict(stack))
+    merged = copy.deepcopy(stack)
     deployment = _deployment_of(merged)
     _check(spec, deployment)
     warnings: list[str] = []
@@ -62,7 +56,7 @@ def import_block(document: object, stack: Mapping[str, Any]) -> ImportedBlock:
             f"maxInstances = {block['max_instances']}: instances share sessions in a cluster with "
             "session_store.mode valkey or url; set it before `pulumi up`"
         )
-    return ImportedBlock(_HEADER + stack_text(merged), tuple(warnings))
+    return ImportedBlock(yaml_text(merged), tuple(warnings))
 
 
 def _block_spec(document: object) -> dict[str, Any]:
@@ -164,8 +158,8 @@ def _put(deployment: dict[str, Any], block: dict[str, Any], warnings: list[str])
             "the stack's only one and nothing was said of it but its name"
         )
         blocks.clear()
-    for index, one in enumerate(blocks):
+    for one in blocks:
         if isinstance(one, dict) and one.get("block_id") == block["block_id"]:
-            blocks[index] = one | block
+            one.update(block)
             return
     blocks.append(block)

@@ -8,9 +8,9 @@ from typing import Any
 
 from contract.faults import Fault
 from infra.stack.config import DEPLOYMENT_KEY
+from infra.stack.document import yaml_text
 from infra.stack.faults import StackConfigError
 from infra.stack.file import parse_deployment
-from infra.stack.text import stack_text
 
 _SOURCE = "the splits/create request"
 _HEADER = """\
@@ -54,7 +54,7 @@ def import_split(document: object) -> ImportedStack:
     parse_deployment(deployment, source=_SOURCE)
     ordered = {key: deployment[key] for key in _KEY_ORDER if key in deployment}
     stack = {"config": {DEPLOYMENT_KEY: ordered | deployment}}
-    return ImportedStack(_HEADER + stack_text(stack), tuple(warnings))
+    return ImportedStack(_HEADER + yaml_text(stack), tuple(warnings))
 
 
 def _rank_items(deployment: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from contract.faults import MISSING, Fault, Location, faults_of
 from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
+from infra.stack.document import read_yaml
 from infra.stack.faults import StackConfigError
 from infra.stack.rules import cluster_deployment_faults, deployment_faults
 
@@ -30,22 +31,6 @@ class StackFile:
     path: Path
     stack: str
     deployment: DeploymentConfig
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where PyYAML would silently take the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if isinstance(key, Hashable):
-                if key in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def load_stack_file(path: str | Path, sets: Sequence[str] = ()) -> StackFile:
@@ -113,8 +98,8 @@ def _apply_set(mapping: dict[str, Any], item: str) -> Fault | None:
     if not parts or "".join(part[0] for part in _PATH_PART.finditer(path)) != path:
         return Fault(path, MISSING, "is no path; write it as in per_rank_params[0].cpu")
     try:
-        value = yaml.safe_load(match[2])
-    except yaml.YAMLError:
+        value = read_yaml(match[2])
+    except YAMLError:
         return Fault(path, match[2], "the value is not YAML")
     place: Any = mapping
     for part, following in zip(parts, [*parts[1:], None], strict=True):
@@ -156,14 +141,15 @@ def read_stack_document(path: str | Path) -> dict[str, Any]:
         rule = f"is not UTF-8 text: byte {error.start} is none"
         raise StackConfigError(source, [Fault("the file", MISSING, rule)]) from error
     try:
-        document = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}" if mark else "the file"
-        problem = getattr(error, "problem", None) or "is not YAML"
-        raise StackConfigError(
-            source, [Fault(where, MISSING, f"broken YAML: {problem}")]
-        ) from error
+        document = read_yaml(text)
+    except MarkedYAMLError as error:
+        # Of a key that is given twice it shows both values, which may be secrets.
+        rule = f"broken YAML: {str(error.problem).partition(' with value ')[0]}"
+        line = error.problem_mark.line + 1
+        raise StackConfigError(source, [Fault(f"line {line}", MISSING, rule)]) from None
+    except YAMLError as error:
+        rule = "broken YAML: is not YAML"
+        raise StackConfigError(source, [Fault("the file", MISSING, rule)]) from error
     _deployment_mapping(document, source)
     return document  # type: ignore[no-any-return]
 

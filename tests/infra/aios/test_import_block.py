@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from infra.aios.import_block import import_block
+from infra.stack.document import read_yaml, yaml_text
 from infra.stack.faults import StackConfigError
 from infra.stack.file import parse_deployment, read_stack_document
 from tests.infra.deployments import LOCAL, PHI
@@ -118,7 +119,15 @@ def test_the_rest_of_the_stack_file_stays(tmp_path: Path) -> None:
 
 def test_importing_twice_is_importing_once() -> None:
     once = import_block(BLOCK, phi()).text
-    assert import_block(BLOCK, yaml.safe_load(once)).text == once
+    assert import_block(BLOCK, read_yaml(once)).text == once
+
+
+def test_comments_and_quotes_stay() -> None:
+    lines = yaml_text(read_stack_document(LOCAL)).splitlines()
+    assert lines == LOCAL.read_text("utf-8").splitlines()
+    found = import_block({"blockId": "little"}, read_stack_document(LOCAL)).text.splitlines()
+    assert [line for line in found if line in lines] == lines
+    assert any(line.lstrip().startswith("#") for line in lines)
 
 
 def test_a_block_that_says_little() -> None:

@@ -84,14 +84,14 @@ def test_other_keys_and_secrets_are_ignored(tmp_path):
     [
         ("config:\n  - [", "line 2: broken YAML"),
         ("a: b: c\n", "line 1: broken YAML"),
-        ("config: {}\nconfig: {}\n", "line 2: broken YAML: the key 'config' is given twice"),
+        ("config: {}\nconfig: {}\n", 'line 2: broken YAML: found duplicate key "config"'),
         ("", "the file = None: must be a mapping"),
         ("- 1\n", "the file = [1]: must be a mapping"),
         ("other: 1\n", "config: is required"),
         ("config: 3\n", "config = 3: must be a mapping"),
         ("config: {a: 1}\n", "splitstack:deployment: is required"),
         ("config: {splitstack:deployment: 1}\n", "splitstack:deployment = 1: must be a mapping"),
-        ("config: {1: {[a]: 1}, [b]: 2}\n", "broken YAML"),
+        ("config: {1: {[a]: 1}, [b]: 2}\n", "splitstack:deployment: is required"),
         ("\x00", "broken YAML"),
     ],
 )
@@ -99,6 +99,14 @@ def test_files_that_are_none(tmp_path, text, told):
     error = refusal(load_stack_file, write(tmp_path, text))
     assert told in str(error)
     assert str(error).startswith(f"{tmp_path}/Pulumi.mine.yaml: 1 fault")
+
+
+def test_a_key_that_is_given_twice_is_refused_without_its_values(tmp_path):
+    text = "config:\n  a:token: {secure: first}\n  a:token: {secure: second}\n"
+    error = refusal(load_stack_file, write(tmp_path, text))
+    assert 'line 3: broken YAML: found duplicate key "a:token"' in str(error)
+    assert "first" not in str(error)
+    assert "second" not in str(error)
 
 
 def test_files_that_cannot_be_read(tmp_path):
