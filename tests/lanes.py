@@ -7,7 +7,7 @@ minutes; nobody marks it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -32,16 +32,18 @@ def examples(count: int) -> int:
     return count * int(os.environ.get(FUZZ, "1"))
 
 
-def each_once(names: Iterable[str], numbers: Sequence[int]) -> list[Any]:
+def each_once(names: Iterable[str], numbers: Sequence[int], fast: Collection[str]) -> list[Any]:
     """Every name with every number, as parameters; `make test` runs each name with the last alone.
 
-    The first name has every number there too.
+    The first name has every number there too. `make fast` runs the names in `fast`.
     """
     found = []
     for place, name in enumerate(names):
         for number in numbers:
-            left_out = place > 0 and number != numbers[-1]
-            found.append(pytest.param(name, number, marks=[pytest.mark.long] if left_out else []))
+            marks = [] if name in fast else [pytest.mark.slow]
+            if place > 0 and number != numbers[-1]:
+                marks = [pytest.mark.long]
+            found.append(pytest.param(name, number, marks=marks))
     return found
 
 
