@@ -99,6 +99,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_LATENT, **_DEEPSEEK_EXPERTS},
 }  # fmt: skip
 
+# One of each kind: plain, fused and absolute, experts, sliding, latent.
+FAST_ARCHITECTURES = ("llama", "gpt2", "qwen3_moe", "gemma2", "deepseek_v3")
+
 # Further ones that pass the same tests.
 FURTHER_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "apertus": _SIZES,

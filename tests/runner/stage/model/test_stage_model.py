@@ -18,6 +18,7 @@ from tests.lanes import each_once
 from tests.runner.stage.model.stage_pipeline import GREEDY, StagePipeline, Text
 from tests.small_models import (
     ARCHITECTURES,
+    FAST_ARCHITECTURES,
     FURTHER_ARCHITECTURES,
     LAYERS,
     REFUSED,
@@ -33,8 +34,6 @@ WANTED = (10, 8, 6, 8)
 JOINS = (0, 1, 0, 9)
 CHUNKS = (100, 11, 3, 4)
 LEAST_DISTINCT = 6
-# One of each kind: plain, fused and absolute, experts, sliding, latent.
-FAST_ARCHITECTURES = ("llama", "gpt2", "qwen3_moe", "gemma2", "deepseek_v3")
 
 
 def prompts(lengths, seed=1):
