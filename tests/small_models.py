@@ -100,7 +100,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # One of each kind: plain, fused and absolute, experts, sliding, latent.
-FAST_ARCHITECTURES = ("llama", "gpt2", "qwen3_moe", "gemma2", "deepseek_v3")
+OF_EACH_KIND = ("llama", "gpt2", "qwen3_moe", "gemma2", "deepseek_v3")
 
 # Further ones that pass the same tests.
 FURTHER_ARCHITECTURES: dict[str, dict[str, Any]] = {

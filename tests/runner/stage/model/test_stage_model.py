@@ -18,9 +18,9 @@ from tests.lanes import each_once
 from tests.runner.stage.model.stage_pipeline import GREEDY, StagePipeline, Text
 from tests.small_models import (
     ARCHITECTURES,
-    FAST_ARCHITECTURES,
     FURTHER_ARCHITECTURES,
     LAYERS,
+    OF_EACH_KIND,
     REFUSED,
     ROPE_BOUNDARY,
     VOCABULARY,
@@ -65,7 +65,7 @@ def check_split(architecture, folder, ranks):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "ranks"), each_once(ARCHITECTURES, (1, 2, 4), fast=FAST_ARCHITECTURES)
+    ("architecture", "ranks"), each_once(ARCHITECTURES, (1, 2, 4), OF_EACH_KIND)
 )
 def test_split_equals_unsplit(architecture, ranks, tmp_path):
     check_split(architecture, tmp_path, ranks)
