@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.cluster.plugin_choice import plugin_line
 from tests.lanes import sort_into_lanes
 from tests.programs import bring, needed_by, skip_without
 from tests.workers import ByStack, longest_first
+
+_LAST_LINE = "splitstack_last_line"
+_last_lines = pytest.StashKey[set[str]]()
 
 # Continuous integration judges a change by the same examples each time; elsewhere every run looks
 # for new ones.
@@ -58,3 +62,24 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         with capture.global_and_fixture_disabled():
             if bring(names) != 0:
                 pytest.exit("a program that these tests need cannot be built", 1)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker tells the process that started it what is to be said at the end."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[_LAST_LINE] = plugin_line()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """In the process that has started the workers."""
+    said = getattr(node, "workeroutput", {}).get(_LAST_LINE, "")
+    node.config.stash.setdefault(_last_lines, set()).add(said)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Says which Kubernetes plugin the engine's tests ran with, if any did."""
+    for line in sorted({*config.stash.get(_last_lines, set()), plugin_line()} - {""}):
+        terminalreporter.write_line(line)

@@ -32,6 +32,11 @@ def chosen_plugin() -> Literal["real", "stand-in"]:
     return "real" if done.returncode == 0 else "stand-in"
 
 
+def plugin_line() -> str:
+    """What a run says at its end; "" when no test has asked."""
+    return f"kubernetes plugin: {chosen_plugin()}" if chosen_plugin.cache_info().currsize else ""
+
+
 def plugin_folders(folder: Path) -> list[Path]:
     """What has to stand on PATH: nothing for the real plugin, which the engine finds itself."""
     if chosen_plugin() == "real":

@@ -52,15 +52,13 @@ def generate(model, prompt, wanted):
 def check_split(architecture, folder, ranks):
     model = make_small_model(architecture, folder)
     asked = prompts(PROMPT_LENGTHS)
-    expected = [generate(model, *pair) for pair in zip(asked, WANTED, strict=True)]
+    pairs = list(zip(asked, WANTED, strict=True))
+    expected = [generate(model, *pair) for pair in pairs]
     assert len({token for output in expected for token in output}) >= LEAST_DISTINCT
     pipeline = StagePipeline(folder, LAYERS, ranks)
-    alone = pipeline.run([Text(asked[1], WANTED[1])])
-    assert alone == expected[1:2], "one request"
-    pairs = list(zip(asked, WANTED, strict=True))
+    assert pipeline.run([Text(*pairs[1])]) == expected[1:2], "one request"
     assert pipeline.run([Text(*pair) for pair in pairs]) == expected, "packed"
-    rest = zip(pairs, JOINS, CHUNKS, strict=True)
-    mixed = [Text(*pair, joins, chunk) for pair, joins, chunk in rest]
+    mixed = [Text(*pair, *more) for pair, *more in zip(pairs, JOINS, CHUNKS, strict=True)]
     assert pipeline.run(mixed) == expected, "chunks, joining and leaving"
 
 
