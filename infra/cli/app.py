@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,6 @@ EXIT_INTERRUPTED = 130
 STACKS = Path("stacks")
 
 app = typer.Typer(
-    help="Serve a language model that fits no single GPU.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -50,6 +50,22 @@ Sets = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Override a key under splitstack:deployment."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"splitstack {version('splitstack')}")
+        raise typer.Exit
+
+
+@app.callback()
+def splitstack(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    """Serve a language model that fits no single GPU."""
 
 
 @app.command()

@@ -18,7 +18,8 @@ LOCAL = str(REPOSITORY / "stacks" / "Pulumi.local.yaml")
 
 def test_commands_options_and_defaults() -> None:
     group: Any = typer.main.get_command(cli.app)
-    check_recorded("command-line", {name: facts(item) for name, item in group.commands.items()})
+    commands = {"": group, **group.commands}
+    check_recorded("command-line", {name: facts(item) for name, item in commands.items()})
 
 
 def facts(command: Any) -> list[dict[str, Any]]:
@@ -58,6 +59,7 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, ...]] = [
         (),
         ("--help",),
+        ("--version",),
         ("plan", "--help"),
         ("no-such-command",),
         ("plan",),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,11 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     assert "Traceback" not in done.stderr
     assert "\n\n" not in done.stderr.strip()
     return done.stderr
+
+
+def test_the_version_is_that_of_the_package(project: Path) -> None:
+    done = splitstack(project, "--version")
+    assert (done.returncode, done.stdout) == (0, f"splitstack {version('splitstack')}\n")
 
 
 def test_help_has_a_line_for_every_command(project: Path) -> None:
