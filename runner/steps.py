@@ -1,7 +1,7 @@
 """A step: what moves once through the pipeline. Token ids only, no torch.
 
 The master makes a Step, every stage runs its layers over it, the last stage answers with one
-SampledToken per sampling segment. How steps travel is in `wire`.
+SampledToken per sampling segment. How steps travel is in `transport`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from runner.errors import ProtocolError
 from runner.steps import Step
 from runner.transport.connection import SILENCE_LIMIT_S, shut
-from runner.transport.step_frame import decode_step
-from runner.transport.wire import (
+from runner.transport.frames import (
     HEADER_BYTES,
     ITEM_BYTES,
     Epoch,
@@ -23,6 +22,7 @@ from runner.transport.wire import (
     Operation,
     decode_header,
 )
+from runner.transport.step_frame import decode_step
 
 
 class LinkBroken(ProtocolError):

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from runner.errors import ProtocolError
-from runner.transport.wire import Epoch
+from runner.transport.frames import Epoch
 
 MASTER_RANK = 0xFFFF
 NO_EPOCH = Epoch(0, 0)

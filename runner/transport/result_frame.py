@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from runner.errors import ProtocolError
 from runner.sampling_parameters import MAX_LOGPROBS
 from runner.steps import SampledToken, StageTime, StepResult
-from runner.transport.wire import (
+from runner.transport.frames import (
     ALTERNATIVE,
     SAMPLED,
     TIME,
     Header,
     Limits,
     Operation,
+    ResultCounts,
     decode_times,
     encode_header,
 )
@@ -25,7 +26,7 @@ def encode_result(
 ) -> bytes:
     """What the last stage returns for the step of `header` and `body`."""
     alternatives = sum(len(token.alternatives) for token in tokens)
-    counts = (len(tokens), alternatives, 0, 0, 0, 0)
+    counts = ResultCounts(len(tokens), alternatives)
     times = header.times + 1
     parts = [encode_header(Operation.RESULT, 0, header.epoch, header.step, times, counts)]
     for token in tokens:
@@ -48,7 +49,7 @@ def encode_result(
 
 def decode_result(header: Header, body: bytes | bytearray, limits: Limits) -> StepResult:
     """The result of a checked header and its whole body; raises ProtocolError."""
-    count, alternatives = header.counts[:2]
+    count, alternatives = header.of_result
     end_of_tokens = count * SAMPLED.size
     view = memoryview(body)
     pairs = list(

@@ -12,7 +12,7 @@ from contract.generation import SEED_LIMIT
 from runner.errors import InvalidField, ProtocolError
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, Segment, StageTime, Step
-from runner.transport.wire import (
+from runner.transport.frames import (
     DTYPES,
     RELEASE_BYTES,
     SEGMENT,
@@ -22,6 +22,7 @@ from runner.transport.wire import (
     Header,
     Limits,
     Operation,
+    StepCounts,
     decode_times,
     encode_header,
 )
@@ -32,8 +33,13 @@ def encode_step(step: Step, epoch: Epoch) -> bytes:
     admissions = b""
     if step.admissions:
         admissions = json.dumps([_admission_json(item) for item in step.admissions]).encode()
-    tokens, releases = len(step.token_ids), len(step.releases)
-    counts = (len(step.segments), tokens, releases, len(step.admissions), len(admissions), 0)
+    counts = StepCounts(
+        segments=len(step.segments),
+        tokens=len(step.token_ids),
+        releases=len(step.releases),
+        admissions=len(step.admissions),
+        admission_bytes=len(admissions),
+    )
     segments = [
         SEGMENT.pack(item.request, item.start, item.length, item.total, item.sample)
         for item in step.segments
@@ -42,8 +48,8 @@ def encode_step(step: Step, epoch: Epoch) -> bytes:
         (
             encode_header(Operation.STEP, 0, epoch, step.number, 0, counts),
             *segments,
-            struct.pack(f"<{tokens}I", *step.token_ids),
-            struct.pack(f"<{releases}Q", *step.releases),
+            struct.pack(f"<{counts.tokens}I", *step.token_ids),
+            struct.pack(f"<{counts.releases}Q", *step.releases),
             admissions,
         )
     )
@@ -53,7 +59,7 @@ def pass_on(
     header: Header, body: bytes | bytearray, time: StageTime, dtype: str, hidden: int
 ) -> bytes:
     """A step's frame for the next stage, up to its tensor of [tokens, hidden] in `dtype`."""
-    counts = (*header.counts[:5], hidden)
+    counts = header.of_step._replace(hidden_size=hidden)
     code = DTYPES.index(dtype) if hidden else 0
     times = header.times + 1
     front = encode_header(Operation.STEP, code, header.epoch, header.step, times, counts)
@@ -62,7 +68,7 @@ def pass_on(
 
 def decode_step(header: Header, body: bytes | bytearray, limits: Limits) -> Step:
     """The step of a checked header and its whole body; raises ProtocolError."""
-    count, tokens, releases, admissions, admission_bytes, _ = header.counts
+    count, tokens, releases, admissions, admission_bytes, _ = header.of_step
     offset = count * SEGMENT.size
     rows = list(SEGMENT.iter_unpack(memoryview(body)[:offset]))
     _check_segments(rows, tokens, limits)

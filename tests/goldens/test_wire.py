@@ -19,10 +19,10 @@ from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, SampledToken, Segment, StageTime, Step, StepResult
 from runner.transport import control as control_message
 from runner.transport.control import StageInfo
+from runner.transport.frames import HEADER_BYTES, Epoch, Limits, decode_header, encode_ping
 from runner.transport.handshake import NO_EPOCH, Hello, Role, accept_handshake, dial_handshake
 from runner.transport.result_frame import decode_result, encode_result
 from runner.transport.step_frame import decode_step, encode_step, pass_on
-from runner.transport.wire import HEADER_BYTES, Epoch, Limits, decode_header, encode_ping
 from tests.goldens.recorded_file import check_recorded
 
 EPOCH = Epoch(0x1234_5678_9ABC_DEF0, 7)

@@ -26,8 +26,8 @@ from runner.transport.control import (
     Released,
     StageInfo,
 )
+from runner.transport.frames import Epoch, Limits
 from runner.transport.handshake import MASTER_RANK, NO_EPOCH, Hello, Role
-from runner.transport.wire import Epoch, Limits
 from web.listener import bind
 from web.logs import note_in_logs
 

@@ -11,10 +11,7 @@ from collections.abc import Callable
 from runner.errors import ProtocolError
 from runner.steps import Step, StepResult
 from runner.transport.connection import PING_INTERVAL_S, SILENCE_LIMIT_S, dial
-from runner.transport.handshake import Hello
-from runner.transport.result_frame import decode_result
-from runner.transport.step_frame import encode_step
-from runner.transport.wire import (
+from runner.transport.frames import (
     HEADER_BYTES,
     Epoch,
     Header,
@@ -23,6 +20,9 @@ from runner.transport.wire import (
     decode_header,
     encode_ping,
 )
+from runner.transport.handshake import Hello
+from runner.transport.result_frame import decode_result
+from runner.transport.step_frame import encode_step
 
 logger = logging.getLogger(__name__)
 

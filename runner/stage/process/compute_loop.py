@@ -14,9 +14,9 @@ from runner.stage.model.stage_model import StageModel
 from runner.stage.process.epoch_links import Arrival, NewEpoch, Stop, Work
 from runner.stage.sampling.sampler import Sampler
 from runner.steps import StageTime, Step
+from runner.transport.frames import DTYPES, Epoch
 from runner.transport.result_frame import encode_result
 from runner.transport.step_frame import pass_on
-from runner.transport.wire import DTYPES, Epoch
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from runner.transport.control import (
     StageInfo,
     Welcome,
 )
-from runner.transport.wire import Epoch
+from runner.transport.frames import Epoch
 from web.listener import bind
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from runner.errors import ProtocolError
 from runner.transport.connection import PING_INTERVAL_S
 from runner.transport.data_link import Frame, Slot, TcpLink
-from runner.transport.wire import Epoch, Limits, encode_ping
+from runner.transport.frames import Epoch, Limits, encode_ping
 
 INLINE_BYTES = 128 * 1024
 

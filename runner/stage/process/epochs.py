@@ -14,8 +14,8 @@ from runner.stage.process.epoch_links import NewEpoch, Pipeline
 from runner.transport.connection import Proven, dial
 from runner.transport.control import EpochFailed, Form, Formed, Message, StageInfo
 from runner.transport.data_link import TcpLink
+from runner.transport.frames import Epoch, Limits
 from runner.transport.handshake import MASTER_RANK, Hello, Role
-from runner.transport.wire import Epoch, Limits
 from web.logs import note_in_logs
 
 if TYPE_CHECKING:

@@ -13,9 +13,16 @@ from runner.master.group.pipeline_ends import FrameReader
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, SampledToken, Segment, StageTime, Step, StepResult
 from runner.transport.data_link import LinkBroken, Slot, TcpLink
+from runner.transport.frames import (
+    HEADER_BYTES,
+    Epoch,
+    Limits,
+    Operation,
+    decode_header,
+    encode_ping,
+)
 from runner.transport.result_frame import decode_result, encode_result
 from runner.transport.step_frame import decode_step, encode_step, pass_on
-from runner.transport.wire import HEADER_BYTES, Epoch, Limits, Operation, decode_header, encode_ping
 
 EPOCH = Epoch(0x1234_5678_9ABC_DEF0, 7)
 HIDDEN, VOCABULARY, POSITIONS = 16, 1000, 512

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from runner.errors import ProtocolError
+from runner.transport.frames import Epoch
 from runner.transport.handshake import (
     DIFFERING_PROOF,
     Hello,
@@ -15,7 +16,6 @@ from runner.transport.handshake import (
     accept_handshake,
     dial_handshake,
 )
-from runner.transport.wire import Epoch
 
 TOKEN = b"a token of at least 16 bytes"
 HELLO = Hello(Role.DATA, 3, Epoch(2**64 - 1, 9), "ab" * 32)

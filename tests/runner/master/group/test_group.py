@@ -16,8 +16,8 @@ from contract.specs import spec_hash
 from runner.steps import Segment
 from runner.transport.connection import dial
 from runner.transport.control import ControlChannel, Join, Refusal
+from runner.transport.frames import Epoch
 from runner.transport.handshake import MASTER_RANK, NO_EPOCH, Hello, Refused, Role
-from runner.transport.wire import Epoch
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.lanes import each_value
 from tests.runner.running_stages import Stages

@@ -17,9 +17,9 @@ from runner.stage.process.compute_loop import ComputeLoop
 from runner.stage.process.epoch_links import Pipeline, Stop
 from runner.steps import Admission, Segment, Step
 from runner.transport.data_link import TcpLink
+from runner.transport.frames import HEADER_BYTES, Epoch, Limits, Operation, decode_header
 from runner.transport.result_frame import decode_result
 from runner.transport.step_frame import encode_step
-from runner.transport.wire import HEADER_BYTES, Epoch, Limits, Operation, decode_header
 from tests.waiting import wait_for
 
 EPOCH = Epoch(1, 1)

@@ -1,5 +1,7 @@
 """Frames of the data links: a fixed header, packed arrays, at most one activation tensor.
 
+Here are the header and what a receiver accepts; the arrays are in step_frame and result_frame.
+
 Little-endian. Every count of a header is checked against the receiver's own limits before a byte
 is allocated for what follows; nothing is unpickled. Sampling parameters travel as JSON, bounded in
 size. A stage passes the body on as it came and appends its own time. No torch here: the master
@@ -9,7 +11,6 @@ uses this too, and a tensor is a block of bytes with a dtype's name.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -32,7 +33,6 @@ TIME = struct.Struct("<HQQ")
 SAMPLED = struct.Struct("<QII?dB")
 ALTERNATIVE = struct.Struct("<Id")
 HEADER_BYTES = _HEADER.size
-_NO_COUNTS = (0, 0, 0, 0, 0, 0)
 
 
 class Operation(IntEnum):
@@ -88,9 +88,37 @@ def max_segments(spec: GroupSpec) -> int:
     return 2 * spec.max_concurrent_requests + 16
 
 
+class StepCounts(NamedTuple):
+    """What follows a step's header: `admission_bytes` of JSON; `hidden_size` 0 for no tensor."""
+
+    segments: int = 0
+    tokens: int = 0
+    releases: int = 0
+    admissions: int = 0
+    admission_bytes: int = 0
+    hidden_size: int = 0
+
+    @property
+    def body_bytes(self) -> int:
+        """Without the stage times."""
+        arrays = self.segments * SEGMENT.size + self.tokens * TOKEN_BYTES
+        return arrays + self.releases * RELEASE_BYTES + self.admission_bytes
+
+
+class ResultCounts(NamedTuple):
+    """What follows a result's header, whose other counts are 0."""
+
+    tokens: int
+    alternatives: int
+
+    @property
+    def body_bytes(self) -> int:
+        """Without the stage times."""
+        return self.tokens * SAMPLED.size + self.alternatives * ALTERNATIVE.size
+
+
 class Header(NamedTuple):
-    """One frame's header. A step's counts are segments, token ids, releases, admissions, bytes of
-    the admissions, hidden size (0: no tensor); a result's are tokens and alternatives."""
+    """One frame's header: six counts, which are a step's or a result's by its `operation`."""
 
     operation: int
     dtype: int
@@ -100,21 +128,39 @@ class Header(NamedTuple):
     counts: tuple[int, ...]
 
     @property
+    def of_step(self) -> StepCounts:
+        return StepCounts(*self.counts)
+
+    @property
+    def of_result(self) -> ResultCounts:
+        return ResultCounts(*self.counts[:2])
+
+    @property
     def body_bytes(self) -> int:
-        times = self.times * TIME.size
-        if self.operation == Operation.RESULT:
-            return self.counts[0] * SAMPLED.size + self.counts[1] * ALTERNATIVE.size + times
-        segments, tokens, releases, _, admission_bytes, _ = self.counts
-        arrays = segments * SEGMENT.size + tokens * TOKEN_BYTES + releases * RELEASE_BYTES
-        return arrays + admission_bytes + times
+        result = self.operation == Operation.RESULT
+        arrays = self.of_result.body_bytes if result else self.of_step.body_bytes
+        return arrays + self.times * TIME.size
 
     @property
     def tensor_bytes(self) -> int:
-        return self.counts[1] * self.counts[5] * ITEM_BYTES[self.dtype]
+        counts = self.of_step
+        return counts.tokens * counts.hidden_size * ITEM_BYTES[self.dtype]
 
 
 def encode_ping(epoch: Epoch) -> bytes:
-    return encode_header(Operation.PING, 0, epoch, 0, 0, _NO_COUNTS)
+    return encode_header(Operation.PING, 0, epoch, 0, 0, StepCounts())
+
+
+def encode_header(
+    operation: Operation,
+    dtype: int,
+    epoch: Epoch,
+    step: int,
+    times: int,
+    counts: StepCounts | ResultCounts,
+) -> bytes:
+    zeros = (0,) * (len(StepCounts._fields) - len(counts))
+    return _HEADER.pack(MAGIC, VERSION, operation, dtype, 0, *epoch, step, times, *counts, *zeros)
 
 
 def decode_header(data: bytes | bytearray | memoryview, epoch: Epoch, limits: Limits) -> Header:
@@ -135,41 +181,35 @@ def decode_header(data: bytes | bytearray | memoryview, epoch: Epoch, limits: Li
         raise ProtocolError(f"operation = {operation}: only {limits.operation.name} is accepted")
     if times != limits.times:
         raise ProtocolError(f"times = {times}: must be {limits.times}")
-    check = _check_step_counts if operation == Operation.STEP else _check_result_counts
+    check = _check_step if operation == Operation.STEP else _check_result
     check(header, limits)
     return header
 
 
-def encode_header(
-    operation: Operation, dtype: int, epoch: Epoch, step: int, times: int, counts: Sequence[int]
-) -> bytes:
-    return _HEADER.pack(MAGIC, VERSION, operation, dtype, 0, *epoch, step, times, *counts)
-
-
-def _check_step_counts(header: Header, limits: Limits) -> None:
-    segments, tokens, releases, admissions, admission_bytes, hidden_size = header.counts
+def _check_step(header: Header, limits: Limits) -> None:
+    counts = header.of_step
     bounds = (
-        ("segments", segments, limits.segments),
-        ("tokens", tokens, limits.tokens),
-        ("releases", releases, limits.segments),
-        ("admissions", admissions, limits.segments),
-        ("admission bytes", admission_bytes, admissions * ADMISSION_BYTES),
+        ("segments", counts.segments, limits.segments),
+        ("tokens", counts.tokens, limits.tokens),
+        ("releases", counts.releases, limits.segments),
+        ("admissions", counts.admissions, limits.segments),
+        ("admission bytes", counts.admission_bytes, counts.admissions * ADMISSION_BYTES),
     )
     for name, value, bound in bounds:
         if value > bound:
             raise ProtocolError(f"{name} = {value}: must be at most {bound}")
-    expected = limits.hidden_size if tokens else 0
-    if hidden_size != expected:
-        raise ProtocolError(f"hidden size = {hidden_size}: must be {expected}")
-    if header.dtype >= len(DTYPES) or bool(header.dtype) != bool(hidden_size):
-        raise ProtocolError(f"dtype = {header.dtype} beside a hidden size of {hidden_size}")
+    expected = limits.hidden_size if counts.tokens else 0
+    if counts.hidden_size != expected:
+        raise ProtocolError(f"hidden size = {counts.hidden_size}: must be {expected}")
+    if header.dtype >= len(DTYPES) or bool(header.dtype) != bool(expected):
+        raise ProtocolError(f"dtype = {header.dtype} beside a hidden size of {expected}")
 
 
-def _check_result_counts(header: Header, limits: Limits) -> None:
-    tokens, alternatives, *rest = header.counts
+def _check_result(header: Header, limits: Limits) -> None:
+    tokens, alternatives = header.of_result
     if tokens > limits.segments or alternatives > tokens * MAX_LOGPROBS:
         raise ProtocolError(f"a result of {tokens} tokens with {alternatives} alternatives")
-    if header.dtype or any(rest):
+    if header.dtype or any(header.counts[2:]):
         raise ProtocolError("a result with a tensor")
 
 
