@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from contract.faults import faults_of
 from runner.errors import ProtocolError
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -172,8 +173,8 @@ def decode(body: bytes) -> Message:
     try:
         return _ADAPTER.validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise ProtocolError(f"a control message: {first['loc']}: {first['msg']}") from None
+        fault = faults_of(error, unknown=lambda _location: "is not a field of this message")[0]
+        raise ProtocolError(f"a control message: {fault}") from None
 
 
 class ControlChannel:
