@@ -18,8 +18,12 @@ from runner.errors import (
 )
 from runner.master.engine.micro_batches import MicroBatches
 from runner.master.engine.report import EngineStatistics, describe_topology, rank_statistics
-from runner.master.engine.request_ledger import OpenRequest, RequestLedger
-from runner.master.engine.requests import GenerationRequest, TokenEvent
+from runner.master.engine.requests import (
+    GenerationRequest,
+    OpenRequest,
+    RequestLedger,
+    TokenEvent,
+)
 from runner.master.engine.scheduler import Scheduler
 from runner.master.engine.step_cost import StepCost
 from runner.master.group.formation import Formation, RankGroup

@@ -1,10 +1,19 @@
-"""The engine's boundary: token ids in, token ids out. Text lives beside the API."""
+"""Requests: what the engine is asked and answers, and the ledger of all that are open.
+
+Token ids in, token ids out; text lives beside the API. The ledger holds what the master must know
+to finish every open request, whatever is lost.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
+from contract.generation import SEED_LIMIT
+from runner.errors import RunnerError
 from runner.sampling_parameters import SamplingParameters
+from runner.steps import Admission, SampledToken
 
 FINISHED_BY_STOP = "stop"
 FINISHED_BY_LENGTH = "length"
@@ -37,3 +46,109 @@ class TokenEvent:
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
     finish_reason: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class OpenRequest:
+    """One request from submission to its last token.
+
+    `emitted` are the ids delivered so far; prompt + emitted are its known ids. `held`: the stages
+    of this epoch keep a place for it. `sent` counts the known ids they have been sent since its
+    last admission, `prefilled` is set once those were all, and `awaiting` while the token after
+    the last known id is being computed.
+    """
+
+    number: int
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: SamplingParameters
+    choice: int
+    seed: int
+    deliver: Callable[[TokenEvent | RunnerError], None]
+    emitted: list[int] = field(default_factory=list)
+    held: bool = False
+    sent: int = 0
+    prefilled: bool = False
+    awaiting: bool = False
+    long_class: bool = False
+    chunk_tokens: int = 0
+
+    @property
+    def known(self) -> int:
+        return len(self.prompt_ids) + len(self.emitted)
+
+    @property
+    def capacity(self) -> int:
+        """KV positions in the worst case: the last new token is never read back."""
+        return len(self.prompt_ids) + self.max_new_tokens
+
+    def ids(self, start: int, length: int) -> list[int]:
+        """Known ids at positions start .. start + length - 1."""
+        prompt = len(self.prompt_ids)
+        if start >= prompt:
+            return self.emitted[start - prompt : start - prompt + length]
+        ids = list(self.prompt_ids[start : start + length])
+        return ids + self.emitted[: length - len(ids)]
+
+    def admission(self) -> Admission:
+        return Admission(
+            request=self.number,
+            capacity=self.capacity,
+            prompt_length=len(self.prompt_ids),
+            choice=self.choice,
+            seed=self.seed,
+            sampling=self.sampling,
+        )
+
+    def start_over(self) -> None:
+        """The stages hold nothing of it any more: prompt and emitted ids are to be sent again."""
+        self.held = self.awaiting = False
+        self.prefill_again()
+
+    def prefill_again(self) -> None:
+        """Admit it again, from position 0: what the stages keep of it is dropped then."""
+        self.sent, self.prefilled = 0, False
+
+    def accept(self, token: SampledToken) -> TokenEvent | None:
+        """The next token of this request, or None for one that is not: late, or seen before."""
+        if not self.awaiting or token.position != self.known:
+            return None
+        self.awaiting = False
+        self.emitted.append(token.token_id)
+        reason = None
+        if token.token_id in self.sampling.stop_token_ids:
+            reason = FINISHED_BY_STOP
+        elif len(self.emitted) >= self.max_new_tokens:
+            reason = FINISHED_BY_LENGTH
+        return TokenEvent(token.token_id, token.logprob, token.alternatives, reason)
+
+
+class RequestLedger:
+    """Every open request by number, in order of arrival."""
+
+    def __init__(self) -> None:
+        self.open: dict[int, OpenRequest] = {}
+        self._next = 1
+
+    def add(
+        self, request: GenerationRequest, deliver: Callable[[TokenEvent | RunnerError], None]
+    ) -> OpenRequest:
+        """Enter a request; its seed is drawn now if it has none, so that a replay repeats it."""
+        seed = request.sampling.seed
+        if seed is None:
+            seed = secrets.randbelow(SEED_LIMIT)
+        entry = OpenRequest(
+            number=self._next,
+            prompt_ids=request.prompt_ids,
+            max_new_tokens=request.max_new_tokens,
+            sampling=replace(request.sampling, seed=seed),
+            choice=request.choice,
+            seed=seed,
+            deliver=deliver,
+        )
+        self._next += 1
+        self.open[entry.number] = entry
+        return entry
+
+    def remove(self, number: int) -> OpenRequest | None:
+        return self.open.pop(number, None)

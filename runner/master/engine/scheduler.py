@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from runner.errors import PromptTooLong
 from runner.master.engine.micro_batches import MicroBatches
-from runner.master.engine.request_ledger import OpenRequest
-from runner.master.engine.requests import TokenEvent
+from runner.master.engine.requests import OpenRequest, TokenEvent
 from runner.master.engine.step_cost import MIN_CHUNK, StepCost
 from runner.steps import Admission, Segment, Step, StepResult
 

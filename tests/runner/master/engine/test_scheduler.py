@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from runner.errors import PromptTooLong
 from runner.master.engine.micro_batches import MicroBatches
-from runner.master.engine.request_ledger import OpenRequest, RequestLedger
-from runner.master.engine.requests import GenerationRequest
+from runner.master.engine.requests import GenerationRequest, OpenRequest, RequestLedger
 from runner.master.engine.scheduler import UNKNOWN_STEP_LIMIT_S, Scheduler
 from runner.master.engine.step_cost import MIN_CHUNK, StepCost
 from runner.sampling_parameters import SamplingParameters

@@ -7,8 +7,7 @@ import heapq
 from dataclasses import dataclass
 
 from runner.master.engine.micro_batches import MicroBatches
-from runner.master.engine.request_ledger import RequestLedger
-from runner.master.engine.requests import GenerationRequest, TokenEvent
+from runner.master.engine.requests import GenerationRequest, RequestLedger, TokenEvent
 from runner.master.engine.scheduler import Scheduler
 from runner.master.engine.step_cost import StepCost
 from runner.sampling_parameters import SamplingParameters

@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.master.engine.request_ledger import OpenRequest, RequestLedger
-from runner.master.engine.requests import GenerationRequest, TokenEvent
+from runner.master.engine.requests import GenerationRequest, OpenRequest, RequestLedger, TokenEvent
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import SampledToken
 
