@@ -11,7 +11,7 @@ import httpx
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from runner.stage.process.stage_metrics import StageMetrics
+from runner.stage.process.health import StageMetrics
 from tests.goldens.conftest import BLOCK
 from tests.goldens.recorded_file import check_recorded
 

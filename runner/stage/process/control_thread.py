@@ -15,8 +15,7 @@ from contract.specs import GroupSpec, RankSpec, spec_hash
 from runner.stage.process.control_link import ControlLink
 from runner.stage.process.epoch_links import Stop
 from runner.stage.process.epochs import EpochForming
-from runner.stage.process.health import health_app, serve_health
-from runner.stage.process.stage_metrics import StageMetrics
+from runner.stage.process.health import StageMetrics, health_app, serve_health
 from runner.transport.connection import ProvingListener, interface_address
 from runner.transport.control import (
     EpochFailed,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import uvicorn
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,6 +20,9 @@ from starlette.routing import Route
 from web.metrics import metrics_response
 
 Check = Callable[[], str]
+_LABELS = ("model_name", "rank")
+_STATM = Path("/proc/self/statm")
+_RESIDENT_PAGES = 1  # its second field
 
 
 def health_app(livez: Check, readyz: Check, metrics: CollectorRegistry) -> Starlette:
@@ -49,3 +57,44 @@ async def serve_health(app: Starlette, listening: socket.socket) -> None:
         await server.serve(sockets=[listening])
     finally:
         listening.close()
+
+
+class StageMetrics(Collector):
+    """What the process says of itself; its step times are in the master's metrics.
+
+    `ready` tells at each scrape whether the weights are loaded.
+    """
+
+    def __init__(self, model_name: str, rank: int, ready: Callable[[], bool]) -> None:
+        self.registry = CollectorRegistry()
+        self._labels, self._ready = (model_name, str(rank)), ready
+        self._looked_at = time.monotonic()
+        self._computed = time.process_time()
+        self.registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        yield self._gauge(
+            "splitstack_stage_ready", "1 when the weights are loaded", float(self._ready())
+        )
+        yield self._gauge("llm_memory_usage_bytes", "Resident memory of the process", _resident())
+        yield self._gauge(
+            "llm_cpu_utilization",
+            "Percent of one core since the last scrape, all threads",
+            self._utilization(),
+        )
+
+    def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(name, text, labels=_LABELS)
+        family.add_metric(self._labels, value)
+        return family
+
+    def _utilization(self) -> float:
+        now, computed = time.monotonic(), time.process_time()
+        elapsed, spent = now - self._looked_at, computed - self._computed
+        self._looked_at, self._computed = now, computed
+        return 100 * spent / elapsed if elapsed > 0 else 0.0
+
+
+def _resident() -> float:
+    pages = int(_STATM.read_text().split()[_RESIDENT_PAGES])
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
