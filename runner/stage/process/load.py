@@ -12,7 +12,7 @@ import torch
 from contract.specs import GroupSpec, RankSpec
 from runner.models.folder import resolve_model
 from runner.stage.model.checkpoint import own_files
-from runner.stage.model.kv_budget import kv_tokens
+from runner.stage.model.kv_cache import kv_tokens
 from runner.stage.model.stage_model import StageModel
 from runner.stage.process.compute_loop import ComputeLoop
 from runner.stage.process.control_thread import ControlThread
