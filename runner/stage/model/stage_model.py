@@ -11,7 +11,7 @@ from torch import nn
 
 from runner.errors import UnsupportedModel
 from runner.stage.cpu.allocator import freed_memory_is_given_back
-from runner.stage.cpu.packed_weights import pack_weights
+from runner.stage.cpu.packed_modules import pack_weights
 from runner.stage.model import attention
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.kv_cache import KVCache

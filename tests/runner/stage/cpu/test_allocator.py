@@ -32,7 +32,7 @@ with freed_memory_is_given_back():
 EVERY_NUMBER_OF_ROWS = """
 import torch
 from runner.stage.cpu.allocator import give_back_freed
-from runner.stage.cpu.packed_weights import pack_weights
+from runner.stage.cpu.packed_modules import pack_weights
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -15,9 +15,9 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from runner.stage.cpu import packed_weights
+from runner.stage.cpu import packed_modules
 from runner.stage.cpu.packed_matrix import Layout, PackedMatrix, supported
-from runner.stage.cpu.packed_weights import pack_weights
+from runner.stage.cpu.packed_modules import pack_weights
 
 torch.set_num_threads(1)
 SHAPES = [(1024, 1024), (2816, 1024), (1024, 2816), (8192, 576), (192, 576), (64, 48), (30, 20)]
@@ -134,7 +134,7 @@ def test_experts_leave_nothing_unpacked_behind():
 
 def test_a_tied_table_still_looks_up(monkeypatch):
     for limit, layout in ((2**40, Layout.PACKED), (0, Layout.DENSE)):
-        monkeypatch.setattr(packed_weights, "TIED_COPY_LIMIT_BYTES", limit)
+        monkeypatch.setattr(packed_modules, "TIED_COPY_LIMIT_BYTES", limit)
         model = small_model(llama(tie_word_embeddings=True))
         table = model.get_input_embeddings().weight.clone()
         pack_weights(model)
@@ -158,7 +158,7 @@ def test_modules_on_another_device_stay_as_they_are():
 PEAK = """
 import torch
 from torch import nn
-from runner.stage.cpu.packed_weights import pack_weights
+from runner.stage.cpu.packed_modules import pack_weights
 pack_weights(nn.Linear(64, 64))
 def memory(field):
     lines = open("/proc/self/status").read().splitlines()
