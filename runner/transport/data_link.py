@@ -29,7 +29,7 @@ class LinkBroken(ProtocolError):
     """The peer closed, fell silent, or cannot be reached any more."""
 
 
-class Slot:
+class TensorBuffer:
     """Room for one received tensor, used again for later steps once its step has been sent on.
 
     The memory is touched only as far as tensors fill it.
@@ -37,18 +37,18 @@ class Slot:
 
     def __init__(self, limits: Limits) -> None:
         size = limits.tokens * limits.hidden_size * max(ITEM_BYTES)
-        self.buffer = memoryview(bytearray(size))
+        self.memory = memoryview(bytearray(size))
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A step as it was received. `tensor` is a view of `slot`, [tokens, hidden size] as bytes."""
+    """A step as it was received. `tensor` is a view of `buffer`, [tokens, hidden size] as bytes."""
 
     header: Header
     body: bytearray
     step: Step
     tensor: memoryview
-    slot: Slot
+    buffer: TensorBuffer
 
 
 class TcpLink:
@@ -63,8 +63,8 @@ class TcpLink:
         self._epoch, self._limits = epoch, limits
         self._header = bytearray(HEADER_BYTES)
 
-    def receive(self, slot: Slot) -> Frame:
-        """The next step, its tensor in `slot`; raises LinkBroken, ProtocolError."""
+    def receive(self, buffer: TensorBuffer) -> Frame:
+        """The next step, its tensor in `buffer`; raises LinkBroken, ProtocolError."""
         while True:
             self._fill(memoryview(self._header))
             header = decode_header(self._header, self._epoch, self._limits)
@@ -72,9 +72,9 @@ class TcpLink:
                 break
         body = bytearray(header.body_bytes)
         self._fill(memoryview(body))
-        tensor = slot.buffer[: header.tensor_bytes]
+        tensor = buffer.memory[: header.tensor_bytes]
         self._fill(tensor)
-        return Frame(header, body, decode_step(header, body, self._limits), tensor, slot)
+        return Frame(header, body, decode_step(header, body, self._limits), tensor, buffer)
 
     def send(self, front: bytes, tensor: memoryview | None = None) -> None:
         """Header and body, then the tensor's bytes, uncopied; raises LinkBroken."""

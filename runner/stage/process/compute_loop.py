@@ -26,7 +26,7 @@ IDLE_AFTER_S = 5.0  # without a token to compute: freed memory goes back to the 
 
 
 class ComputeLoop:
-    """Runs steps of the pipeline that is open; `fail` is told of a step that raised."""
+    """Runs steps of the epoch that is open; `fail` is told of a step that raised."""
 
     def __init__(
         self, rank: int, model: StageModel, device: str, fail: Callable[[Epoch, str], None]
@@ -47,7 +47,7 @@ class ComputeLoop:
         """
         current, since = self._current, self._beat
         if current is not None:
-            halted_at = current.pipeline.halted_at
+            halted_at = current.links.halted_at
             if halted_at is None:
                 return False
             since = max(since, halted_at)
@@ -68,7 +68,7 @@ class ComputeLoop:
             if isinstance(work, NewEpoch):
                 self._reset()
                 work.ready()
-            elif work.pipeline.open:
+            elif work.links.open:
                 self._current = work
                 self._answer(work, waiting_since)
                 self._beat = time.monotonic()
@@ -92,11 +92,11 @@ class ComputeLoop:
             front, tensor = self._compute(arrival, began, began - waiting_since)
         except Exception as error:
             logger.exception("step %d failed", step.number)
-            arrival.pipeline.halt()
+            arrival.links.halt()
             what = f"rank {self._rank} could not compute step {step.number}"
-            self._fail(arrival.pipeline.epoch, f"{what}: {type(error).__name__}: {error}"[:500])
+            self._fail(arrival.links.epoch, f"{what}: {type(error).__name__}: {error}"[:500])
             return
-        arrival.pipeline.answer(arrival, front, tensor)
+        arrival.links.answer(arrival, front, tensor)
 
     @torch.inference_mode()
     def _compute(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from contract.specs import GroupSpec, RankSpec, spec_hash
 from runner.stage.process.control_link import ControlLink
 from runner.stage.process.epoch_links import Stop
-from runner.stage.process.epochs import EpochForming
+from runner.stage.process.epochs import Epochs
 from runner.stage.process.health import StageMetrics, health_app, serve_health
 from runner.transport.connection import ProvingListener, interface_address
 from runner.transport.control import (
@@ -64,9 +64,7 @@ class ControlThread(threading.Thread):
             received=self._received,
             lost=self._lost,
         )
-        self._forming = EpochForming(
-            spec, rank.rank, token, send=self._link.send, fail=self.fail_epoch
-        )
+        self._epochs = Epochs(spec, rank.rank, token, send=self._link.send, fail=self.fail_epoch)
         self._compute: ComputeLoop | None = None
         self._stage: StageInfo | None = None
         self._failure = ""
@@ -105,7 +103,7 @@ class ControlThread(threading.Thread):
 
         def begin() -> None:
             self._compute, self._stage = compute, stage
-            self._forming.attach(compute, stage)
+            self._epochs.attach(compute, stage)
             self._link.send(Loaded(stage))
 
         self._loop.call_soon_threadsafe(begin)
@@ -114,7 +112,7 @@ class ControlThread(threading.Thread):
         """From any thread: this epoch cannot go on, and why."""
         logger.warning("epoch %s is lost: %s", epoch, reason)
         message = EpochFailed(epoch.counter, reason)
-        self._loop.call_soon_threadsafe(self._forming.report_failure, epoch, message)
+        self._loop.call_soon_threadsafe(self._epochs.report_failure, epoch, message)
 
     def report_load_failure(self, reason: str) -> None:
         """Tell the master why this stage ends; waits until it has been told, at most 2 s."""
@@ -135,7 +133,7 @@ class ControlThread(threading.Thread):
         def announce() -> None:
             self._leaving = True
             self._loop.call_later(self._spec.request_deadline_s, self._stop, "the deadline passed")
-            if self._link.connected and self._forming.active:
+            if self._link.connected and self._epochs.active:
                 self._link.send(Leaving())
             else:
                 self._stop("it is in no epoch")
@@ -170,7 +168,7 @@ class ControlThread(threading.Thread):
             task.cancel()
         digest = spec_hash(self._spec)
         self._listener = ProvingListener(
-            listening, self._token, digest, self._forming.judge, self._forming.deliver
+            listening, self._token, digest, self._epochs.judge, self._epochs.deliver
         )
         task = self._loop.create_task(self._listener.serve())
         self._tasks.add(task)
@@ -180,9 +178,9 @@ class ControlThread(threading.Thread):
         if isinstance(message, Welcome):
             self._welcome(message.commit)
         elif isinstance(message, Form):
-            self._forming.form(message)
+            self._epochs.form(message)
         elif isinstance(message, EpochFailed):
-            self._forming.dissolve(message.counter, message.reason)
+            self._epochs.dissolve(message.counter, message.reason)
         elif isinstance(message, Released) and self._leaving:
             self._stop(message.reason)
 
@@ -196,7 +194,7 @@ class ControlThread(threading.Thread):
             os._exit(1)
 
     def _lost(self, reason: str) -> None:
-        self._forming.dissolve(None, reason)
+        self._epochs.dissolve(None, reason)
         if self._leaving:
             self._stop(reason)
 

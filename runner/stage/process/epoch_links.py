@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 
 from runner.errors import ProtocolError
 from runner.transport.connection import PING_INTERVAL_S
-from runner.transport.data_link import Frame, Slot, TcpLink
+from runner.transport.data_link import Frame, TcpLink, TensorBuffer
 from runner.transport.frames import Epoch, Limits, encode_ping
 
 INLINE_BYTES = 128 * 1024
@@ -18,10 +18,10 @@ INLINE_BYTES = 128 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A frame for the compute loop, and the pipeline that its answer belongs to."""
+    """A frame for the compute loop, and the links that its answer belongs to."""
 
     frame: Frame
-    pipeline: Pipeline
+    links: EpochLinks
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,13 @@ class Stop:
 
 
 Work = Arrival | NewEpoch | Stop
+_Answer = tuple[bytes, memoryview | None, TensorBuffer]  # and the buffer it came from
 
 
-class Pipeline:
+class EpochLinks:
     """Two data links of one epoch. `fail` is called once, from a thread, when one breaks.
 
-    At most `depth` steps are held between receiving and having been sent on: each takes a slot,
+    At most `depth` steps are held between receiving and having been sent on: each takes a buffer,
     and the receiver waits while none is free.
     """
 
@@ -62,10 +63,10 @@ class Pipeline:
         self._deliver, self._fail = deliver, fail
         self.halted_at: float | None = None
         self._closed = threading.Event()
-        self._free: SimpleQueue[Slot | None] = SimpleQueue()
+        self._free: SimpleQueue[TensorBuffer | None] = SimpleQueue()
         for _ in range(depth):
-            self._free.put(Slot(limits))
-        self._to_send: SimpleQueue[tuple[bytes, memoryview | None, Slot] | None] = SimpleQueue()
+            self._free.put(TensorBuffer(limits))
+        self._to_send: SimpleQueue[_Answer | None] = SimpleQueue()
         # Steps given to the sending thread, and sent by it; each has one writer. While they are
         # equal, the compute thread sends by itself, and only a ping can be in its way.
         self._queued = self._sent = 0
@@ -85,22 +86,22 @@ class Pipeline:
             thread.start()
 
     def answer(self, arrival: Arrival, front: bytes, tensor: memoryview | None) -> None:
-        """Send what came of an arrival; its slot is used again once this has left.
+        """Send what came of an arrival; its buffer is used again once this has left.
 
         Called by the compute thread only. What is small goes out at once: waking the sending
         thread takes longer than the copy into the socket. All else, and what comes behind it,
         is left to that thread, so that it overlaps the next step.
         """
-        slot = arrival.frame.slot
+        buffer = arrival.frame.buffer
         size = len(front) + (len(tensor) if tensor is not None else 0)
         if size > INLINE_BYTES or self._queued != self._sent:
             self._queued += 1
-            self._to_send.put((front, tensor, slot))
+            self._to_send.put((front, tensor, buffer))
             return
         try:
             with self._wire:
                 self._outgoing.send(front, tensor)
-            self._free.put(slot)
+            self._free.put(buffer)
         except ProtocolError as error:
             self._break("the link to the rank after", error)
 
@@ -121,8 +122,8 @@ class Pipeline:
 
     def _receive(self) -> None:
         try:
-            while (slot := self._free.get()) is not None:
-                self._deliver(Arrival(self._incoming.receive(slot), self))
+            while (buffer := self._free.get()) is not None:
+                self._deliver(Arrival(self._incoming.receive(buffer), self))
         except ProtocolError as error:
             self._break("the link from the rank before", error)
         self._closed.wait()
@@ -140,9 +141,9 @@ class Pipeline:
                     continue
                 if item is None:
                     break
-                front, tensor, slot = item
+                front, tensor, buffer = item
                 self._outgoing.send(front, tensor)
-                self._free.put(slot)
+                self._free.put(buffer)
                 self._sent += 1
         except ProtocolError as error:
             self._break("the link to the rank after", error)

@@ -1,4 +1,4 @@
-"""A stage's part in forming an epoch, on the control thread's event loop."""
+"""A stage's part in each epoch, on the control thread's event loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from contract.specs import GroupSpec, spec_hash
 from runner.errors import ProtocolError
-from runner.stage.process.epoch_links import NewEpoch, Pipeline
+from runner.stage.process.epoch_links import EpochLinks, NewEpoch
 from runner.transport.connection import Proven, dial
 from runner.transport.control import EpochFailed, Form, Formed, Message, StageInfo
 from runner.transport.data_link import TcpLink
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 REDIAL_DELAY_S = 0.02  # the next rank may not have heard of the epoch yet
 
 
-class EpochForming:
-    """Holds at most one epoch: forming, or its pipeline."""
+class Epochs:
+    """Those that this stage takes part in, one after the other; each is forming, or formed."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class EpochForming:
         self._epoch: Epoch | None = None
         self._predecessor: asyncio.Future[socket.socket] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._pipeline: Pipeline | None = None
+        self._links: EpochLinks | None = None
 
     @property
     def active(self) -> bool:
@@ -84,9 +84,9 @@ class EpochForming:
         if self._predecessor is not None and self._predecessor.done():
             _close_result(self._predecessor)
         self._task = self._predecessor = None
-        if self._pipeline is not None:
-            self._pipeline.close()
-            self._pipeline = None
+        if self._links is not None:
+            self._links.close()
+            self._links = None
 
     def report_failure(self, epoch: Epoch, message: EpochFailed) -> None:
         """A thread found the epoch broken: tell the master, which ends it for everybody."""
@@ -129,7 +129,7 @@ class EpochForming:
         assert self._limits is not None
         compute, limits = self._compute, self._limits
         self._predecessor = self._task = None
-        self._pipeline = Pipeline(
+        self._links = EpochLinks(
             epoch,
             TcpLink(incoming, epoch, limits),
             TcpLink(outgoing, epoch, limits),
@@ -140,7 +140,7 @@ class EpochForming:
             deliver=compute.inbox.put,
             fail=self._fail,
         )
-        self._pipeline.start()
+        self._links.start()
         self._send(Formed(epoch.counter))
 
     async def _empty_the_cache(self) -> None:

@@ -12,7 +12,7 @@ from runner.errors import ProtocolError
 from runner.master.group.pipeline_ends import FrameReader
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, SampledToken, Segment, StageTime, Step, StepResult
-from runner.transport.data_link import LinkBroken, Slot, TcpLink
+from runner.transport.data_link import LinkBroken, TcpLink, TensorBuffer
 from runner.transport.frames import (
     HEADER_BYTES,
     Epoch,
@@ -92,12 +92,12 @@ def test_a_link_carries_frames_and_passes_over_pings() -> None:
     sender = TcpLink(left, EPOCH, SECOND)
     sender.send(encode_ping(EPOCH))
     sender.send(front, memoryview(tensor))
-    frame = link.receive(Slot(SECOND))
+    frame = link.receive(TensorBuffer(SECOND))
     assert frame.step == STEP
     assert bytes(frame.tensor) == tensor
     left.close()
     with pytest.raises(LinkBroken, match="closed by the other end"):
-        link.receive(Slot(SECOND))
+        link.receive(TensorBuffer(SECOND))
     right.close()
 
 
@@ -169,7 +169,7 @@ def test_mutated_frames_raise_protocol_errors_and_allocate_nothing_they_claim() 
     """110,000 frames: 70,000 to a stage's link, 40,000 to the master's reader."""
     chance = random.Random(20)
     to_stage = ((encode_step(STEP, EPOCH), FIRST), (second_hop(), SECOND))
-    slots = {FIRST.hidden_size: Slot(FIRST), SECOND.hidden_size: Slot(SECOND)}
+    buffers = {FIRST.hidden_size: TensorBuffer(FIRST), SECOND.hidden_size: TensorBuffer(SECOND)}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = taken = 0
     for number in range(70_000):
@@ -179,7 +179,7 @@ def test_mutated_frames_raise_protocol_errors_and_allocate_nothing_they_claim() 
         left.close()
         try:
             assert isinstance(
-                TcpLink(right, EPOCH, limits).receive(slots[limits.hidden_size]).step, Step
+                TcpLink(right, EPOCH, limits).receive(buffers[limits.hidden_size]).step, Step
             )
             taken += 1
         except ProtocolError:

@@ -14,7 +14,7 @@ from runner.sampling_parameters import SamplingParameters
 from runner.stage.model.stage_model import StageModel
 from runner.stage.process import compute_loop
 from runner.stage.process.compute_loop import ComputeLoop
-from runner.stage.process.epoch_links import Pipeline, Stop
+from runner.stage.process.epoch_links import EpochLinks, Stop
 from runner.steps import Admission, Segment, Step
 from runner.transport.data_link import TcpLink
 from runner.transport.frames import HEADER_BYTES, Epoch, Limits, Operation, decode_header
@@ -36,7 +36,7 @@ class Master:
         self._results = Limits(Operation.RESULT, 1, 64, 64, 0, model.vocab_size, 256)
         steps = Limits(Operation.STEP, 0, 64, 64, 0, model.vocab_size, 256)
         self.loop = ComputeLoop(0, model, "cpu", lambda _epoch, what: pytest.fail(what))
-        self.pipeline = Pipeline(
+        self.links = EpochLinks(
             EPOCH,
             TcpLink(incoming, EPOCH, steps),
             TcpLink(outgoing, EPOCH, steps),
@@ -46,7 +46,7 @@ class Master:
             fail=lambda _epoch, what: pytest.fail(what),
         )
         self._thread = threading.Thread(target=self.loop.run)
-        self.pipeline.start()
+        self.links.start()
         self._thread.start()
 
     def send(self, step: Step) -> None:
@@ -67,7 +67,7 @@ class Master:
     def end(self) -> None:
         self.loop.inbox.put(Stop())
         self._thread.join(10)
-        self.pipeline.close()
+        self.links.close()
         self._sending.close()
         self._receiving.close()
 
@@ -99,7 +99,7 @@ def test_a_step_that_outlives_its_epoch_is_stuck_only_after_a_while(
     assert began.wait(5)
     time.sleep(0.6)
     assert not master.loop.stuck()  # the epoch is in force: for the master to judge
-    master.pipeline.halt()
+    master.links.halt()
     assert not master.loop.stuck()
     wait_for(master.loop.stuck, 5, "stuck")
     end.set()
