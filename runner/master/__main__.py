@@ -46,9 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(spec: GroupSpec, token: bytes, text: ModelText) -> int:
-    engine = Engine(spec)
-    group = Group(spec, token, engine)
-    engine.attach(group)
+    group = Group(spec, token)
+    engine = Engine(spec, group)
     service = MasterService(
         spec,
         engine,
@@ -59,7 +58,7 @@ def _serve(spec: GroupSpec, token: bytes, text: ModelText) -> int:
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        await group.start()
+        await group.start(engine)
         yield
         await group.stop()
 

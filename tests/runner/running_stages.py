@@ -186,8 +186,8 @@ class Stages:
     async def master(self) -> AsyncIterator[Master]:
         """One life of a master; the stages outlive it."""
         recorder = Recorder()
-        group = Group(self.spec, self.token, recorder)
-        await group.start()
+        group = Group(self.spec, self.token)
+        await group.start(recorder)
         try:
             yield Master(group, recorder)
         finally:

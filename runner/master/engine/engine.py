@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 from contract.specs import GroupSpec
 from runner.errors import (
@@ -17,7 +18,7 @@ from runner.errors import (
     RunnerError,
 )
 from runner.master.engine.micro_batches import MicroBatches
-from runner.master.engine.report import EngineStatistics, describe_topology, rank_statistics
+from runner.master.engine.report import EngineStatistics, describe_topology, take_statistics
 from runner.master.engine.requests import (
     GenerationRequest,
     OpenRequest,
@@ -26,57 +27,46 @@ from runner.master.engine.requests import (
 )
 from runner.master.engine.scheduler import Scheduler
 from runner.master.engine.step_cost import StepCost
+from runner.master.engine.watch import Watch
 from runner.master.group.formation import Formation, RankGroup
 from runner.steps import Step, StepResult
 
 logger = logging.getLogger(__name__)
 
 WAITING_PER_RUNNING = 4
-FORMING_LIMIT_S = 120.0
-PROBE_AFTER_S = 2.0
-WATCH_INTERVAL_S = 0.25
 
 
 class Engine:
-    """Owns the ledger and the scheduler; a GroupListener. Everything on one event loop."""
+    """Owns the ledger and each epoch's scheduler; the group's listener. All on one event loop."""
 
-    def __init__(self, spec: GroupSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: GroupSpec, group: RankGroup) -> None:
+        self._spec, self._group = spec, group
         self._ledger = RequestLedger()
         self._cost = StepCost(len(spec.ranks))
         self._micro_batches = MicroBatches(self._cost)
         self._scheduler: Scheduler | None = None
-        self._group: RankGroup | None = None
         self._counters = EngineStatistics()
         self._formation: Formation | None = None
-        self._lost_at: float | None = None
+        self._watch = Watch(group, submit=self._submit, refuse=self._refuse_open)
         self._failed = False
         self._turned = False
         self._pump_due = False
-        self._returned_at = 0.0
-        self._watch: asyncio.TimerHandle | None = None
         self.max_model_len: int | None = None
-
-    def attach(self, group: RankGroup) -> None:
-        self._group = group
 
     # What the API asks
 
     @property
     def ready(self) -> bool:
         """All ranks of this epoch are loaded, a step has gone round, and none is overdue."""
-        assert self._group is not None
         return self._turned and self._group.state == "ready"
 
     @property
     def state(self) -> str:
         """The group's: starting, forming, ready or failed (the end)."""
-        assert self._group is not None
         return self._group.state
 
     @property
     def reason(self) -> str:
-        assert self._group is not None
         return self._group.reason or "the first step of this epoch has not come back"
 
     def validate(self, request: GenerationRequest) -> None:
@@ -155,34 +145,16 @@ class Engine:
             self._end(entry)
 
     def statistics(self) -> EngineStatistics:
-        scheduler, group = self._scheduler, self._group
-        present = EngineStatistics(**vars(self._counters))
-        present.waiting = len(self._ledger.open)
-        if group is not None:
-            present.epoch, present.formations = group.epoch, group.formations
-            present.ready, present.ranks = self.ready, rank_statistics(group, self._cost)
-        if scheduler is not None:
-            present.running, present.waiting = len(scheduler.running), len(scheduler.waiting)
-            present.kv_tokens_reserved = scheduler.kv_reserved
-            present.kv_tokens = scheduler.kv_tokens
-            present.steps_in_flight = len(scheduler.in_flight)
-            present.micro_batches = self._micro_batches.count
-        return present
+        """Counters since the start, and the present."""
+        known = replace(self._counters, ready=self.ready, waiting=len(self._ledger.open))
+        return take_statistics(known, self._group, self._cost, self._scheduler)
 
     def topology(self) -> dict[str, object]:
-        """Epoch, micro-batches in flight, and by rank its layers, bytes and mean times (ms)."""
-        group, scheduler = self._group, self._scheduler
-        assert group is not None
-        in_flight = [] if scheduler is None else scheduler.in_flight.values()
-        return describe_topology(self._spec, self.statistics()) | {
+        """The ranks, the steps among them, and how it stands with the group."""
+        return describe_topology(self._spec, self.statistics(), self._scheduler) | {
             "state": self.state,
             "reason": "" if self.ready else self.reason,
             "max_model_len": self.max_model_len,
-            "in_flight": [
-                {"requests": len(item.step.segments), "tokens": len(item.step.token_ids)}
-                for item in in_flight
-                if item.step.segments
-            ],
         }
 
     # What the group tells
@@ -199,7 +171,7 @@ class Engine:
             logger.warning(sentence + ", the model's context is %d", kv_tokens, asked)
         self.max_model_len = min(asked, kv_tokens)
         self._formation = formation
-        self._lost_at, self._turned = None, False
+        self._turned = False
         self._scheduler = Scheduler(
             ranks=len(stages),
             prefill_token_budget=self._spec.prefill_token_budget,
@@ -213,14 +185,15 @@ class Engine:
             self._enter_again(entry, self._scheduler)
         self._submit(self._scheduler.probe(time.monotonic()))
         self._pump()
-        self._watch_soon()
+        self._watch.formed(self._scheduler)
 
     def step_returned(self, result: StepResult) -> None:
         scheduler = self._scheduler
         if scheduler is None:
             return
         now = time.monotonic()
-        self._returned_at, self._turned = now, True
+        self._turned = True
+        self._watch.step_returned(now)
         events = scheduler.returned(result, now)
         for entry, event in events:
             if event.finish_reason is not None:
@@ -231,7 +204,6 @@ class Engine:
         if events or not self._ledger.open:
             # Of an idle group nothing is asked but to pass its probes. A request that ends one
             # epoch after the other stays open, and then probes do not count.
-            assert self._group is not None
             self._group.note_progress()
         self._pump()
 
@@ -239,20 +211,20 @@ class Engine:
         logger.warning("the group is lost: %s; %d open requests", reason, len(self._ledger.open))
         self._counters.losses += 1
         self._scheduler, self._turned = None, False
-        self._lost_at = time.monotonic()
         for entry in self._ledger.open.values():
             entry.start_over()
-        self._watch_soon()
+        self._watch.lost()
 
     def group_failed(self, reason: str) -> None:
         self._failed = True
         self._scheduler, self._turned = None, False
+        self._watch.end()
         self._refuse_open(reason)
 
     # Inside
 
     def _forming_for_too_long(self) -> bool:
-        return self._lost_at is not None and time.monotonic() - self._lost_at > FORMING_LIMIT_S
+        return self._watch.forming_for_too_long
 
     def _enter_again(self, entry: OpenRequest, scheduler: Scheduler) -> None:
         """A restarted stage may have less room than before: what can never fit must not stand at
@@ -284,7 +256,6 @@ class Engine:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
-        assert self._group is not None
         self._pump_due = False
         # A group that has just lost its epoch says so in its state first, and tells us after.
         while self._scheduler is not None and self._group.state == "ready":
@@ -294,29 +265,5 @@ class Engine:
             self._submit(step)
 
     def _submit(self, step: Step) -> None:
-        assert self._group is not None
         self._counters.steps += 1
         self._group.submit(step)
-
-    def _watch_soon(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        loop = asyncio.get_running_loop()
-        self._watch = loop.call_later(WATCH_INTERVAL_S, self._look_for_trouble)
-
-    def _look_for_trouble(self) -> None:
-        """A step that is overdue, an idle pipeline to be probed, a group that does not form."""
-        assert self._group is not None
-        now, scheduler = time.monotonic(), self._scheduler
-        if scheduler is not None and self._group.state == "ready":
-            overdue = scheduler.overdue(now)
-            if overdue is not None:
-                self._group.abandon_epoch(overdue)
-            elif not scheduler.in_flight and now - self._returned_at > PROBE_AFTER_S:
-                self._submit(scheduler.probe(now))
-        elif scheduler is None and self._forming_for_too_long():
-            self._refuse_open(
-                f"the group has not formed for {FORMING_LIMIT_S:.0f} s: {self.reason}"
-            )
-        if not self._failed:
-            self._watch_soon()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from contract.specs import GroupSpec, RankSpec
+from runner.master.engine.scheduler import Scheduler
 from runner.master.engine.step_cost import StageCost, StepCost
 from runner.master.group.formation import RankGroup
 from runner.transport.control import StageInfo
@@ -42,20 +43,37 @@ class EngineStatistics:
     ranks: Sequence[RankStatistics] = ()
 
 
-def rank_statistics(group: RankGroup, cost: StepCost) -> tuple[RankStatistics, ...]:
-    """By rank."""
-    known = zip(group.stages(), group.restarts(), cost.stages, strict=True)
-    return tuple(
+def take_statistics(
+    known: EngineStatistics, group: RankGroup, cost: StepCost, scheduler: Scheduler | None
+) -> EngineStatistics:
+    """What the engine knows itself, completed by the group and this epoch's scheduler."""
+    by_rank = zip(group.stages(), group.restarts(), cost.stages, strict=True)
+    ranks = tuple(
         RankStatistics(rank, stage, restarts, times)
-        for rank, (stage, restarts, times) in enumerate(known)
+        for rank, (stage, restarts, times) in enumerate(by_rank)
+    )
+    present = replace(known, epoch=group.epoch, formations=group.formations, ranks=ranks)
+    if scheduler is None:
+        return present
+    return replace(
+        present,
+        running=len(scheduler.running),
+        waiting=len(scheduler.waiting),
+        kv_tokens_reserved=scheduler.kv_reserved,
+        kv_tokens=scheduler.kv_tokens,
+        steps_in_flight=len(scheduler.in_flight),
+        micro_batches=scheduler.micro_batches.count,
     )
 
 
-def describe_topology(spec: GroupSpec, statistics: EngineStatistics) -> dict[str, object]:
+def describe_topology(
+    spec: GroupSpec, statistics: EngineStatistics, scheduler: Scheduler | None
+) -> dict[str, object]:
     """Epoch, micro-batches in flight, and by rank its layers, bytes and mean step times (ms).
 
     A rank's bubble ratio is the share of its time that it waits for work while there is some.
     """
+    in_flight = [] if scheduler is None else scheduler.in_flight.values()
     return {
         "epoch": statistics.epoch,
         "formations": statistics.formations,
@@ -72,6 +90,11 @@ def describe_topology(spec: GroupSpec, statistics: EngineStatistics) -> dict[str
         "ranks": [
             _describe_rank(rank, found)
             for rank, found in zip(spec.ranks, statistics.ranks, strict=True)
+        ],
+        "in_flight": [
+            {"requests": len(item.step.segments), "tokens": len(item.step.token_ids)}
+            for item in in_flight
+            if item.step.segments
         ],
     }
 

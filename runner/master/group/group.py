@@ -46,8 +46,10 @@ class Group:
     not ready. `epoch` is the counter of the epoch in force or last tried; `formations` counts the
     epochs that were formed."""
 
-    def __init__(self, spec: GroupSpec, token: bytes, listener: GroupListener) -> None:
-        self._spec, self._token, self._listener = spec, token, listener
+    _listener: GroupListener
+
+    def __init__(self, spec: GroupSpec, token: bytes) -> None:
+        self._spec, self._token = spec, token
         self.state: State = "starting"
         self.reason = "starting"
         self.epoch = 0
@@ -68,14 +70,15 @@ class Group:
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
-        """Listen on master_port; raises PortError naming it."""
+    async def start(self, listener: GroupListener) -> None:
+        """Listen on master_port, and tell `listener`; raises PortError naming the port."""
+        self._listener = listener
         listening = bind(self._spec.bind_address, self._spec.master_port)
-        listener = ProvingListener(
+        incoming = ProvingListener(
             listening, self._token, spec_hash(self._spec), self._judge, self._deliver
         )
         for work in (
-            listener.serve(),
+            incoming.serve(),
             self._membership.watch(),
             self._membership.resolve_commit(),
             self._live(),

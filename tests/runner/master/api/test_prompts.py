@@ -24,9 +24,8 @@ class Stack:
 
     def __init__(self) -> None:
         self.spec = group_spec(max_concurrent_requests=2)
-        self.engine = Engine(self.spec)
-        self.group = StandInGroup(self.engine, ranks=1, delay_s=0.005)
-        self.engine.attach(self.group)
+        self.group = StandInGroup(ranks=1, delay_s=0.005)
+        self.group.listener = self.engine = Engine(self.spec, self.group)
         self.loop: asyncio.AbstractEventLoop
 
     @asynccontextmanager

@@ -59,11 +59,12 @@ class Pipeline:
 
 
 class StandInGroup:
-    """Implements Group's interface. Steps come back in order, `delay_s` after one another."""
+    """A RankGroup. Steps come back in order, `delay_s` after one another."""
+
+    listener: GroupListener  # is set once there is one
 
     def __init__(
         self,
-        listener: GroupListener,
         *,
         ranks: int = 2,
         kv_tokens: int = 4096,
@@ -71,7 +72,7 @@ class StandInGroup:
         rope_boundary: int | None = None,
         delay_s: float = 0.0,
     ) -> None:
-        self.listener, self.ranks, self.delay_s = listener, ranks, delay_s
+        self.ranks, self.delay_s = ranks, delay_s
         self.kv_tokens, self.rope_boundary = kv_tokens, rope_boundary
         self.max_positions = max_positions or kv_tokens
         self.state, self.reason = "starting", "waiting for ranks"

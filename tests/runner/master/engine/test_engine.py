@@ -16,7 +16,7 @@ from runner.errors import (
     NotServing,
     PromptTooLong,
 )
-from runner.master.engine import engine as engine_module
+from runner.master.engine import watch
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import GenerationRequest
 from runner.sampling_parameters import SamplingParameters
@@ -33,9 +33,8 @@ def make_spec(ranks: int = 2, **settings: object) -> GroupSpec:
 
 
 def make_engine(spec: GroupSpec | None = None, **group: object) -> tuple[Engine, StandInGroup]:
-    engine = Engine(spec or make_spec())
-    stand_in = StandInGroup(engine, **group)  # type: ignore[arg-type]
-    engine.attach(stand_in)
+    stand_in = StandInGroup(**group)  # type: ignore[arg-type]
+    stand_in.listener = engine = Engine(spec or make_spec(), stand_in)
     return engine, stand_in
 
 
@@ -346,8 +345,8 @@ def test_step_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_idle_pipeline_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "PROBE_AFTER_S", 0.1)
-    monkeypatch.setattr(engine_module, "WATCH_INTERVAL_S", 0.02)
+    monkeypatch.setattr(watch, "PROBE_AFTER_S", 0.1)
+    monkeypatch.setattr(watch, "WATCH_INTERVAL_S", 0.02)
 
     async def body() -> None:
         engine, group = make_engine()
@@ -363,7 +362,7 @@ def test_idle_pipeline_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_group_that_does_not_form_ends_open_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "FORMING_LIMIT_S", 0.2)
+    monkeypatch.setattr(watch, "REFUSE_AFTER_S", 0.2)
 
     async def body() -> None:
         engine, group = make_engine(delay_s=0.001)
