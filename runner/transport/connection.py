@@ -1,4 +1,4 @@
-"""Sockets of the group: options, addresses, dialling, and a listener that idlers cannot hold up."""
+"""Sockets of the group: options, addresses, and a listener that idlers cannot hold up."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from runner.errors import ProtocolError, RunnerError
-from runner.transport.handshake import Hello, Refused, accept_handshake, dial_handshake
+from runner.transport.handshake import Hello, Refused, accept_handshake
+from runner.transport.silence import SILENCE_LIMIT_S
 
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_LIMIT_S = 3.0
-SILENCE_LIMIT_S = 3.0  # a peer that sends nothing for so long, pings included, is lost
-PING_INTERVAL_S = 1.0
 MAX_UNPROVEN = 64  # connections that have not proven themselves; the oldest gives way
 _SIOCGIFADDR = 0x8915
 _REPEAT_AFTER_S = 60.0
@@ -54,40 +53,6 @@ def interface_address(interface: str) -> str:
                 " nccl_socket_ifname to one of these or leave it empty"
             ) from None
     return socket.inet_ntoa(answer[20:24])
-
-
-async def dial(host: str, port: int, token: bytes, hello: Hello) -> socket.socket:
-    """A proven connection; raises OSError, Refused, ProtocolError within HANDSHAKE_LIMIT_S."""
-    try:
-        async with asyncio.timeout(HANDSHAKE_LIMIT_S):
-            connection = await _connect(host, port)
-            try:
-                await dial_handshake(connection, token, hello)
-            except BaseException:
-                connection.close()
-                raise
-            return connection
-    except TimeoutError:
-        raise OSError(f"no answer within {HANDSHAKE_LIMIT_S:g} s") from None
-
-
-async def _connect(host: str, port: int) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    failure: OSError = OSError(f"{host} has no address")
-    for family, kind, protocol, _, address in found:
-        connection = socket.socket(family, kind, protocol)
-        try:
-            prepare(connection)
-            await loop.sock_connect(connection, address)
-        except BaseException as error:
-            connection.close()
-            if not isinstance(error, OSError):
-                raise
-            failure = error
-        else:
-            return connection
-    raise failure
 
 
 @dataclass(frozen=True, slots=True)

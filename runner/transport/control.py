@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from contract.faults import faults_of
 from runner.errors import ProtocolError
+from runner.transport.silence import PING_INTERVAL_S, Silence
 
 MAX_MESSAGE_BYTES = 64 * 1024
 _LENGTH = struct.Struct(">I")
@@ -83,7 +84,7 @@ class Refusal(_Message):
 
 @dataclass(frozen=True)
 class Heartbeat(_Message):
-    """Both ways, every second."""
+    """Both ways, twice a second."""
 
     kind: Literal["heartbeat"] = "heartbeat"
 
@@ -182,6 +183,7 @@ class ControlChannel:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self.silence = Silence()
 
     @classmethod
     async def over(cls, connection: socket.socket) -> ControlChannel:
@@ -198,9 +200,15 @@ class ControlChannel:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
             if length > MAX_MESSAGE_BYTES:
                 raise ProtocolError(f"a control message of {length} bytes")
-            return decode(await self._reader.readexactly(length))
+            message = decode(await self._reader.readexactly(length))
+            self.silence.heard()
+            return message
         except asyncio.IncompleteReadError:
             raise ConnectionError("the connection ended") from None
+
+    async def keep_alive(self) -> None:
+        """Send heartbeats; returns once the other end has fallen silent."""
+        await self.silence.outlast(lambda: self.send(Heartbeat()), PING_INTERVAL_S / 2)
 
     async def flush(self) -> None:
         await self._writer.drain()

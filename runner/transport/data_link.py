@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from runner.errors import ProtocolError
 from runner.steps import Step
-from runner.transport.connection import SILENCE_LIMIT_S, shut
+from runner.transport.connection import shut
 from runner.transport.frames import (
     HEADER_BYTES,
     ITEM_BYTES,
@@ -22,6 +22,7 @@ from runner.transport.frames import (
     Operation,
     decode_header,
 )
+from runner.transport.silence import SILENCE_LIMIT_S
 from runner.transport.step_frame import decode_step
 
 

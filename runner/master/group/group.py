@@ -26,6 +26,7 @@ from runner.transport.control import (
     Released,
     StageInfo,
 )
+from runner.transport.dialling import BackOff
 from runner.transport.frames import Epoch, Limits
 from runner.transport.handshake import MASTER_RANK, NO_EPOCH, Hello, Role
 from web.listener import bind
@@ -79,7 +80,6 @@ class Group:
         )
         for work in (
             incoming.serve(),
-            self._membership.watch(),
             self._membership.resolve_commit(),
             self._live(),
         ):
@@ -128,14 +128,13 @@ class Group:
         return self._membership.restarts()
 
     async def _live(self) -> None:
-        delay = FIRST_DELAY_S
+        back_off = BackOff(FIRST_DELAY_S, LAST_DELAY_S)
         while True:
             await self._wait_for_stages()
             if not await self._try_to_form():
-                await asyncio.sleep(delay)
-                delay = min(LAST_DELAY_S, delay * 2)
+                await back_off.wait()
                 continue
-            delay = FIRST_DELAY_S
+            back_off.reset()
             if not await self._serve():
                 return
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from contract.specs import GroupSpec
 from runner.errors import ModelUnavailable, ProtocolError
 from runner.models.folder import resolve_model
-from runner.transport.connection import PING_INTERVAL_S, SILENCE_LIMIT_S, Proven
+from runner.transport.connection import Proven
 from runner.transport.control import (
     ControlChannel,
     Heartbeat,
@@ -24,6 +23,7 @@ from runner.transport.control import (
     StageInfo,
     Welcome,
 )
+from runner.transport.silence import SILENCE_LIMIT_S
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ class Member:
 
     def __init__(self, rank: int, join: Join, channel: ControlChannel) -> None:
         self.rank, self.join, self.channel = rank, join, channel
-        self.heard = time.monotonic()
         self.leaving = False
         self.stage: StageInfo | None = None
 
@@ -125,34 +124,20 @@ class Membership:
             channel.close()
             return
         member = self._enter(rank, join, channel)
-        welcome = asyncio.create_task(self._welcome(member))
+        tasks = [asyncio.create_task(work(member)) for work in (self._welcome, self._watch)]
         reason = ""
         try:
             while True:
-                message = await channel.receive()
-                member.heard = time.monotonic()
-                self._handle(member, message)
+                self._handle(member, await channel.receive())
         except (OSError, ProtocolError) as error:
             reason = f"the control connection: {error}"
         except asyncio.CancelledError:
             reason = "the master ends"
             raise
         finally:
-            welcome.cancel()
+            for task in tasks:
+                task.cancel()
             self._leave(member, reason)
-
-    async def watch(self) -> None:
-        """Heartbeats both ways, until cancelled; a silent member is dropped."""
-        while True:
-            self.broadcast(Heartbeat())
-            before = time.monotonic()
-            await asyncio.sleep(PING_INTERVAL_S / 2)
-            now = time.monotonic()
-            if now - before > PING_INTERVAL_S:
-                continue  # we were held up ourselves: what was sent meanwhile is read first
-            for member in list(self.members.values()):
-                if now - member.heard > SILENCE_LIMIT_S:
-                    self._leave(member, f"silent for {SILENCE_LIMIT_S:g} s")
 
     async def resolve_commit(self) -> None:
         """Decide once which commit is loaded: the one that stages hold already, or the newest."""
@@ -184,7 +169,7 @@ class Membership:
         holder = self.members.get(rank)
         if holder is None or holder.join.instance == join.instance:
             return ""
-        if time.monotonic() - holder.heard > HOLDER_ALIVE_S:
+        if holder.channel.silence.seconds > HOLDER_ALIVE_S:
             return ""
         return (
             f"rank {rank} is held by process {holder.join.process_id} at {holder.join.address},"
@@ -215,6 +200,10 @@ class Membership:
         await self._commit_known.wait()
         assert self.commit is not None
         member.channel.send(Welcome(self.commit))
+
+    async def _watch(self, member: Member) -> None:
+        await member.channel.keep_alive()
+        self._leave(member, f"silent for {SILENCE_LIMIT_S:g} s")
 
     def _handle(self, member: Member, message: Message) -> None:
         if isinstance(message, Loaded):

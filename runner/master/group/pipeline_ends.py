@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import time
 from collections.abc import Callable
 
 from runner.errors import ProtocolError
 from runner.steps import Step, StepResult
-from runner.transport.connection import PING_INTERVAL_S, SILENCE_LIMIT_S, dial
+from runner.transport.dialling import BackOff, dial_until_answered
 from runner.transport.frames import (
     HEADER_BYTES,
     Epoch,
@@ -22,11 +21,12 @@ from runner.transport.frames import (
 )
 from runner.transport.handshake import Hello
 from runner.transport.result_frame import decode_result
+from runner.transport.silence import PING_INTERVAL_S, SILENCE_LIMIT_S, Silence
 from runner.transport.step_frame import encode_step
 
 logger = logging.getLogger(__name__)
 
-REDIAL_DELAY_S = 0.02
+FIRST_DELAY_S, LAST_DELAY_S = 0.02, 1.0  # rank 0 may not have heard of the epoch yet
 
 
 class PipelineEnds:
@@ -47,7 +47,7 @@ class PipelineEnds:
         self._last_stage = FrameReader(epoch, limits, deliver, self._break)
         self._to_first: asyncio.Transport | None = None
         self._from_last: asyncio.Transport | None = None
-        self._pinging: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
@@ -64,21 +64,20 @@ class PipelineEnds:
     async def open(self, host: str, port: int, token: bytes, hello: Hello) -> None:
         """Dial stage 0 until it answers, and wait for the return; cancelled by its caller."""
         loop = asyncio.get_running_loop()
-        delay = REDIAL_DELAY_S
-        while True:
-            try:
-                connection = await dial(host, port, token, hello)
-                break
-            except (OSError, ProtocolError) as error:
-                logger.info("rank 0 at %s:%d cannot be reached yet: %s", host, port, error)
-            await asyncio.sleep(delay)
-            delay = min(1.0, delay * 2)
+        connection = await dial_until_answered(
+            host,
+            port,
+            token,
+            hello,
+            back_off=BackOff(FIRST_DELAY_S, LAST_DELAY_S),
+            complain=lambda why: logger.info("rank 0 at %s", why),
+        )
         self._to_first, _ = await loop.create_connection(
             lambda: _Sender(self._break), sock=connection
         )
         returning = await self._returning
         self._from_last, _ = await loop.create_connection(lambda: self._last_stage, sock=returning)
-        self._pinging = asyncio.create_task(self._ping())
+        self._watching = asyncio.create_task(self._watch(self._to_first))
 
     def send(self, step: Step) -> None:
         assert self._to_first is not None
@@ -87,8 +86,8 @@ class PipelineEnds:
     def close(self) -> None:
         """Shut both; `broken` is not called any more."""
         self._closed = True
-        if self._pinging is not None:
-            self._pinging.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         for transport in (self._to_first, self._from_last):
             if transport is not None:
                 transport.abort()
@@ -102,17 +101,10 @@ class PipelineEnds:
             self.close()
             self._broken(reason)
 
-    async def _ping(self) -> None:
-        assert self._to_first is not None
+    async def _watch(self, to_first: asyncio.Transport) -> None:
         ping = encode_ping(self.epoch)
-        while True:
-            self._to_first.write(ping)
-            before = time.monotonic()
-            await asyncio.sleep(PING_INTERVAL_S)
-            now = time.monotonic()
-            held_up = now - before > 2 * PING_INTERVAL_S
-            if not held_up and now - self._last_stage.heard > SILENCE_LIMIT_S:
-                self._break(f"the link from the last rank: silent for {SILENCE_LIMIT_S:g} s")
+        await self._last_stage.silence.outlast(lambda: to_first.write(ping), PING_INTERVAL_S)
+        self._break(f"the link from the last rank: silent for {SILENCE_LIMIT_S:g} s")
 
 
 class _Sender(asyncio.Protocol):
@@ -143,13 +135,13 @@ class FrameReader(asyncio.Protocol):
         self._data = bytearray()
         self._header: Header | None = None
         self._over = False
-        self.heard = time.monotonic()
+        self.silence = Silence()
 
     def connection_made(self, _transport: asyncio.BaseTransport) -> None:
-        self.heard = time.monotonic()
+        self.silence.heard()
 
     def data_received(self, data: bytes) -> None:
-        self.heard = time.monotonic()
+        self.silence.heard()
         self._data += data
         try:
             while not self._over and (result := self._next()) is not None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import socket
-import time
 from collections.abc import Callable
 
 from contract.specs import GroupSpec, spec_hash
 from runner.errors import ProtocolError
-from runner.transport.connection import PING_INTERVAL_S, SILENCE_LIMIT_S, OccasionalLog, dial
+from runner.transport.connection import OccasionalLog
 from runner.transport.control import ControlChannel, Heartbeat, Join, Message, Refusal
+from runner.transport.dialling import BackOff, dial_until_answered
 from runner.transport.handshake import NO_EPOCH, Hello, Role
+from runner.transport.silence import SILENCE_LIMIT_S
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ class ControlLink:
         self._hello = Hello(Role.CONTROL, rank, NO_EPOCH, spec_hash(spec))
         self._make_join, self._received, self._lost = make_join, received, lost
         self._channel: ControlChannel | None = None
-        self._heard = 0.0
         self._complaints = OccasionalLog()
 
     @property
@@ -60,19 +59,19 @@ class ControlLink:
 
     async def run(self) -> None:
         """Until cancelled."""
-        delay = FIRST_DELAY_S
-        host, port = self._spec.master_host, self._spec.master_port
+        back_off = BackOff(FIRST_DELAY_S, LAST_DELAY_S)
         while True:
-            try:
-                connection = await dial(host, port, self._token, self._hello)
-            except (OSError, ProtocolError) as error:
-                sentence = f"the master at {host}:{port} cannot be joined: {error}"
-                self._complaints.log(logging.WARNING, sentence)
-            else:
-                if await self._keep(connection):
-                    delay = FIRST_DELAY_S
-            await asyncio.sleep(delay * random.uniform(0.8, 1.2))
-            delay = min(LAST_DELAY_S, delay * 1.6)
+            connection = await dial_until_answered(
+                self._spec.master_host,
+                self._spec.master_port,
+                self._token,
+                self._hello,
+                back_off=back_off,
+                complain=lambda why: self._complain(f"the master at {why}"),
+            )
+            if await self._keep(connection):
+                back_off.reset()
+            await back_off.wait()
 
     async def _keep(self, connection: socket.socket) -> bool:
         """One connection's life; whether the master let us in."""
@@ -83,14 +82,13 @@ class ControlLink:
         reason = "ended"
         try:
             channel.send(self._make_join(address))
-            self._channel, self._heard = channel, time.monotonic()
+            self._channel = channel
             watch = asyncio.create_task(self._watch(channel))
             while True:
                 message = await channel.receive()
-                self._heard = time.monotonic()
                 if isinstance(message, Refusal):
                     reason = message.reason
-                    self._complaints.log(logging.WARNING, f"the master refuses: {reason}")
+                    self._complain(f"the master refuses: {reason}")
                     return False
                 welcome = True
                 if not isinstance(message, Heartbeat):
@@ -106,13 +104,10 @@ class ControlLink:
         return welcome
 
     async def _watch(self, channel: ControlChannel) -> None:
-        """Send heartbeats; end the connection of a master that has fallen silent."""
-        while True:
-            channel.send(Heartbeat())
-            before = time.monotonic()
-            await asyncio.sleep(PING_INTERVAL_S / 2)
-            late = time.monotonic() - before > PING_INTERVAL_S
-            if not late and time.monotonic() - self._heard > SILENCE_LIMIT_S:
-                logger.warning("the master has been silent for %g s", SILENCE_LIMIT_S)
-                channel.abort()
-                return
+        """End the connection of a master that has fallen silent."""
+        await channel.keep_alive()
+        logger.warning("the master has been silent for %g s", SILENCE_LIMIT_S)
+        channel.abort()
+
+    def _complain(self, sentence: str) -> None:
+        self._complaints.log(logging.WARNING, sentence)

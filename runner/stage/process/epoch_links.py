@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from runner.errors import ProtocolError
-from runner.transport.connection import PING_INTERVAL_S
 from runner.transport.data_link import Frame, TcpLink, TensorBuffer
 from runner.transport.frames import Epoch, Limits, encode_ping
+from runner.transport.silence import PING_INTERVAL_S
 
 INLINE_BYTES = 128 * 1024
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from contract.specs import GroupSpec, spec_hash
-from runner.errors import ProtocolError
 from runner.stage.process.epoch_links import EpochLinks, NewEpoch
-from runner.transport.connection import Proven, dial
+from runner.transport.connection import Proven
 from runner.transport.control import EpochFailed, Form, Formed, Message, StageInfo
 from runner.transport.data_link import TcpLink
+from runner.transport.dialling import BackOff, dial_until_answered
 from runner.transport.frames import Epoch, Limits
 from runner.transport.handshake import MASTER_RANK, Hello, Role
 from web.logs import note_in_logs
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REDIAL_DELAY_S = 0.02  # the next rank may not have heard of the epoch yet
+FIRST_DELAY_S, LAST_DELAY_S = 0.02, 1.0  # the next rank may not have heard of the epoch yet
 
 
 class Epochs:
@@ -165,14 +165,10 @@ class Epochs:
         else:
             host, port = self._spec.master_host, self._spec.master_port
             hello = Hello(Role.RETURN, self._rank, epoch, digest)
-        delay = REDIAL_DELAY_S
-        while True:
-            try:
-                return await dial(host, port, self._token, hello)
-            except (OSError, ProtocolError) as error:
-                logger.info("%s:%d cannot be reached yet: %s", host, port, error)
-            await asyncio.sleep(delay)
-            delay = min(1.0, delay * 2)
+        back_off = BackOff(FIRST_DELAY_S, LAST_DELAY_S)
+        return await dial_until_answered(
+            host, port, self._token, hello, back_off=back_off, complain=logger.info
+        )
 
 
 def _set_done(future: asyncio.Future[None]) -> None:

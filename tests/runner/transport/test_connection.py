@@ -14,10 +14,10 @@ from runner.transport.connection import (
     AddressError,
     Proven,
     ProvingListener,
-    dial,
     interface_address,
     prepare,
 )
+from runner.transport.dialling import dial
 from runner.transport.handshake import NO_EPOCH, Hello, Refused, Role
 from web.listener import bind
 

@@ -14,8 +14,8 @@ import pytest
 
 from contract.specs import spec_hash
 from runner.steps import Segment
-from runner.transport.connection import dial
 from runner.transport.control import ControlChannel, Join, Refusal
+from runner.transport.dialling import dial
 from runner.transport.frames import Epoch
 from runner.transport.handshake import MASTER_RANK, NO_EPOCH, Hello, Refused, Role
 from tests.e2e.tcp_proxy import TcpProxy
@@ -308,7 +308,7 @@ def test_a_fault_of_the_groups_own_is_the_end_and_is_told(
     async def fault(_membership: object) -> None:
         raise RuntimeError("a slip")
 
-    monkeypatch.setattr("runner.master.group.membership.Membership.watch", fault)
+    monkeypatch.setattr("runner.master.group.membership.Membership.resolve_commit", fault)
 
     async def work() -> None:
         async with Stages("model", [(0, 6)], tmp_path).master() as master:
