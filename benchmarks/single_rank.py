@@ -26,6 +26,7 @@ from benchmarks.hardware import describe_hardware
 from benchmarks.random_model import make_random_model
 from benchmarks.serving import NEW_TOKENS, PROMPT_TOKENS, make_work
 from runner.sampling_parameters import SamplingParameters
+from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel
 from runner.stage.sampling.sampler import Sampler
 from runner.steps import Admission, Segment, Step
@@ -39,7 +40,7 @@ class SingleRank:
     """All requests in one micro-batch: one packed prefill, then one packed decode per token."""
 
     def __init__(self, folder: Path, layers: int) -> None:
-        self._model = StageModel.load(folder, (0, layers), dtype="float32")
+        self._model = StageModel.load(Checkpoint(folder), (0, layers), dtype="float32")
         self._sampler = Sampler(self._model.vocab_size, "cpu")
 
     @torch.inference_mode()

@@ -16,9 +16,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from contract.models import UNSPLITTABLE
 from runner.errors import ModelUnavailable, UnsupportedModel
+from runner.models.folder import CONFIG, TENSOR_INDEX
 from runner.stage.model.layout import read_layout
 
-TENSOR_INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
 _LAYER_KINDS = {"full_attention", "sliding_attention"}
@@ -27,8 +27,8 @@ _LAYER_KINDS = {"full_attention", "sliding_attention"}
 class Checkpoint:
     """A folder as save_pretrained writes it: configuration, layout, and where each tensor lies.
 
-    Needs only config.json and the tensor index (or the single file). Raises ModelUnavailable,
-    UnsupportedModel.
+    Needs only config.json and the tensor index (or the single file) until `read_own`. Raises
+    ModelUnavailable, UnsupportedModel.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,22 +83,14 @@ class Checkpoint:
         return found
 
 
-def own_files(folder: Path, layers: tuple[int, int]) -> list[str]:
-    """Names of the weight files that a stage with these layers reads, found without any of them.
-
-    Raises ModelUnavailable, UnsupportedModel.
-    """
-    return Checkpoint(folder).own_files(layers)
-
-
 def _read_config(folder: Path) -> Any:
-    if not (folder / "config.json").is_file():
-        raise ModelUnavailable(f"{folder}: has no config.json")
+    if not (folder / CONFIG).is_file():
+        raise ModelUnavailable(f"{folder}: has no {CONFIG}")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever foreign configuration code raises
         cause = str(error).splitlines()[0]
-        raise UnsupportedModel(f"{folder / 'config.json'}: {cause}") from error
+        raise UnsupportedModel(f"{folder / CONFIG}: {cause}") from error
 
 
 def _find_class(config: Any) -> type[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,19 +56,18 @@ class StageModel:
     @classmethod
     def load(
         cls,
-        folder: Path,
+        checkpoint: Checkpoint,
         layers: tuple[int, int],
         *,
         dtype: str = "auto",
         device: str = "cpu",
         pack: bool = True,
     ) -> StageModel:
-        """Read a stage's own tensors from `folder` (other stages' weight files may be absent).
+        """Read a stage's own tensors (other stages' weight files may be absent).
 
         dtype "auto" is the checkpoint's on CUDA and float32 on the CPU. `pack` reorders weights for
         oneDNN (CPU only). Raises UnsupportedModel, ModelUnavailable.
         """
-        checkpoint = Checkpoint(Path(folder))
         count = checkpoint.layout.num_layers
         if not 0 <= layers[0] < layers[1] <= count:
             raise UnsupportedModel(

@@ -11,7 +11,7 @@ import torch
 
 from contract.specs import GroupSpec, RankSpec
 from runner.models.folder import resolve_model
-from runner.stage.model.checkpoint import own_files
+from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.kv_cache import kv_tokens
 from runner.stage.model.stage_model import StageModel
 from runner.stage.process.compute_loop import ComputeLoop
@@ -45,9 +45,10 @@ def load_stage(spec: GroupSpec, rank: RankSpec, control: ControlThread) -> Compu
 def _load(spec: GroupSpec, rank: RankSpec, commit: str) -> StageModel:
     began = time.monotonic()
     name, cache = spec.model_name, spec.model_cache
-    files = own_files(resolve_model(name, commit, cache).path, rank.layers)
-    folder = resolve_model(name, commit, cache, tensor_files=files)
-    model = StageModel.load(folder.path, rank.layers, dtype=spec.dtype, device=rank.device)
+    checkpoint = Checkpoint(resolve_model(name, commit, cache).path)
+    # Into the same folder: of a commit there is one.
+    resolve_model(name, commit, cache, tensor_files=checkpoint.own_files(rank.layers))
+    model = StageModel.load(checkpoint, rank.layers, dtype=spec.dtype, device=rank.device)
     logger.info(
         "rank %d: layers %d to %d, %d bytes of weights, loaded in %.1f s",
         rank.rank,

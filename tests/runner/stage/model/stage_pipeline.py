@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.sampling_parameters import SamplingParameters
+from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel
 from runner.steps import Admission, Segment, Step
 
@@ -34,7 +35,9 @@ class StagePipeline:
 
     def __init__(self, folder: Path, layers: int, ranks: int) -> None:
         borders = [layers * rank // ranks for rank in range(ranks + 1)]
-        self.stages = [StageModel.load(folder, pair) for pair in itertools.pairwise(borders)]
+        self.stages = [
+            StageModel.load(Checkpoint(folder), pair) for pair in itertools.pairwise(borders)
+        ]
         self._number = 0
 
     def run(self, texts: list[Text]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from runner.errors import ModelUnavailable, RunnerError, UnsupportedModel
 from runner.stage.cpu.packed_matrix import SWITCH
-from runner.stage.model.checkpoint import own_files
+from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel
 from runner.steps import Admission, Segment, Step
 from tests.architectures_page import architectures_page
@@ -98,7 +98,7 @@ def test_unpacked_weights_give_the_same_tokens(architecture, tmp_path, monkeypat
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "phi3"])
 def test_decode_is_bit_equal_alone_and_among_others(architecture, tmp_path):
     make_small_model(architecture, tmp_path)
-    stage = StageModel.load(tmp_path, (0, LAYERS))
+    stage = StageModel.load(Checkpoint(tmp_path), (0, LAYERS))
     asked = prompts((9, 14, 6, 11, 7), seed=3)
     for request, prompt in enumerate(asked):
         stage.admit(Admission(request, 32, len(prompt), 0, 0, GREEDY))
@@ -123,12 +123,12 @@ def test_decode_is_bit_equal_alone_and_among_others(architecture, tmp_path):
 def test_other_ranks_files_may_be_absent(rank, tied, tmp_path):
     model = make_small_model("llama", tmp_path, tie_word_embeddings=tied)
     layers = [(0, 1), (1, 3), (3, 4)][rank]
-    own = set(own_files(tmp_path, layers))
+    own = set(Checkpoint(tmp_path).own_files(layers))
     everything = {path.name for path in tmp_path.glob("*.safetensors")}
     assert own < everything
     for name in everything - own:
         (tmp_path / name).unlink()
-    stage = StageModel.load(tmp_path, layers)
+    stage = StageModel.load(Checkpoint(tmp_path), layers)
     names = [f"model.layers.{index}." for index in range(*layers)]
     names += ["model.embed_tokens."] if rank == 0 or (tied and rank == 2) else []
     names += ["model.norm.", "lm_head."] if rank == 2 else []
@@ -145,22 +145,22 @@ def test_other_ranks_files_may_be_absent(rank, tied, tmp_path):
 
 def test_missing_own_file_and_own_tensor_are_named(tmp_path):
     make_small_model("llama", tmp_path / "model")
-    name = own_files(tmp_path / "model", (0, 1))[0]
+    name = Checkpoint(tmp_path / "model").own_files((0, 1))[0]
     (tmp_path / "model" / name).unlink()
     with pytest.raises(ModelUnavailable, match=name):
-        StageModel.load(tmp_path / "model", (0, 1))
+        StageModel.load(Checkpoint(tmp_path / "model"), (0, 1))
     shutil.copytree(tmp_path / "model", tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     with pytest.raises(ModelUnavailable, match=r"model\.layers\.0"):
-        StageModel.load(tmp_path / "broken", (0, 1))
+        StageModel.load(Checkpoint(tmp_path / "broken"), (0, 1))
     with pytest.raises(ModelUnavailable, match=r"config\.json"):
-        StageModel.load(tmp_path, (0, 1))
+        StageModel.load(Checkpoint(tmp_path), (0, 1))
 
 
 def test_single_file_checkpoint(tmp_path):
     model = make_small_model("qwen3", tmp_path / "sharded")
     model.save_pretrained(tmp_path / "single")
-    assert own_files(tmp_path / "single", (0, 1)) == ["model.safetensors"]
+    assert Checkpoint(tmp_path / "single").own_files((0, 1)) == ["model.safetensors"]
     prompt = prompts((8,))[0]
     pipeline = StagePipeline(tmp_path / "single", LAYERS, 2)
     assert pipeline.run([Text(prompt, 6)]) == [generate(model, prompt, 6)]
@@ -171,7 +171,7 @@ def test_what_cannot_be_split_is_refused_by_name(architecture, tmp_path):
     changes, reason = REFUSED[architecture]
     AutoConfig.for_model(architecture, **changes).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match=reason) as refusal:
-        StageModel.load(tmp_path, (0, 1))
+        StageModel.load(Checkpoint(tmp_path), (0, 1))
     assert architecture in str(refusal.value)
 
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_split_is_refused_by_name(architecture, tmp_path):
 def test_what_a_configuration_asks_for_is_refused_by_name(changes, reason, tmp_path):
     AutoConfig.for_model("llama", **changes).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match=reason):
-        StageModel.load(tmp_path, (0, 1))
+        StageModel.load(Checkpoint(tmp_path), (0, 1))
 
 
 def test_the_page_of_architectures_is_the_generated_one():
@@ -203,13 +203,13 @@ def test_the_page_of_architectures_is_the_generated_one():
 def test_layers_outside_the_model_are_refused(layers, tmp_path):
     make_small_model("llama", tmp_path)
     with pytest.raises(UnsupportedModel, match="within the 4 layers"):
-        StageModel.load(tmp_path, layers)
+        StageModel.load(Checkpoint(tmp_path), layers)
 
 
 def test_unknown_dtype_is_refused(tmp_path):
     make_small_model("llama", tmp_path)
     with pytest.raises(UnsupportedModel, match="dtype = 'int8'"):
-        StageModel.load(tmp_path, (0, 1), dtype="int8")
+        StageModel.load(Checkpoint(tmp_path), (0, 1), dtype="int8")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mixtral", "gpt2"])
@@ -219,7 +219,7 @@ def test_bfloat16_holds_half_and_stays_near_float32(architecture, tmp_path):
     step = Step(0, (Segment(0, 0, 12, 12, True),), prompt)
     logits, sizes, weights = [], [], []
     for dtype in ("float32", "bfloat16"):
-        stage = StageModel.load(tmp_path, (0, LAYERS), dtype=dtype)
+        stage = StageModel.load(Checkpoint(tmp_path), (0, LAYERS), dtype=dtype)
         stage.admit(Admission(0, 12, 12, 0, 0, GREEDY))
         logits.append(stage.forward(step, None))
         sizes.append(stage.kv_bytes_per_token)
@@ -235,14 +235,14 @@ def test_bfloat16_holds_half_and_stays_near_float32(architecture, tmp_path):
 def test_auto_dtype_is_float32_on_the_cpu(tmp_path):
     model = make_small_model("llama", tmp_path)
     model.to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="40KB")
-    stage = StageModel.load(tmp_path, (1, 2))
+    stage = StageModel.load(Checkpoint(tmp_path), (1, 2))
     assert stage.torch_dtype == torch.float32
     assert stage.weight_bytes >= 4 * sum(p.numel() for p in model.model.layers[1].parameters())
 
 
 def test_kv_memory_is_what_was_said_and_is_given_back(tmp_path):
     make_small_model("llama", tmp_path)
-    stage = StageModel.load(tmp_path, (0, 3))
+    stage = StageModel.load(Checkpoint(tmp_path), (0, 3))
     assert stage.kv_bytes_per_token == 3 * 2 * 2 * 16 * 4
 
     def held():
@@ -264,7 +264,7 @@ def test_kv_memory_is_what_was_said_and_is_given_back(tmp_path):
 
 def test_a_step_beyond_its_request_is_refused_and_the_next_one_runs(tmp_path):
     make_small_model("llama", tmp_path)
-    stage = StageModel.load(tmp_path, (0, LAYERS))
+    stage = StageModel.load(Checkpoint(tmp_path), (0, LAYERS))
     stage.admit(Admission(0, 4, 4, 0, 0, GREEDY))
     with pytest.raises(RunnerError, match="beyond 4"):
         stage.forward(Step(0, (Segment(0, 0, 5, 5, True),), [1] * 5), None)
@@ -277,7 +277,7 @@ def test_a_step_beyond_its_request_is_refused_and_the_next_one_runs(tmp_path):
 
 def test_an_admission_starts_a_request_over(tmp_path):
     make_small_model("llama", tmp_path)
-    stage = StageModel.load(tmp_path, (0, LAYERS))
+    stage = StageModel.load(Checkpoint(tmp_path), (0, LAYERS))
     step = Step(0, (Segment(0, 0, 4, 4, True),), [5, 6, 7, 8])
     stage.admit(Admission(0, 4, 4, 0, 0, GREEDY))
     before = stage.forward(step, None)
@@ -290,7 +290,7 @@ def test_weights_are_those_of_transformers(tmp_path):
     model = make_small_model("qwen3_moe", tmp_path)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     prompt = prompts((12,))[0]
-    stage = StageModel.load(tmp_path, (0, LAYERS))
+    stage = StageModel.load(Checkpoint(tmp_path), (0, LAYERS))
     stage.admit(Admission(0, 12, 12, 0, 0, GREEDY))
     logits = stage.forward(Step(0, (Segment(0, 0, 12, 12, True),), prompt), None)
     with torch.inference_mode():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from runner.sampling_parameters import SamplingParameters
+from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel
 from runner.stage.process import compute_loop
 from runner.stage.process.compute_loop import ComputeLoop
@@ -76,7 +77,7 @@ class Master:
 def master(small_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Master]:
     monkeypatch.setattr(compute_loop, "BEAT_INTERVAL_S", 0.02)
     monkeypatch.setattr(compute_loop, "IDLE_AFTER_S", 0.3)
-    master = Master(StageModel.load(small_llama, (0, 6)))
+    master = Master(StageModel.load(Checkpoint(small_llama), (0, 6)))
     monkeypatch.setattr(
         compute_loop, "give_back_freed", lambda: master.given_back.append(time.monotonic())
     )
