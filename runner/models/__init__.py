@@ -1,0 +1,5 @@
+"""Where a model's files come from: a folder, the hub, or a demo model out of a PyPI package.
+
+Master and stages ask here, each for the files that it reads; what the files mean is theirs. A new
+source goes here. Importing it imports neither torch nor transformers.
+"""
