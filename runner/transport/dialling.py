@@ -11,6 +11,8 @@ from runner.errors import ProtocolError
 from runner.transport.connection import HANDSHAKE_LIMIT_S, prepare
 from runner.transport.handshake import Hello, dial_handshake
 
+EPOCH_DELAYS_S = (0.02, 1.0)  # who is dialled for an epoch may not have heard of it yet
+
 
 class BackOff:
     """Waits between attempts: the first of `first_s`, each twice as long as the one before up to

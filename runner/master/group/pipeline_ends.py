@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from runner.errors import ProtocolError
 from runner.steps import Step, StepResult
-from runner.transport.dialling import BackOff, dial_until_answered
+from runner.transport.dialling import EPOCH_DELAYS_S, BackOff, dial_until_answered
 from runner.transport.frames import (
     HEADER_BYTES,
     Epoch,
@@ -25,8 +25,6 @@ from runner.transport.silence import PING_INTERVAL_S, SILENCE_LIMIT_S, Silence
 from runner.transport.step_frame import encode_step
 
 logger = logging.getLogger(__name__)
-
-FIRST_DELAY_S, LAST_DELAY_S = 0.02, 1.0  # rank 0 may not have heard of the epoch yet
 
 
 class PipelineEnds:
@@ -69,7 +67,7 @@ class PipelineEnds:
             port,
             token,
             hello,
-            back_off=BackOff(FIRST_DELAY_S, LAST_DELAY_S),
+            back_off=BackOff(*EPOCH_DELAYS_S),
             complain=lambda why: logger.info("rank 0 at %s", why),
         )
         self._to_first, _ = await loop.create_connection(

@@ -13,7 +13,7 @@ from runner.stage.process.epoch_links import EpochLinks, NewEpoch
 from runner.transport.connection import Proven
 from runner.transport.control import EpochFailed, Form, Formed, Message, StageInfo
 from runner.transport.data_link import TcpLink
-from runner.transport.dialling import BackOff, dial_until_answered
+from runner.transport.dialling import EPOCH_DELAYS_S, BackOff, dial_until_answered
 from runner.transport.frames import Epoch, Limits
 from runner.transport.handshake import MASTER_RANK, Hello, Role
 from web.logs import note_in_logs
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from runner.stage.process.compute_loop import ComputeLoop
 
 logger = logging.getLogger(__name__)
-
-FIRST_DELAY_S, LAST_DELAY_S = 0.02, 1.0  # the next rank may not have heard of the epoch yet
 
 
 class Epochs:
@@ -165,7 +163,7 @@ class Epochs:
         else:
             host, port = self._spec.master_host, self._spec.master_port
             hello = Hello(Role.RETURN, self._rank, epoch, digest)
-        back_off = BackOff(FIRST_DELAY_S, LAST_DELAY_S)
+        back_off = BackOff(*EPOCH_DELAYS_S)
         return await dial_until_answered(
             host, port, self._token, hello, back_off=back_off, complain=logger.info
         )
