@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
-import httpx
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from inference_server.blocks.block import Block
 from inference_server.exchange import CANCELLED, FAILED, OK, Exchange
@@ -20,8 +18,8 @@ from inference_server.stream_meter import StreamMeter, asks_usage, with_usage
 from web.body import read_json_object
 from web.disconnect import until_disconnected
 from web.errors import ApiError
-from web.relay import RelayedStream
-from web.upstream import Answer
+from web.events import Events
+from web.upstream import Answer, UpstreamError
 
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
 MODEL_RULE = "must be a string that names a block or its model"
@@ -49,13 +47,14 @@ class OpenAIApi:
         except BaseException as error:
             exchange.failed(error)
             raise
-        if answer.rest is not None:
+        if answer.events is not None:
             meter = StreamMeter(
                 pass_usage=asks_usage(document), keep_text=self._server.spec.log_texts
             )
-            return MeteredStream(exchange, answer, meter)
+            answer.events = _metered(answer.events, exchange, meter)
+            return answer.response(partial(_finish_stream, exchange, meter))
         self._finish(exchange, answer)
-        return Response(answer.content, answer.status, answer.headers)
+        return answer.response()
 
     async def models(self, _request: Request) -> Response:
         """The blocks, each under its id: what `model` may be."""
@@ -98,39 +97,26 @@ class OpenAIApi:
         exchange.finish(OK)
 
 
-class MeteredStream(RelayedStream):
-    """A stream in passing whose exchange ends with it."""
+async def _metered(events: Events, exchange: Exchange, meter: StreamMeter) -> Events:
+    try:
+        async for piece in events:
+            if kept := meter.push(piece):
+                yield kept
+    except UpstreamError:
+        meter.failed = True
+        exchange.replica.failed()
+        raise
 
-    def __init__(self, exchange: Exchange, answer: Answer, meter: StreamMeter) -> None:
-        assert answer.events is not None
-        answer.content = meter.push(answer.content)
-        answer.events = self._metered(answer.events)
-        super().__init__(exchange.replica.upstream, answer)
-        self._exchange, self._meter = exchange, meter
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            meter, exchange = self._meter, self._exchange
-            exchange.count(meter.prompt_tokens, meter.completion_tokens)
-            exchange.row.answer = meter.text
-            if self.too_late:
-                exchange.too_late()
-            elif meter.done:
-                exchange.finish(OK)
-            else:
-                exchange.finish(*((FAILED, "stream_broke_off") if meter.failed else (CANCELLED,)))
-
-    async def _metered(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        try:
-            async for piece in events:
-                if kept := self._meter.push(piece):
-                    yield kept
-        except httpx.HTTPError:
-            self._meter.failed = True
-            self._exchange.replica.failed()
-            raise
+def _finish_stream(exchange: Exchange, meter: StreamMeter, error: Exception | None) -> None:
+    exchange.count(meter.prompt_tokens, meter.completion_tokens)
+    exchange.row.answer = meter.text
+    if isinstance(error, TimeoutError):
+        exchange.too_late()
+    elif meter.done:
+        exchange.finish(OK)
+    else:
+        exchange.finish(*((FAILED, "stream_broke_off") if meter.failed else (CANCELLED,)))
 
 
 def _user(document: dict[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from inference_server.blocks.block import Block
 from inference_server.pipeline_feed import PipelineFeed
 from inference_server.server import InferenceServer
 from web.errors import ApiError
-from web.live_events import LiveEvents
+from web.events import EventStream
 
 
 class PipelineApi:
@@ -30,7 +30,7 @@ class PipelineApi:
             raise ApiError(400, message, param="model", code="invalid_value", value=name)
         block = await self._server.table.by_model(name)
         feed = self._feeds.setdefault(block, PipelineFeed(block))
-        return LiveEvents(feed.watch())
+        return EventStream(feed.watch())
 
     def routes(self) -> list[Route]:
         return [Route("/v1/events", self.events)]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
 
 from inference_server.blocks.block import Block
 from web.errors import ApiError
-from web.live_events import event
+from web.events import Events, event
 
 TOPOLOGY_EVENTS = "/topology/events"
 AGAIN_S = 2.0
@@ -28,7 +27,7 @@ class PipelineFeed:
         self._over = False
         self._changed = asyncio.Event()
 
-    async def watch(self) -> AsyncGenerator[bytes, None]:
+    async def watch(self) -> Events:
         """Events {"block_id", "topology"}, or {"block_id", "reason"} while there is none.
 
         Ends when the block is gone.

@@ -24,9 +24,8 @@ from proxy_block.stores.interface import SessionStore, StoreUnavailable
 from web.body import read_json_object
 from web.disconnect import until_disconnected
 from web.errors import error_response, install_error_handlers
-from web.live_events import LiveEvents
+from web.events import EventStream
 from web.metrics import RequestMetrics, metrics_endpoint
-from web.relay import relay
 from web.upstream import Upstream
 
 # How long a request that got nothing yet waits for a master that died.
@@ -58,8 +57,7 @@ class ProxyBlock:
         try:
             data = await until_disconnected(request.receive, work)
         except UpstreamRefused as refused:
-            answer = refused.answer
-            return Response(answer.content, answer.status, answer.headers)
+            return refused.answer.response()
         return JSONResponse({"data": data})
 
     async def management(self, request: Request) -> Response:
@@ -73,7 +71,8 @@ class ProxyBlock:
         document = await self._body(request)
         if document.get("model") == self.spec.block_id:
             document["model"] = self.spec.deployment_name
-        return await relay(request, self.master, request.url.path, document)
+        work = self.master.ask(request.url.path, document)
+        return (await until_disconnected(request.receive, work)).response()
 
     async def models(self, _request: Request) -> Response:
         return JSONResponse(await self.master.get("/v1/models"))
@@ -86,7 +85,7 @@ class ProxyBlock:
 
     async def topology_events(self, _request: Request) -> Response:
         """The master's pipeline as it changes, for whoever draws it."""
-        return LiveEvents(self.master.live_events("/topology/events"))
+        return EventStream(self.master.live_events("/topology/events"))
 
     async def livez(self, _request: Request) -> Response:
         return JSONResponse({"live": True})

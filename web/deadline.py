@@ -18,8 +18,6 @@ from web.errors import error_response
 
 HEADER = "X-Request-Timeout"
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
-# Past a request's deadline nobody waits longer for a client that does not read.
-LAST_SEND_S = 5.0
 _RULE = f"must be seconds as a decimal number above 0 and at most {MAX_TIMEOUT_S:g}"
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from starlette.responses import Response
 
 from web import deadline as request_deadline
 from web.errors import ApiError
-from web.live_events import SILENCE_LIMIT_S
+from web.events import Ended, Events, EventStream, whole_events
 from web.request_id import HEADER, current_request_id
 
 CONNECT_TIMEOUT_S = 5.0
@@ -24,27 +25,44 @@ READY_TIMEOUT_S = 2.0
 READY_POLL_S = 0.25
 # Shorter than the server's keep-alive, so that a pooled connection is never closed in our hands.
 POOL_EXPIRY_S = 30.0
+# A stream without an end says something at least this often, or it is given up.
+SILENCE_LIMIT_S = 10.0
 EVENT_STREAM = "text/event-stream"
 _PASSED_ON = ("content-type", "retry-after", "cache-control")
 
 
 class UpstreamError(ApiError):
-    """The upstream could not be reached or broke off before it delivered anything."""
+    """The upstream could not be reached or broke off."""
 
 
 @dataclass
 class Answer:
-    """What came back: the whole content, or, of an event stream, its first events.
+    """What came back: the whole content, or `events`, of which the first have come.
 
-    `rest` is the open response of a stream; whoever holds the answer closes it.
+    Whoever holds an answer with events makes it the `response`, which closes them.
     """
 
     status: int
     headers: dict[str, str]
-    content: bytes
-    rest: httpx.Response | None
-    events: AsyncIterator[bytes] | None
-    deadline: float
+    content: bytes = b""
+    events: Events | None = None
+    close: Callable[[], Awaitable[None]] | None = None
+    deadline: float | None = None
+    too_late: ApiError | None = None
+
+    def response(self, ended: Ended | None = None) -> Response:
+        """The answer passed on, its events as they come; `ended` as in EventStream."""
+        if self.events is None:
+            return Response(self.content, self.status, self.headers)
+        return EventStream(
+            self.events,
+            close=self.close,
+            status_code=self.status,
+            headers=self.headers,
+            deadline=self.deadline,
+            too_late=self.too_late,
+            ended=ended,
+        )
 
     def document(self) -> dict[str, Any]:
         """The content as a JSON object; raises ApiError 502 when it is none."""
@@ -112,9 +130,9 @@ class Upstream:
         if not answer.is_success:
             status = 404 if answer.status_code == httpx.codes.NOT_FOUND else 502
             raise ApiError(status, f"{self.name} answered {path} with HTTP {answer.status_code}")
-        return _whole(answer, answer.content, 0.0).document()
+        return _whole(answer, answer.content).document()
 
-    async def live_events(self, path: str) -> AsyncGenerator[bytes, None]:
+    async def live_events(self, path: str) -> Events:
         """Whole events of a stream without end, by GET; raises ApiError when it cannot be had.
 
         Ends when it breaks off or falls silent.
@@ -126,7 +144,7 @@ class Upstream:
                 if not response.is_success:
                     message = f"{self.name} answered {path} with HTTP {response.status_code}"
                     raise ApiError(502, message)
-                async for events in whole_events(response):
+                async for events in whole_events(response.aiter_raw()):
                     begun = True
                     yield events
         except httpx.HTTPError as error:
@@ -194,18 +212,33 @@ class Upstream:
         kept = False
         try:
             if not streaming:
-                return _whole(response, await response.aread(), deadline)
-            events = whole_events(response)
+                return _whole(response, await response.aread())
+            events = whole_events(response.aiter_raw())
             begun = await _until_content(events)
             kept = True
             return Answer(
-                response.status_code, _headers(response), begun, response, events, deadline
+                response.status_code,
+                _headers(response),
+                events=self._delivered(begun, events),
+                close=response.aclose,
+                deadline=deadline,
+                too_late=self.too_late(),
             )
         except httpx.HTTPError as error:
             raise self._broke_off(error) from error
         finally:
             if not kept:
                 await response.aclose()
+
+    async def _delivered(self, begun: bytes, events: AsyncIterator[bytes]) -> Events:
+        yield begun
+        try:
+            async for piece in events:
+                yield piece
+        except httpx.HTTPError as error:
+            who = f"{self.name} at {self.url}"
+            message = f"{who} died while it answered; what came until here is cut"
+            raise UpstreamError(502, message, code="upstream_died_mid_stream") from error
 
     def _unreachable(self, error: httpx.HTTPError) -> UpstreamError:
         message = f"{self.name} at {self.url} cannot be reached: {_reason(error)}"
@@ -221,19 +254,6 @@ class Upstream:
         allowed = request_deadline.allowed_s(self._deadline_s)
         message = f"{self.name} did not finish within {allowed:g} s, the request deadline"
         return ApiError(504, message, code="deadline_exceeded")
-
-
-async def whole_events(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The stream cut at the ends of events, so that what breaks off never leaves half of one."""
-    held = b""
-    async for piece in response.aiter_raw():
-        held += piece
-        end = held.rfind(b"\n\n") + 2
-        if end >= 2:
-            yield held[:end]
-            held = held[end:]
-    if held:
-        yield held
 
 
 async def _until_content(events: AsyncIterator[bytes]) -> bytes:
@@ -262,8 +282,8 @@ def _says_something(line: bytes) -> bool:
         return True
 
 
-def _whole(response: httpx.Response, content: bytes, deadline: float) -> Answer:
-    return Answer(response.status_code, _headers(response), content, None, None, deadline)
+def _whole(response: httpx.Response, content: bytes) -> Answer:
+    return Answer(response.status_code, _headers(response), content)
 
 
 def _headers(response: httpx.Response) -> dict[str, str]:

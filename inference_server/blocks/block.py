@@ -145,7 +145,7 @@ class Block:
 
 
 def _is_draining(answer: Answer) -> bool:
-    if answer.status != 503 or answer.rest is not None:
+    if answer.status != 503 or answer.events is not None:
         return False
     try:
         return bool(answer.document()["error"]["code"] == DRAINING)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from starlette.routing import Route
 from contract.specs import BlockSpec, InferenceServerSpec, ProxySpec, SessionsSpec
 from tests.waiting import free_ports, wait_for
 from tests.web.tier_process import TierProcess
-from web.live_events import LiveEvents, event
+from web.events import Events, EventStream, event
 
 BLOCK = "block-1"
 
@@ -47,9 +47,9 @@ class SmallMaster:
         self._thread.join(10)
 
     async def _events(self, _: Request) -> Response:
-        return LiveEvents(self._tell())
+        return EventStream(self._tell())
 
-    async def _tell(self) -> AsyncGenerator[bytes, None]:
+    async def _tell(self) -> Events:
         self.watchers += 1
         self.connections += 1
         told = 0

@@ -16,7 +16,7 @@ from contract.specs import ProxySpec
 from tests.waiting import wait_for
 from tests.web.small_upstream import DEPLOYMENT, MODEL, SmallUpstream
 from tests.web.tier_process import TierProcess
-from web.deadline import LAST_SEND_S
+from web.events import LAST_SEND_S
 
 
 def chat(text: str, *, stream: bool = False) -> dict[str, object]:

@@ -1,11 +1,20 @@
-"""The parts that the answers of both OpenAI endpoints share."""
+"""The parts that generated answers share, whole or as events."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import Any
+
+from runner.master.api.errors import failure_body
+from web.deadline import remaining_s
+from web.events import DONE, LAST_SEND_S, EventStream, event
+from web.events import Events as EncodedEvents
+
+Events = AsyncGenerator[dict[str, Any], None]
 
 
 def answer_head(kind: str, prefix: str, model: str) -> dict[str, Any]:
@@ -47,3 +56,29 @@ class StreamUsage:
         if self._include:
             total = sum(self._tokens.values())
             yield {**head, "choices": [], "usage": usage(self._prompt_tokens, total)}
+
+
+def event_stream(events: Events, deadline_s: float) -> EventStream:
+    """Each document as an event, then `[DONE]`.
+
+    An error after the first is an event of its own, {"error": ...}, without `[DONE]`. The engine
+    keeps the deadline, `deadline_s` seconds or the client's own; who has not read LAST_SEND_S later
+    what it said is given up.
+    """
+    deadline = asyncio.get_running_loop().time() + remaining_s(deadline_s) + LAST_SEND_S
+    return EventStream(_encoded(events), deadline=deadline)
+
+
+async def _encoded(events: Events) -> EncodedEvents:
+    begun = False
+    async with aclosing(events):
+        try:
+            async for document in events:
+                yield event(document)
+                begun = True
+        except Exception as error:
+            if not begun:
+                raise
+            yield event(failure_body(error))
+        else:
+            yield DONE

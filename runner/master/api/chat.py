@@ -9,9 +9,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from runner.master.api.answers import StreamUsage, answer_head, usage
+from runner.master.api.answers import Events, StreamUsage, answer_head, event_stream, usage
 from runner.master.api.bodies import ChatBody
-from runner.master.api.event_stream import Events, event_stream
 from runner.master.api.prompts import MasterService, service_of
 from runner.master.api.request_body import parse_body
 from runner.master.api.token_logprobs import chat_logprobs
@@ -30,9 +29,7 @@ async def chat_completions(request: Request) -> Response:
     service.check_model(body.model)
     choices = await _choices(service, body)
     if body.stream:
-        return await event_stream(
-            request, _chunks(service, body, choices), service.spec.request_deadline_s
-        )
+        return event_stream(_chunks(service, body, choices), service.spec.request_deadline_s)
     return await until_disconnected(request.receive, _whole(service, body, choices))
 
 

@@ -10,10 +10,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from runner.master.api.answers import StreamUsage, answer_head, usage
+from runner.master.api.answers import Events, StreamUsage, answer_head, event_stream, usage
 from runner.master.api.bodies import CompletionBody
 from runner.master.api.defaults import COMPLETION_MAX_TOKENS
-from runner.master.api.event_stream import Events, event_stream
 from runner.master.api.prompts import MasterService, service_of
 from runner.master.api.request_body import parse_body
 from runner.master.api.token_logprobs import completion_logprobs
@@ -43,7 +42,7 @@ async def completions(request: Request) -> Response:
     service.check_model(body.model)
     asked = await _ask(service, body)
     if body.stream:
-        return await event_stream(request, _chunks(service, asked), service.spec.request_deadline_s)
+        return event_stream(_chunks(service, asked), service.spec.request_deadline_s)
     return await until_disconnected(request.receive, _whole(service, asked))
 
 

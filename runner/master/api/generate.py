@@ -8,9 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from runner.errors import InvalidField
-from runner.master.api.answers import usage
+from runner.master.api.answers import Events, event_stream, usage
 from runner.master.api.defaults import GENERATE_MAX_NEW_TOKENS
-from runner.master.api.event_stream import Events, event_stream
 from runner.master.api.prompts import MasterService, service_of
 from runner.master.api.request_body import SamplingBody, parse_body
 from runner.master.text.choice import TextRequest
@@ -38,9 +37,7 @@ async def generate(request: Request) -> Response:
         raise InvalidField("prompt", body.prompt, "must not be empty")
     choice = await _choice(service, body)
     if body.enable_streaming:
-        return await event_stream(
-            request, _events(service, choice), service.spec.request_deadline_s
-        )
+        return event_stream(_events(service, choice), service.spec.request_deadline_s)
     return await until_disconnected(request.receive, _whole(service, choice))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -13,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from runner.master.api.prompts import MasterService, service_of
-from web.live_events import LiveEvents, event
+from web.events import Events, EventStream, event
 
 # A watcher is told of changes no oftener, and hears of an idle pipeline no less often.
 CHANGE_S = 0.25
@@ -70,10 +69,10 @@ async def topology(request: Request) -> Response:
 
 async def topology_events(request: Request) -> Response:
     """The topology as server-sent events: at once, at each change, and once in a while."""
-    return LiveEvents(_topology_events(service_of(request)))
+    return EventStream(_topology_events(service_of(request)))
 
 
-async def _topology_events(service: MasterService) -> AsyncGenerator[bytes, None]:
+async def _topology_events(service: MasterService) -> Events:
     told, told_at = b"", 0.0
     while True:
         found, now = event(_topology(service)), time.monotonic()

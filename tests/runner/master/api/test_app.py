@@ -164,7 +164,7 @@ def test_a_body_of_many_faults_is_refused_for_its_first(
 def test_a_client_that_does_not_read_is_given_up(
     engine: ScriptedEngine, demo_text: ModelText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.master.api.event_stream.LAST_SEND_S", 0.2)
+    monkeypatch.setattr("runner.master.api.answers.LAST_SEND_S", 0.2)
     engine.max_model_len = 10_000_000
     engine.script = lambda _request: [1000] * 1_000_000
     body = {"prompt": "x", "max_new_tokens": 1_000_000, "enable_streaming": True}
