@@ -14,8 +14,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 from contract.faults import shown_value
 from proxy_block import component
+from web.body import parse
 from web.errors import ApiError
-from web.fields import parse
 
 CHAT: Final = "chat"
 COMPLETIONS: Final = "completions"

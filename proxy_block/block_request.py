@@ -8,8 +8,8 @@ from typing import Any
 from proxy_block.block_input import Input, parse_data
 from proxy_block.component import RESET_ARGUMENTS, ResetArguments
 from proxy_block.protocol import fields_model
+from web.body import parse
 from web.errors import ApiError
-from web.fields import parse
 
 _MAX_SEQ_NO = 2**63 - 1
 _Envelope = fields_model(

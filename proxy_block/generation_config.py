@@ -7,7 +7,7 @@ from typing import Any
 
 from contract.generation import MEANS_SAMPLING
 from proxy_block.component import GenerationConfig
-from web.fields import parse
+from web.body import parse
 
 
 def parse_generation_config(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model
 
-from web.fields import Fields
+from web.body import Fields
 
 _KINDS: dict[str, Any] = {"string": str, "integer": int, "number": float, "boolean": bool}
 _BOUNDS = {"min": "ge", "max": "le", "min_length": "min_length", "max_length": "max_length"}

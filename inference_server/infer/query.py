@@ -16,8 +16,8 @@ from pydantic import Field
 
 from contract.faults import shown_value
 from inference_server.infer.variables import Variables, holds
+from web.body import Fields, parse
 from web.errors import ApiError
-from web.fields import Fields, parse
 
 PARAM = "selection_query"
 AIOS_PATH = ("body", "values", "rankingPolicyRule", "values", "parameters", "filterRule", "filter")

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from inference_server.infer.graph import has_nodes
+from web.body import Fields, parse
 from web.errors import ApiError
-from web.fields import Fields, parse
 
 # Files come with gRPC and multipart one day; until then a request must not lose them silently.
 FILE_FIELDS = ("files", "file")

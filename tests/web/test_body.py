@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from web.body import MAX_KEYS, Fields, parse
 from web.errors import ApiError
-from web.fields import MAX_KEYS, Fields, parse
 
 
 class Point(Fields):
