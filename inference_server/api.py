@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from prometheus_client import CollectorRegistry, Gauge
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import Route
 
 from contract.specs import InferenceServerSpec
 from inference_server.blocks.table import BlockTable
@@ -25,7 +24,8 @@ from inference_server.pipeline_api import PipelineApi
 from inference_server.request_log import RequestLog
 from inference_server.server import InferenceServer
 from web.errors import install_error_handlers
-from web.metrics import RequestMetrics, metrics_endpoint
+from web.health import health_routes
+from web.middleware import RequestMetrics
 
 
 def build_app(
@@ -42,6 +42,8 @@ def build_app(
         if log is not None:
             await asyncio.to_thread(log.close)
 
+    registry = CollectorRegistry()
+    _watch_log(registry, log)
     routes = [
         *InferApi(server).routes(),
         *OpenAIApi(server).routes(),
@@ -50,16 +52,13 @@ def build_app(
         *PipelineApi(server).routes(),
         *page_routes(),
         openapi_route(spec.deployment_name),
-        Route("/metrics", metrics_endpoint),
+        *health_routes(server.not_ready, registry),
     ]
-    registry = CollectorRegistry()
-    _watch_log(registry, log)
     middleware = [
         Middleware(RequestMetrics, registry=registry, routes=[route.path for route in routes]),
         Middleware(Access, keys=keys, limited=(INFER_PATH, *OPENAI_PATHS)),
     ]
     app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
-    app.state.registry = registry
     install_error_handlers(app)
     return app
 

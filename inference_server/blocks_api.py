@@ -1,4 +1,4 @@
-"""GET /v1/blocks, and the process' own state."""
+"""GET /v1/blocks: every block as it is."""
 
 from __future__ import annotations
 
@@ -25,24 +25,8 @@ class BlocksApi:
         found = await asyncio.gather(*(_describe(block) for block in self._server.table.blocks()))
         return JSONResponse({"object": "list", "data": found})
 
-    async def livez(self, _request: Request) -> Response:
-        return JSONResponse({"live": True})
-
-    async def readyz(self, request: Request) -> Response:
-        """True when a request would be served by some block; `?self`: this process alone."""
-        reason = self._server.not_synced()
-        if not reason and "self" not in request.query_params:
-            reason = await self._server.table.not_ready()
-        if reason:
-            return JSONResponse({"ready": False, "reason": reason}, 503)
-        return JSONResponse({"ready": True})
-
     def routes(self) -> list[Route]:
-        return [
-            Route("/v1/blocks", self.blocks),
-            Route("/livez", self.livez),
-            Route("/readyz", self.readyz),
-        ]
+        return [Route("/v1/blocks", self.blocks)]
 
 
 async def _describe(block: Block) -> dict[str, Any]:

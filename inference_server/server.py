@@ -30,6 +30,14 @@ class InferenceServer:
     def __post_init__(self) -> None:
         self.selection = Selection()
 
+    async def not_ready(self, itself: bool) -> str:
+        """Why no request would be served, "" where some block does; `itself`: this process alone.
+
+        As in web.health.
+        """
+        reason = self.not_synced()
+        return reason if reason or itself else await self.table.not_ready()
+
     def exchange(self, request: Request, block: Block, **row: Any) -> Exchange:
         """`row` are fields of its LogRow."""
         caller = request.state.caller

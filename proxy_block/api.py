@@ -25,7 +25,8 @@ from web.body import read_json_object
 from web.disconnect import until_disconnected
 from web.errors import error_response, install_error_handlers
 from web.events import EventStream
-from web.metrics import RequestMetrics, metrics_endpoint
+from web.health import health_routes
+from web.middleware import RequestMetrics
 from web.upstream import Upstream
 
 # How long a request that got nothing yet waits for a master that died.
@@ -87,17 +88,9 @@ class ProxyBlock:
         """The master's pipeline as it changes, for whoever draws it."""
         return EventStream(self.master.live_events("/topology/events"))
 
-    async def livez(self, _request: Request) -> Response:
-        return JSONResponse({"live": True})
-
-    async def readyz(self, request: Request) -> Response:
-        """True when master and session store are; `?self` asks about this process alone."""
-        reason = ""
-        if "self" not in request.query_params:
-            reason = await self.master.ready() or await self.store.not_ready()
-        if reason:
-            return JSONResponse({"ready": False, "reason": reason}, 503)
-        return JSONResponse({"ready": True})
+    async def not_ready(self, itself: bool) -> str:
+        """Why master or session store does not serve, "" where both do; as in web.health."""
+        return "" if itself else await self.master.ready() or await self.store.not_ready()
 
     async def _body(self, request: Request) -> dict[str, Any]:
         return await read_json_object(request, self.spec.max_body_bytes)
@@ -111,9 +104,6 @@ class ProxyBlock:
             Route("/component.json", self.component),
             Route("/openapi.json", self.openapi),
             Route("/topology/events", self.topology_events),
-            Route("/livez", self.livez),
-            Route("/readyz", self.readyz),
-            Route("/metrics", metrics_endpoint),
         ]
 
 
@@ -136,12 +126,11 @@ def build_app(spec: ProxySpec, defaults: Mapping[str, Any], store: SessionStore)
 
     registry = CollectorRegistry()
     block.active.register(registry)
-    routes = block.routes()
+    routes = [*block.routes(), *health_routes(block.not_ready, registry)]
     middleware = [
         Middleware(RequestMetrics, registry=registry, routes=[route.path for route in routes])
     ]
     app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
-    app.state.registry = registry
     install_error_handlers(app)
     app.add_exception_handler(StoreUnavailable, store_failed)
     return app

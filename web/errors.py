@@ -26,7 +26,7 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
-log = logging.getLogger("service.error")
+log = logging.getLogger("web.error")
 
 
 class ApiError(Exception):

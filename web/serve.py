@@ -18,11 +18,11 @@ from collections.abc import Awaitable, Callable, Iterator
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from web.access_log import AccessLog
 from web.deadline import DeadlineMiddleware
 from web.errors import error_response
 from web.http_protocol import HttpProtocol
 from web.listener import PortError, bind
+from web.middleware import AccessLog
 from web.request_id import RequestIdMiddleware
 
 EXIT_CLEAN = 0

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from web.metrics import metrics_response
+from web.health import metrics_response
 
 Check = Callable[[], str]
 _LABELS = ("model_name", "rank")

@@ -9,16 +9,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from web.metrics import RequestMetrics, metrics_endpoint
+from web.health import health_routes
+from web.middleware import RequestMetrics
 
 
 def test_routes_are_counted_by_status() -> None:
     async def fail(_: Request) -> Response:
         raise RuntimeError
 
+    async def ready(_itself: bool) -> str:
+        return ""
+
     registry = CollectorRegistry()
-    app = Starlette(routes=[Route("/fail", fail), Route("/metrics", metrics_endpoint)])
-    app.state.registry = registry
+    app = Starlette(routes=[Route("/fail", fail), *health_routes(ready, registry)])
     app.add_middleware(RequestMetrics, registry=registry, routes=["/fail"])
     client = TestClient(app, raise_server_exceptions=False)
     client.get("/fail")
