@@ -18,7 +18,7 @@ from inference_server.keys.access import Access
 from inference_server.keys.api_keys import ApiKeys
 from inference_server.log_api import LogApi
 from inference_server.openai_api import OPENAI_PATHS, OpenAIApi
-from inference_server.openapi import openapi_route
+from inference_server.openapi import openapi_document
 from inference_server.page_files import page_routes
 from inference_server.pipeline_api import PipelineApi
 from inference_server.request_log import RequestLog
@@ -26,6 +26,7 @@ from inference_server.server import InferenceServer
 from web.errors import install_error_handlers
 from web.health import health_routes
 from web.middleware import RequestMetrics
+from web.openapi import openapi_route
 
 
 def build_app(
@@ -51,7 +52,7 @@ def build_app(
         *LogApi(log).routes(),
         *PipelineApi(server).routes(),
         *page_routes(),
-        openapi_route(spec.deployment_name),
+        openapi_route(openapi_document(f"Splitstack {spec.deployment_name}")),
         *health_routes(server.not_ready, registry),
     ]
     middleware = [

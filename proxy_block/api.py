@@ -27,6 +27,7 @@ from web.errors import error_response, install_error_handlers
 from web.events import EventStream
 from web.health import health_routes
 from web.middleware import RequestMetrics
+from web.openapi import openapi_route
 from web.upstream import Upstream
 
 # How long a request that got nothing yet waits for a master that died.
@@ -81,9 +82,6 @@ class ProxyBlock:
     async def component(self, _request: Request) -> Response:
         return JSONResponse(component_document(self.spec))
 
-    async def openapi(self, _request: Request) -> Response:
-        return JSONResponse(openapi_document(self.spec))
-
     async def topology_events(self, _request: Request) -> Response:
         """The master's pipeline as it changes, for whoever draws it."""
         return EventStream(self.master.live_events("/topology/events"))
@@ -102,7 +100,7 @@ class ProxyBlock:
             *(Route(path, self.openai, methods=["POST"]) for path in OPENAI_PATHS),
             Route("/v1/models", self.models),
             Route("/component.json", self.component),
-            Route("/openapi.json", self.openapi),
+            openapi_route(openapi_document(self.spec)),
             Route("/topology/events", self.topology_events),
         ]
 

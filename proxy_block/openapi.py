@@ -1,15 +1,15 @@
-"""/openapi.json: this block's API, its bodies out of the models that check them."""
+"""/openapi.json: the block's API, its bodies out of the models that check them."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from contract.specs import ProxySpec
 from proxy_block import component
-from proxy_block.input_schema import input_schemas
-from web.openapi import ERROR_SCHEMA, READINESS_SCHEMA, error_answers, json_answer, json_body
+from web.openapi import document, object_of, operation, readiness
 
-_ERRORS = {
+_REASONS = {
     400: "A field is wrong: the body names it, its value and the rule.",
     404: "The engine has no such model.",
     409: "seq_no lies below the last one answered in this session.",
@@ -21,105 +21,104 @@ _ERRORS = {
     504: "Not finished within the request deadline.",
 }
 _ASKING = (400, 413, 415, 429, 502, 503, 504)
-_OBJECT = {"type": "object"}
+_operation = partial(operation, _REASONS)
+_PLACE = "#/components/schemas/"
+_TEXT = {"type": "string", "minLength": 1}
+_OUTPUTS = ("reply", "generated")
 
 
 def openapi_document(spec: ProxySpec) -> dict[str, Any]:
-    """OpenAPI 3.1. What the OpenAI endpoints take in detail is the engine's to say."""
-    reset = _post("Forget sessions.", _management(), _OBJECT, (400, 413, 415, 503))
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": f"Proxy block {spec.block_id}", "version": "1"},
-        "paths": {
-            "/infer": {"post": _post("Ask the block.", _infer(), _answer(), (*_ASKING, 409))},
-            "/management": {"post": reset},
-            "/v1/chat/completions": {"post": _openai("Chat as OpenAI does.", "messages")},
-            "/v1/completions": {"post": _openai("Complete as OpenAI does.", "prompt")},
-            "/v1/models": {"get": _get("The engine's models.", (404, 502, 503))},
-            "/component.json": {"get": _get("What the block takes and gives.")},
-            "/openapi.json": {"get": _get("This document.")},
-            "/livez": {"get": _get("Whether the process turns.")},
-            "/readyz": {"get": _readyz()},
+    """What the OpenAI endpoints take in detail is the engine's to say."""
+    paths = {
+        "/infer": {"post": _infer()},
+        "/management": {"post": _management()},
+        "/v1/chat/completions": {"post": _openai("Chat as OpenAI does.", "messages")},
+        "/v1/completions": {"post": _openai("Complete as OpenAI does.", "prompt")},
+        "/v1/models": {"get": _operation("The engine's models.", (404, 502, 503))},
+        "/component.json": {"get": _operation("What the block takes and gives.")},
+        "/openapi.json": {"get": _operation("This document.")},
+        "/livez": {"get": _operation("Whether the process turns.")},
+        "/readyz": {
+            "get": readiness(
+                "Whether the block and everything behind it serve.",
+                "It serves.",
+                "It does not; reason says why.",
+            )
         },
-        "components": {"schemas": {"Error": ERROR_SCHEMA, **input_schemas()}},
     }
+    return document(f"Proxy block {spec.block_id}", paths, _input_schemas())
 
 
 def _infer() -> dict[str, Any]:
     rules = component.RESET_ARGUMENTS["session_id"]
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["session_id", "seq_no", "data"],
-        "properties": {
-            "session_id": {
-                "type": "string",
-                "minLength": rules["min_length"],
-                "maxLength": rules["max_length"],
-            },
-            "seq_no": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
-            "data": {"$ref": "#/components/schemas/Input"},
-        },
+    lengths = {"minLength": rules["min_length"], "maxLength": rules["max_length"]}
+    fields = {
+        "session_id": {"type": "string", **lengths},
+        "seq_no": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
+        "data": {"$ref": _PLACE + "Input"},
     }
+    return _operation(
+        "Ask the block.",
+        (*_ASKING, 409),
+        body=object_of(fields, *fields, closed=True),
+        answer=object_of({"data": {"type": ["object", "array"]}}, "data"),
+        answer_is="The answer.",
+    )
 
 
 def _management() -> dict[str, Any]:
     arguments = component.ResetArguments.model_json_schema()
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["action"],
-        "properties": {
-            "action": {"enum": ["reset"]},
-            "data": {"anyOf": [arguments, {"type": "null"}]},
-        },
+    fields = {
+        "action": {"enum": ["reset"]},
+        "data": {"anyOf": [arguments, {"type": "null"}]},
     }
-
-
-def _answer() -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": ["data"],
-        "properties": {"data": {"type": ["object", "array"]}},
-    }
-
-
-def _post(
-    summary: str, body: dict[str, Any], answer: dict[str, Any], statuses: tuple[int, ...]
-) -> dict[str, Any]:
-    responses = {"200": json_answer(answer, "The answer."), **error_answers(_ERRORS, statuses)}
-    return {"summary": summary, "requestBody": json_body(body), "responses": responses}
+    return _operation(
+        "Forget sessions.",
+        (400, 413, 415, 503),
+        body=object_of(fields, "action", closed=True),
+        answer_is="The answer.",
+    )
 
 
 def _openai(summary: str, required: str) -> dict[str, Any]:
-    body = {"type": "object", "required": ["model", required]}
-    content = {"application/json": {"schema": _OBJECT}, "text/event-stream": {}}
-    answer = {"description": "The answer; with stream, as events.", "content": content}
-    return {
-        "summary": summary,
-        "requestBody": json_body(body),
-        "responses": {"200": answer, **error_answers(_ERRORS, (*_ASKING, 404))},
-    }
+    return _operation(
+        summary,
+        (*_ASKING, 404),
+        body={"type": "object", "required": ["model", required]},
+        answer_is="The answer; with stream, as events.",
+        events={},
+    )
 
 
-def _get(summary: str, statuses: tuple[int, ...] = ()) -> dict[str, Any]:
-    responses = {"200": json_answer(_OBJECT, summary), **error_answers(_ERRORS, statuses)}
-    return {"summary": summary, "responses": responses}
+def _input_schemas() -> dict[str, Any]:
+    """The schema of `data`, out of what checks it: Input, and what its batches hold.
+
+    A schema cannot bound its own depth, so that every level has one of its own.
+    """
+    question = component.Question.model_json_schema(ref_template=_PLACE + "{model}")
+    schemas: dict[str, Any] = question.pop("$defs", {})
+    fields: dict[str, Any] = question["properties"]
+    rest = {name: rule for name, rule in fields.items() if name != "message"} | {"usage": {}}
+    fields["message"] = {"anyOf": [_TEXT, *(_output(name, {"usage": {}}) for name in _OUTPUTS)]}
+    forms = [_TEXT, question, *(_output(name, rest) for name in _OUTPUTS)]
+    depth = component.INPUT["inputs"]["max_depth"]
+    for level in range(depth):
+        schemas[_name(level)] = {"anyOf": [*forms, *_batches(_name(level + 1))]}
+    return schemas | {_name(depth): {"anyOf": forms}}
 
 
-def _readyz() -> dict[str, Any]:
-    parameter = {
-        "name": "self",
-        "in": "query",
-        "allowEmptyValue": True,
-        "schema": {"type": "string"},
-        "description": "Asks about this process alone.",
-    }
-    return {
-        "summary": "Whether the block and everything behind it serve.",
-        "parameters": [parameter],
-        "responses": {
-            "200": json_answer(READINESS_SCHEMA, "It serves."),
-            "503": json_answer(READINESS_SCHEMA, "It does not; reason says why."),
-        },
-    }
+def _batches(item: str) -> list[dict[str, Any]]:
+    """A list of `item`, bare and under inputs."""
+    rules = component.INPUT["inputs"]
+    items = {"type": "array", "items": {"$ref": _PLACE + item}}
+    items |= {"minItems": rules["min_items"], "maxItems": rules["max_items"]}
+    return [items, object_of({"inputs": items}, "inputs", closed=True)]
+
+
+def _output(name: str, rest: dict[str, Any]) -> dict[str, Any]:
+    """What another block put out."""
+    return object_of({name: {"type": "string"}, **rest}, name, closed=True)
+
+
+def _name(level: int) -> str:
+    return f"InputLevel{level}" if level else "Input"
