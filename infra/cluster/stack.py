@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pulumi
@@ -29,10 +30,19 @@ class ClusterStack:
 
     deployment: DeploymentConfig
     plan: StackPlan
-    addresses: Addresses
-    group: GroupSpec
     secrets: StackSecrets
     kubeconfigs: Mapping[str, Kubeconfig]
+
+    @cached_property
+    def addresses(self) -> Addresses:
+        """Where the processes meet."""
+        return addresses(self.deployment)
+
+    @cached_property
+    def group(self) -> GroupSpec:
+        """What every rank reads."""
+        ranks = self.plan.ranks
+        return group_spec(self.deployment, ranks, self.addresses, model_cache=CACHE_FOLDER)
 
     @property
     def url(self) -> str:
@@ -76,15 +86,7 @@ def read_stack() -> ClusterStack:
         raise pulumi.RunError(str(error)) from None
     # With the empty line the table begins below the name that Pulumi puts before a message.
     pulumi.log.info(f"\n{render_plan(plan)}\n")
-    places = addresses(deployment)
-    return ClusterStack(
-        deployment=deployment,
-        plan=plan,
-        addresses=places,
-        group=group_spec(deployment, plan.ranks, places, model_cache=CACHE_FOLDER),
-        secrets=secret_outputs(values),
-        kubeconfigs=kubeconfigs,
-    )
+    return ClusterStack(deployment, plan, secret_outputs(values), kubeconfigs)
 
 
 def _read(source: str) -> tuple[DeploymentConfig, dict[str, str], dict[str, Kubeconfig]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kubernetes import client
 
-from infra.cluster.declared_objects import declared_objects
 from infra.cluster.fit import plan_on_clusters, rank_clusters
 from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
+from infra.inspect.declared import DeclaredObject, declared_objects
 from infra.inspect.finding import Finding
 from infra.inspect.nodes import check_nodes
 from infra.inspect.objects import check_names, check_needed
@@ -21,25 +21,28 @@ from infra.stack.faults import StackConfigError
 def examine(deployment: DeploymentConfig) -> Iterator[Finding]:
     """Everything about the clusters and registries of a deployment, as it is found."""
     try:
-        fitted, _ = plan_on_clusters(deployment)
+        fitted, plan = plan_on_clusters(deployment)
     except StackConfigError as error:
         for fault in error.faults:
             yield Finding("fault", "stack file", str(fault))
         return
+    objects = declared_objects(fitted, plan)
     for cluster_id in rank_clusters(deployment):
         try:
-            yield from _examine_cluster(open_cluster(deployment, cluster_id), fitted)
+            yield from _examine_cluster(open_cluster(deployment, cluster_id), fitted, objects)
         except ClusterError as error:
             yield Finding("fault", f"cluster {cluster_id}", _without(str(error), cluster_id))
     yield from check_registries(deployment)
 
 
-def _examine_cluster(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
+def _examine_cluster(
+    cluster: ClusterClient, deployment: DeploymentConfig, declared: Sequence[DeclaredObject]
+) -> Iterator[Finding]:
     with cluster.asked_to("ask for its version"):
         version = client.VersionApi(cluster.api).get_code(_request_timeout=REQUEST_TIMEOUT)
     text = f"Kubernetes {version.git_version} answers at {cluster.kubeconfig.server}"
     yield Finding("fine", f"cluster {cluster.cluster_id}", text)
-    objects = [item for item in declared_objects(deployment) if item.cluster == cluster.cluster_id]
+    objects = [item for item in declared if item.cluster == cluster.cluster_id]
     found: list[Finding] = []
     for checked in (
         check_rights(cluster, deployment, objects),

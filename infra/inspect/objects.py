@@ -7,10 +7,10 @@ from typing import Any
 
 from kubernetes import client
 
-from infra.cluster.declared_objects import DeclaredObject
 from infra.cluster.fit import namespaces_on
 from infra.cluster.labels import INSTANCE
 from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient
+from infra.inspect.declared import DeclaredObject
 from infra.inspect.finding import Finding
 from infra.stack.config import DeploymentConfig
 

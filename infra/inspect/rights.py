@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from kubernetes import client
 
-from infra.cluster.declared_objects import DeclaredObject
 from infra.cluster.fit import namespaces_on
 from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient
+from infra.inspect.declared import DeclaredObject
 from infra.inspect.finding import Finding, Level
 from infra.stack.config import DeploymentConfig
 

@@ -1,19 +1,20 @@
-"""The Pulumi program, run under mocks: every resource as the engine would be asked for it."""
+"""The Pulumi program, run without an engine: every resource as the engine would be asked for it."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import runpy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pulumi
 import yaml
 from google.protobuf import json_format, struct_pb2
-from pulumi.runtime import mocks, rpc
+from pulumi.runtime import rpc
+
+from infra.cluster.recorded import Recorder, Registration
 
 PROGRAM = Path(__file__).parents[2] / "infra" / "__main__.py"
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -37,6 +38,7 @@ class Recorded:
     secrets: frozenset[str]
     parent: str
     provider: str
+    cluster: str
     depends_on: frozenset[str]
     delete_before_replace: bool
     replace_on_changes: tuple[str, ...]
@@ -53,11 +55,6 @@ class Recorded:
         return self.kind.startswith("kubernetes:")
 
     @property
-    def cluster(self) -> str:
-        """The name of its provider."""
-        return self.provider.rpartition("::")[0].rpartition("::")[2]
-
-    @property
     def metadata_name(self) -> str:
         return str(self.properties["metadata"]["name"])
 
@@ -67,13 +64,13 @@ class Recorded:
         return whole_numbers(self.properties)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Program:
     """What a run of the program asked for and put out."""
 
-    resources: list[Recorded] = field(default_factory=list)
-    outputs: dict[str, Any] = field(default_factory=dict)
-    messages: list[str] = field(default_factory=list)
+    resources: list[Recorded]
+    outputs: dict[str, Any]
+    messages: list[str]
 
     @property
     def objects(self) -> list[Recorded]:
@@ -97,59 +94,14 @@ class Program:
                 yield item, spec["template"]["spec"]
 
 
-class _Mocks(mocks.Mocks):
-    def call(self, args: mocks.MockCallArgs) -> tuple[dict[str, Any], None]:
-        raise AssertionError(f"the program called {args.token}")
+class _Registry(Recorder):
+    """An image that was built has a digest."""
 
-    def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, dict[str, Any]]:
-        made = {"repoDigest": f"{args.inputs['imageName']}@{DIGEST}"} if is_image(args.typ) else {}
-        return f"{args.name}-id", {**args.inputs, **made}
-
-
-def is_image(kind: str) -> bool:
-    return kind.startswith("docker:") and kind.endswith(":Image")
-
-
-class _Monitor(mocks.MockMonitor):
-    """Keeps the raw requests: mocks alone see neither options nor secrets."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__(_Mocks())
-        self._program = program
-
-    def RegisterResource(self, request: Any) -> Any:  # noqa: N802 (the protocol's name)
+    def RegisterResource(self, request: Any) -> Any:  # noqa: N802
         answer = super().RegisterResource(request)
-        properties = rpc.deserialize_properties(request.object, keep_unknowns=True)
-        timeouts = request.customTimeouts
-        if request.type != "pulumi:pulumi:Stack":
-            self._program.resources.append(
-                Recorded(
-                    kind=request.type,
-                    name=request.name,
-                    urn=answer.urn,
-                    properties=_plain(properties),
-                    secrets=frozenset(_secret_paths(properties)),
-                    parent=request.parent,
-                    provider=request.provider,
-                    depends_on=frozenset(request.dependencies),
-                    delete_before_replace=request.deleteBeforeReplace,
-                    replace_on_changes=tuple(request.replaceOnChanges),
-                    replacement_trigger=_trigger(request.replacement_trigger),
-                    timeouts=(timeouts.create, timeouts.update, timeouts.delete),
-                )
-            )
+        if request.type.startswith("docker:") and request.type.endswith(":Image"):
+            answer.object["repoDigest"] = f"{request.object['imageName']}@{DIGEST}"
         return answer
-
-    def RegisterResourceOutputs(self, request: Any) -> Any:  # noqa: N802 (the protocol's name)
-        if "pulumi:pulumi:Stack" in request.urn:
-            found = rpc.deserialize_properties(request.outputs, keep_unknowns=True)
-            self._program.outputs.update(whole_numbers(_plain(found)))
-        return super().RegisterResourceOutputs(request)
-
-
-class _Logger:
-    def __init__(self, program: Program) -> None:
-        self.info = self.warning = self.error = self.debug = program.messages.append
 
 
 def run_program(
@@ -165,39 +117,49 @@ def run_program(
     Raises what the program raises.
     """
     secrets = {"group_token": TOKEN} if secrets is None else secrets
-    _ensure_event_loop()
-    program = Program()
-    # The last run's stack resource would be the parent of everything in this one.
-    pulumi.runtime.settings.reset_options()
-    mocks.set_mocks(
-        mocks=_Mocks(),
-        project="splitstack",
-        stack="test",
-        preview=preview,
-        monitor=_Monitor(program),
-        logger=_Logger(program),
-    )
     values = {f"splitstack:{name}": value for name, value in {**secrets, **(plain or {})}.items()}
     if deployment:
         values["splitstack:deployment"] = json.dumps(deployment)
-    secret_keys = [f"splitstack:{name}" for name in secrets]
-    pulumi.runtime.set_all_config(values, secret_keys)
-    _run()
-    return program
+
+    def program() -> None:
+        pulumi.runtime.set_all_config(values, [f"splitstack:{name}" for name in secrets])
+        runpy.run_path(str(PROGRAM), run_name="__main__")
+
+    recorder = _Registry("test", preview)
+    recorder.run(program)
+    outputs: dict[str, Any] = {}
+    for request in recorder.outputs:
+        if "pulumi:pulumi:Stack" in request.urn:
+            outputs.update(
+                whole_numbers(
+                    _plain(rpc.deserialize_properties(request.outputs, keep_unknowns=True))
+                )
+            )
+    resources = [_recorded(item) for item in recorder.registrations if item.request.parent]
+    return Program(resources, outputs, recorder.messages)
 
 
-def _ensure_event_loop() -> None:
-    """The runtime takes the thread's loop, and an asyncio.run before leaves the thread without."""
-    try:
-        asyncio.get_event_loop_policy().get_event_loop()
-    except RuntimeError:
-        asyncio.set_event_loop(asyncio.new_event_loop())
-
-
-@pulumi.runtime.test
-def _run() -> None:
-    runpy.run_path(str(PROGRAM), run_name="__main__")
-    pulumi.runtime.get_root_resource().register_outputs(pulumi.runtime.get_root_resource().outputs)
+def _recorded(item: Registration) -> Recorded:
+    request, properties = (
+        item.request,
+        rpc.deserialize_properties(item.request.object, keep_unknowns=True),
+    )
+    timeouts = request.customTimeouts
+    return Recorded(
+        kind=item.kind,
+        name=request.name,
+        urn=item.urn,
+        properties=_plain(properties),
+        secrets=frozenset(_secret_paths(properties)),
+        parent=request.parent,
+        provider=request.provider,
+        cluster=item.cluster,
+        depends_on=frozenset(request.dependencies),
+        delete_before_replace=request.deleteBeforeReplace,
+        replace_on_changes=tuple(request.replaceOnChanges),
+        replacement_trigger=_trigger(request.replacement_trigger),
+        timeouts=(timeouts.create, timeouts.update, timeouts.delete),
+    )
 
 
 def changed_objects(before: Program, after: Program) -> set[tuple[str, str]]:

@@ -1,0 +1,77 @@
+"""Every object that a stack declares in its clusters, by name: out of a run of the program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from pulumi.runtime import rpc
+
+from infra.__main__ import deploy
+from infra.cluster.fit import rank_clusters, stack_places
+from infra.cluster.kubeconfig import Kubeconfig
+from infra.cluster.recorded import Recorder, Registration
+from infra.cluster.secrets import StackSecrets, secret_outputs
+from infra.cluster.stack import ClusterStack
+from infra.plan.stack_plan import StackPlan
+from infra.stack.config import DeploymentConfig
+
+
+@dataclass(frozen=True)
+class DeclaredObject:
+    """`version` is the API's, as in "apps/v1"; `namespace` "" for a namespace itself."""
+
+    cluster: str
+    version: str
+    kind: str
+    namespace: str
+    name: str
+
+    @property
+    def group(self) -> str:
+        """API group; "" is the core."""
+        return self.version.rpartition("/")[0]
+
+    @property
+    def resource(self) -> str:
+        """The plural in the API's paths."""
+        plural = f"{self.kind.lower()}s"
+        return f"{plural[:-2]}ies" if plural.endswith("ys") else plural
+
+    @property
+    def path(self) -> str:
+        """Its path at the API server."""
+        root = f"/apis/{self.version}" if self.group else f"/api/{self.version}"
+        place = f"/namespaces/{self.namespace}" if self.namespace else ""
+        return f"{root}{place}/{self.resource}/{self.name}"
+
+
+def declared_objects(deployment: DeploymentConfig, plan: StackPlan) -> list[DeclaredObject]:
+    """Namespaces first. `deployment` is fitted; as if the stack had every secret it may have."""
+
+    def program() -> None:
+        secrets = secret_outputs({field.name: "" for field in fields(StackSecrets)})
+        kubeconfigs = {name: Kubeconfig("", "", "") for name in rank_clusters(deployment)}
+        deploy(ClusterStack(deployment, plan, secrets, kubeconfigs))
+
+    recorder = Recorder()
+    recorder.run(program)
+    found = [_declared(item) for item in recorder.registrations if item.is_object]
+    places = stack_places(deployment)
+
+    def order(item: DeclaredObject) -> tuple[bool, int, str, str]:
+        place = (item.cluster, item.namespace or item.name)
+        return bool(item.namespace), places.index(place), item.resource, item.name
+
+    return sorted(found, key=order)
+
+
+def _declared(item: Registration) -> DeclaredObject:
+    inputs = rpc.deserialize_properties(item.request.object)
+    metadata = inputs["metadata"]
+    return DeclaredObject(
+        item.cluster,
+        inputs["apiVersion"],
+        inputs["kind"],
+        metadata.get("namespace", ""),
+        metadata["name"],
+    )
