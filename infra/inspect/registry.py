@@ -1,4 +1,4 @@
-"""Whether a registry is reached, has the images that are given, and would take those to be built.
+"""Whether registries have the images that are given by digest.
 
 The protocol: https://distribution.github.io/distribution/spec/api/
 """
@@ -35,79 +35,61 @@ _HUB_CREDENTIALS = "https://index.docker.io/v1/"
 
 
 def check_registries(deployment: DeploymentConfig) -> Iterator[Finding]:
-    """One line per image; as `docker login` on this machine sees it, which nodes may not."""
+    """One line per image; as `docker login` on this machine sees it, which nodes may not.
+
+    None for images that are still to be built: `up` begins with their push.
+    """
+    if deployment.images.builder != "reference":
+        return
     for name in image_names(deployment).values():
         registry = registry_of(name) or _HUB
-        path, _, reference = name.removeprefix(f"{registry}/").partition("@")
-        if not reference:
-            path, _, _ = path.rpartition(":") if ":" in path else (path, "", "")
-        subject = f"image {name}"
+        path, _, digest = name.removeprefix(f"{registry}/").partition("@")
+        manifest = f"{path.partition(':')[0]}/manifests/{digest}"
         try:
-            if deployment.images.builder == "reference":
-                yield _check_pull(subject, registry, path, reference)
-            else:
-                yield _check_push(subject, registry, path)
+            yield _check(f"image {name}", registry, manifest)
         except (httpx.HTTPError, OSError, ValueError) as error:
             text = f"registry {registry} cannot be asked from here: {error or type(error).__name__}"
-            yield Finding("warning", subject, text)
+            yield Finding("warning", f"image {name}", text)
 
 
-def _check_pull(subject: str, registry: str, path: str, digest: str) -> Finding:
-    answer = _request(registry, "HEAD", f"{path}/manifests/{digest}", path, "pull")
+def _check(subject: str, registry: str, manifest: str) -> Finding:
+    answer = _head(registry, manifest)
     if answer.is_success:
         return Finding("fine", subject, "is there")
     if answer.status_code == httpx.codes.NOT_FOUND:
         return Finding("fault", subject, f"registry {registry} has no such image")
-    return Finding("warning", subject, _refused(registry, "pull it", answer))
-
-
-def _check_push(subject: str, registry: str, path: str) -> Finding:
-    answer = _request(registry, "POST", f"{path}/blobs/uploads/", path, "pull,push")
-    if answer.status_code != httpx.codes.ACCEPTED:
-        return Finding("fault", subject, _refused(registry, "push it", answer))
-    # The upload that has begun is of no use any more.
-    place = answer.url.join(answer.headers["Location"])
-    httpx.request("DELETE", place, headers=_authorization(answer.request), timeout=_TIMEOUT_S)
-    return Finding("fine", subject, f"registry {registry} takes it")
-
-
-def _authorization(request: httpx.Request) -> dict[str, str]:
-    value = request.headers.get("Authorization")
-    return {"Authorization": value} if value else {}
-
-
-def _refused(registry: str, action: str, answer: httpx.Response) -> str:
-    return (
-        f"registry {registry} does not let you {action} ({answer.status_code}); "
+    text = (
+        f"registry {registry} does not let you pull it ({answer.status_code}); "
         f"log in with: docker login {registry}"
     )
+    return Finding("warning", subject, text)
 
 
-def _request(registry: str, method: str, rest: str, path: str, scope: str) -> httpx.Response:
+def _head(registry: str, manifest: str) -> httpx.Response:
     """Answers a challenge with the credentials of `docker login`, if there are any."""
     host = _HUB_API if registry == _HUB else registry
     with httpx.Client(timeout=_TIMEOUT_S, headers={"Accept": _MANIFESTS}) as web:
-        url = f"https://{host}/v2/{rest}"
+        url = f"https://{host}/v2/{manifest}"
         try:
-            answer = web.request(method, url)
+            answer = web.head(url)
         except httpx.ConnectError:
             # As Docker does it for a registry on this machine, and for those it is told to trust.
             url = url.replace("https", "http", 1)
-            answer = web.request(method, url)
+            answer = web.head(url)
         if answer.status_code != httpx.codes.UNAUTHORIZED:
             return answer
         challenge = answer.headers.get("WWW-Authenticate", "")
         credentials = _credentials(registry)
         if challenge.lower().startswith("basic"):
-            return web.request(method, url, auth=credentials) if credentials else answer
+            return web.head(url, auth=credentials) if credentials else answer
         terms = dict(_CHALLENGE.findall(challenge))
-        query = {"service": terms.get("service", ""), "scope": f"repository:{path}:{scope}"}
+        query = {key: terms.get(key, "") for key in ("service", "scope")}
         token = web.get(terms.get("realm", ""), params=query, auth=credentials)
         if not token.is_success:
             return token
         found = token.json()
         bearer = found.get("token") or found.get("access_token", "")
-        return web.request(method, url, headers={"Authorization": f"Bearer {bearer}"})
+        return web.head(url, headers={"Authorization": f"Bearer {bearer}"})
 
 
 def _credentials(registry: str) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""The Pulumi program without an engine: every object and its options, for every kind of stack file."""
+"""The Pulumi program: every object and its options, for every kind of stack file."""
 
 from __future__ import annotations
 

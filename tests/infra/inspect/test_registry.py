@@ -7,6 +7,8 @@ import hashlib
 import json
 import shutil
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from tests.infra.deployments import MINIMAL
 from tests.waiting import free_ports, wait_for
 
 PASSWORD = "password-of-the-test"
+NO_DIGEST = f"sha256:{'0' * 64}"
 _BCRYPT_OF_IT = "$2b$04$roU/fI0ZrNSat/watbE/juIyd0b0/gbWfYYQNwpgn/LYzhsTGKna."
 needs_registry = pytest.mark.skipif(
     shutil.which("docker-registry") is None, reason="Debian's docker-registry is not installed"
@@ -73,20 +76,23 @@ def pushed(registry, path):
         return answer.headers["Docker-Content-Digest"]
 
 
-def found(image, builder="docker", **images):
+def found(image, builder="reference"):
+    """The finding about an image, None where nothing is asked."""
     alone = {"proxy_blocks": [], "inference_server": {"enabled": False}}
     common = {"model_name": "some/model", "image": image}
-    changes = {"common_params": common, "images": {"builder": builder, **images}}
-    (finding,) = check_registries(parse_deployment(MINIMAL | alone | changes))
-    return finding.level, finding.text
+    changes = {"common_params": common, "images": {"builder": builder}}
+    findings = [*check_registries(parse_deployment(MINIMAL | alone | changes))]
+    return (findings[0].level, findings[0].text) if findings else None
 
 
 @needs_registry
-def test_a_registry_that_takes_the_image(registry, tmp_path):
+def test_images_given_by_digest(registry, tmp_path):
     log_in(tmp_path, registry)
-    assert found(f"{registry}/team/runner:1") == ("fine", f"registry {registry} takes it")
-    # The question has left no upload that is half there.
-    assert not list(tmp_path.glob("data/**/team/runner/_uploads/*/data"))
+    digest = pushed(registry, "team/runner")
+    assert found(f"{registry}/team/runner@{digest}") == ("fine", "is there")
+    assert found(f"{registry}/team/runner:1@{digest}") == ("fine", "is there")
+    missing = f"{registry}/team/runner@{NO_DIGEST}"
+    assert found(missing) == ("fault", f"registry {registry} has no such image")
 
 
 @needs_registry
@@ -94,26 +100,56 @@ def test_a_registry_that_takes_the_image(registry, tmp_path):
 def test_a_registry_without_rights_on_it(registry, tmp_path, password):
     if password:
         log_in(tmp_path, registry, password)
-    level, text = found(f"{registry}/team/runner:1")
-    assert level == "fault"
-    assert "does not let you push it (401)" in text
+    level, text = found(f"{registry}/team/runner@{NO_DIGEST}")
+    assert level == "warning"
+    assert "does not let you pull it (401)" in text
     assert text.endswith(f"log in with: docker login {registry}")
-
-
-@needs_registry
-def test_images_given_by_digest(registry, tmp_path):
-    log_in(tmp_path, registry)
-    digest = pushed(registry, "team/runner")
-    assert found(f"{registry}/team/runner@{digest}", "reference") == ("fine", "is there")
-    missing = f"{registry}/team/runner@sha256:{'0' * 64}"
-    assert found(missing, "reference") == ("fault", f"registry {registry} has no such image")
 
 
 def test_a_registry_that_cannot_be_reached():
     (port,) = free_ports(1)
-    level, text = found(f"127.0.0.1:{port}/runner:1")
+    level, text = found(f"127.0.0.1:{port}/runner@{NO_DIGEST}")
     assert level == "warning"
     assert f"registry 127.0.0.1:{port} cannot be asked from here" in text
+
+
+def test_images_that_are_still_to_be_built():
+    """Their push is what `up` begins with: it says in seconds what would be wrong."""
+    assert found("127.0.0.1:9/runner:1", "docker") is None
+
+
+class Challenge(BaseHTTPRequestHandler):
+    """A registry that wants a token, and the place that gives it to user `me`."""
+
+    def do_HEAD(self):
+        if self.headers["Authorization"] == "Bearer let-me-in":
+            self.send_response(200)
+        else:
+            realm = f"http://{self.headers['Host']}/token"
+            scope = f"repository:{self.path.split('/')[2]}:pull"
+            self.send_response(401)
+            terms = f'Bearer realm="{realm}",service="tests",scope="{scope}"'
+            self.send_header("WWW-Authenticate", terms)
+        self.end_headers()
+
+    def do_GET(self):
+        basic = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
+        wanted = self.path == "/token?service=tests&scope=repository%3Arunner%3Apull"
+        is_given = wanted and self.headers["Authorization"] == f"Basic {basic}"
+        self.send_response(200 if is_given else 401)
+        self.end_headers()
+        self.wfile.write(b'{"token": "let-me-in"}' if is_given else b"")
+
+
+@pytest.mark.parametrize(("password", "level"), [(PASSWORD, "fine"), ("wrong", "warning")])
+def test_a_registry_that_wants_a_token(tmp_path, monkeypatch, password, level):
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Challenge) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        registry = f"127.0.0.1:{server.server_port}"
+        log_in(tmp_path, registry, password)
+        assert found(f"{registry}/runner:1@{NO_DIGEST}")[0] == level
+        server.shutdown()
 
 
 def test_credentials_out_of_a_helper(tmp_path, monkeypatch):
