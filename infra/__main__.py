@@ -6,9 +6,9 @@ import pulumi
 
 from infra.cluster.images import ContainerImages
 from infra.cluster.inference_server import InferenceServerArgs, InferenceServerTier
-from infra.cluster.network_policies import NetworkPolicies, NetworkPoliciesArgs
-from infra.cluster.observability.component import Observability, ObservabilityArgs
-from infra.cluster.providers import cluster_providers, create_namespaces
+from infra.cluster.network_policies import NetworkPolicies
+from infra.cluster.observability.component import Observability
+from infra.cluster.providers import stack_clusters
 from infra.cluster.proxy_block import ProxyBlockArgs, ProxyBlockTier
 from infra.cluster.ranks import SplitModel, SplitModelArgs
 from infra.cluster.session_store import SessionStore, SessionStoreArgs
@@ -21,49 +21,25 @@ def deploy(stack: ClusterStack) -> None:
     name = deployment.deployment_name
 
     images = ContainerImages(deployment).references
-    providers = cluster_providers(deployment, stack.kubeconfigs)
-    home = providers[deployment.cluster_of(0)]
-    namespaces = create_namespaces(deployment, providers)
+    clusters = stack_clusters(deployment, stack.kubeconfigs)
 
-    NetworkPolicies(name, NetworkPoliciesArgs(deployment, providers, namespaces))
+    NetworkPolicies(name, clusters)
 
-    SplitModel(
-        name,
-        SplitModelArgs(deployment, stack.group, images["runner"], secrets, providers, namespaces),
-    )
+    SplitModel(name, SplitModelArgs(clusters, stack.group, images["runner"], secrets))
 
     if deployment.proxy_blocks:
-        store = SessionStore(
-            name, SessionStoreArgs(deployment, home, secrets.session_store_password, namespaces)
-        )
+        store = SessionStore(name, SessionStoreArgs(clusters, secrets.session_store_password))
     for block in deployment.proxy_blocks:
         ProxyBlockTier(
             deployment.proxy_name(block.block_id),
-            ProxyBlockArgs(
-                deployment,
-                block,
-                addresses,
-                images["proxy_block"],
-                home,
-                store,
-                namespaces,
-            ),
+            ProxyBlockArgs(clusters, block, addresses, images["proxy_block"], store),
         )
 
     if deployment.inference_server.enabled:
-        InferenceServerTier(
-            name,
-            InferenceServerArgs(
-                deployment,
-                addresses,
-                images["inference_server"],
-                home,
-                secrets.api_keys,
-                namespaces,
-            ),
-        )
+        image = images["inference_server"]
+        InferenceServerTier(name, InferenceServerArgs(clusters, addresses, image, secrets.api_keys))
 
-    Observability(name, ObservabilityArgs(deployment, providers, namespaces))
+    Observability(name, clusters)
 
     for key, value in stack.outputs(images).items():
         pulumi.export(key, value)

@@ -26,10 +26,10 @@ class ContainerImages(pulumi.ComponentResource):
     references: Mapping[str, pulumi.Output[str]]
 
     def __init__(
-        self, deployment: DeploymentConfig, options: pulumi.ResourceOptions | None = None
+        self, deployment: DeploymentConfig, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         name = f"{deployment.deployment_name}-images"
-        super().__init__("splitstack:deployment:Images", name, None, options)
+        super().__init__("splitstack:deployment:Images", name, None, opts)
         names = image_names(deployment)
         if deployment.images.builder == "reference":
             self.references = {tier: pulumi.Output.from_input(names[tier]) for tier in names}

@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import pulumi
 from pulumi_kubernetes.meta import v1 as meta
 from pulumi_kubernetes.networking import v1 as networking
 
 from infra.cluster.network_rules import Allowed, NetworkRule, Peer, network_rules
-from infra.cluster.objects import metadata, object_options, on_cluster
-from infra.stack.config import DeploymentConfig
+from infra.cluster.objects import Clusters, Component
 
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
 
 
-@dataclass(frozen=True)
-class NetworkPoliciesArgs:
-    """`providers` maps a cluster id to its provider; `namespaces` are waited for."""
-
-    deployment: DeploymentConfig
-    providers: Mapping[str, pulumi.ProviderResource]
-    namespaces: Sequence[pulumi.Resource] = ()
-
-
-class NetworkPolicies(pulumi.ComponentResource):
+class NetworkPolicies(Component):
     """One policy for each network rule, none where network_policies.enabled is false."""
 
     def __init__(
-        self,
-        name: str,
-        arguments: NetworkPoliciesArgs,
-        options: pulumi.ResourceOptions | None = None,
+        self, name: str, args: Clusters, opts: pulumi.ResourceOptions | None = None
     ) -> None:
-        super().__init__("splitstack:deployment:NetworkPolicies", name, None, options)
-        deployment = arguments.deployment
-        rules = network_rules(deployment) if deployment.network_policies.enabled else ()
-        for rule in rules:
+        super().__init__("NetworkPolicies", name, args, opts)
+        deployment = self._deployment
+        for rule in network_rules(deployment) if deployment.network_policies.enabled else ():
             policy = f"{deployment.deployment_name}-{rule.name}"
             networking.NetworkPolicy(
                 # Unlike the policy's own name, a resource's is the only one in the stack.
-                on_cluster(deployment, f"{policy}-{rule.namespace}", rule.cluster),
-                metadata=metadata(deployment, policy, rule.namespace, ""),
+                self._resource_name(f"{policy}-{rule.namespace}", rule.cluster),
+                metadata=self._metadata(policy, namespace=rule.namespace),
                 spec=policy_spec(rule),
-                opts=object_options(
-                    self, arguments.providers[rule.cluster], depends_on=arguments.namespaces
-                ),
+                opts=self._options(cluster=rule.cluster),
             )
         self.register_outputs({})
 

@@ -1,20 +1,134 @@
-"""Pulumi options and metadata that every Kubernetes object of a stack has."""
+"""What every Kubernetes object of a stack has: options, metadata, and a component as its parent."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pulumi
+from pulumi_kubernetes.core import v1 as core
 from pulumi_kubernetes.meta import v1 as meta
 
 from infra.cluster.labels import labels
 from infra.cluster.pods import grace_s
-from infra.stack.config import DeploymentConfig
+from infra.stack.config import DeploymentConfig, ModelCache
+from infra.stack.tier_config import SessionStore
 
 # What an object may take beyond the drain or load that it is waited for.
 _READY_MARGIN_S = 300
 SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """`providers` maps a cluster id to its provider; every object waits for `namespaces`."""
+
+    deployment: DeploymentConfig
+    providers: Mapping[str, pulumi.ProviderResource]
+    namespaces: Sequence[pulumi.Resource]
+
+
+class Component(pulumi.ComponentResource):
+    """A part of a stack. Its objects are in `namespace` of rank 0's cluster unless said otherwise.
+
+    `component` and `block_id` are labels of theirs; `component` "" for what belongs to all of them.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        clusters: Clusters,
+        opts: pulumi.ResourceOptions | None,
+        *,
+        namespace: str = "",
+        component: str = "",
+        block_id: str = "",
+    ) -> None:
+        super().__init__(f"splitstack:deployment:{kind}", name, None, opts)
+        self._clusters, self._deployment = clusters, clusters.deployment
+        self._home = self._deployment.cluster_of(0)
+        self._namespace = namespace or self._deployment.namespace
+        self._component, self._block_id = component, block_id
+
+    def _metadata(
+        self,
+        name: str,
+        *,
+        namespace: str = "",
+        component: str = "",
+        rank: int | None = None,
+        block_id: str | None = None,
+        annotations: dict[str, str] | None = None,
+    ) -> meta.ObjectMetaArgs:
+        component = component or self._component
+        block_id = self._block_id if block_id is None else block_id
+        return meta.ObjectMetaArgs(
+            name=name,
+            namespace=namespace or self._namespace,
+            labels=labels(self._deployment, component, rank, block_id),
+            annotations=annotations,
+        )
+
+    def _options(
+        self, depends_on: Sequence[pulumi.Resource] = (), *, cluster: str = ""
+    ) -> pulumi.ResourceOptions:
+        provider = self._clusters.providers[cluster or self._home]
+        before = [*self._clusters.namespaces, *depends_on]
+        return object_options(self, provider, depends_on=before)
+
+    def _resource_name(self, name: str, cluster: str) -> str:
+        return on_cluster(self._deployment, name, cluster or self._home)
+
+    def _config_map(self, name: str, data: Mapping[str, str], cluster: str = "") -> core.ConfigMap:
+        return core.ConfigMap(
+            self._resource_name(name, cluster),
+            metadata=self._metadata(name),
+            data=data,
+            opts=self._options(cluster=cluster),
+        )
+
+    def _secret(
+        self, name: str, data: Mapping[str, pulumi.Input[str]], cluster: str = ""
+    ) -> core.Secret:
+        return core.Secret(
+            self._resource_name(name, cluster),
+            metadata=self._metadata(name),
+            string_data=data,
+            opts=self._options(cluster=cluster),
+        )
+
+    def _account(self, name: str, cluster: str = "") -> core.ServiceAccount:
+        return core.ServiceAccount(
+            self._resource_name(name, cluster),
+            metadata=self._metadata(name),
+            automount_service_account_token=False,
+            opts=self._options(cluster=cluster),
+        )
+
+    def _claim(
+        self,
+        name: str,
+        volume: ModelCache | SessionStore,
+        *,
+        rank: int | None = None,
+        cluster: str = "",
+    ) -> core.PersistentVolumeClaim:
+        """Goes with the stack. Not waited for: many bind only once their pod is scheduled."""
+        return core.PersistentVolumeClaim(
+            name,
+            # Claims are told apart by rank only.
+            metadata=self._metadata(name, rank=rank, block_id="", annotations=SKIP_AWAIT),
+            spec=core.PersistentVolumeClaimSpecArgs(
+                access_modes=["ReadWriteOnce"],
+                storage_class_name=volume.storage_class or None,
+                resources=core.VolumeResourceRequirementsArgs(
+                    requests={"storage": str(volume.size)}
+                ),
+            ),
+            opts=self._options(cluster=cluster),
+        )
 
 
 def object_options(
@@ -47,25 +161,6 @@ def on_cluster(deployment: DeploymentConfig, name: str, cluster: str) -> str:
     under another name a second one of the same name would be created first.
     """
     return name if cluster == deployment.cluster_of(0) else f"{name}-{cluster}"
-
-
-def metadata(
-    deployment: DeploymentConfig,
-    name: str,
-    namespace: str,
-    component: str,
-    *,
-    rank: int | None = None,
-    block_id: str = "",
-    annotations: dict[str, str] | None = None,
-) -> meta.ObjectMetaArgs:
-    """An object's name, namespace and labels; `component` "" for what belongs to all of them."""
-    return meta.ObjectMetaArgs(
-        name=name,
-        namespace=namespace,
-        labels=labels(deployment, component, rank, block_id),
-        annotations=annotations,
-    )
 
 
 def _seconds(count: float) -> str:

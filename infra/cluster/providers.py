@@ -12,7 +12,7 @@ from pulumi_kubernetes.meta import v1 as meta
 from infra.cluster.fit import rank_clusters, stack_places
 from infra.cluster.kubeconfig import Kubeconfig
 from infra.cluster.labels import labels
-from infra.cluster.objects import object_options, on_cluster
+from infra.cluster.objects import Clusters, object_options, on_cluster
 from infra.stack.config import DeploymentConfig
 
 _RESTRICTED = {
@@ -20,15 +20,13 @@ _RESTRICTED = {
 }
 
 
-def cluster_providers(
-    deployment: DeploymentConfig, kubeconfigs: Mapping[str, Kubeconfig]
-) -> dict[str, pulumi_kubernetes.Provider]:
-    """A provider for each cluster with ranks on it, that of rank 0 first.
+def stack_clusters(deployment: DeploymentConfig, kubeconfigs: Mapping[str, Kubeconfig]) -> Clusters:
+    """A provider for each cluster with ranks on it, and the namespaces that this stack owns.
 
     With `cluster_identifier` a changed cluster_id replaces everything on it, and a kubeconfig with
     other credentials for the same cluster replaces nothing.
     """
-    return {
+    providers = {
         cluster: pulumi_kubernetes.Provider(
             cluster,
             kubeconfig=pulumi.Output.secret(kubeconfigs[cluster].contents),
@@ -40,20 +38,13 @@ def cluster_providers(
         )
         for cluster in rank_clusters(deployment)
     }
-
-
-def create_namespaces(
-    deployment: DeploymentConfig,
-    providers: Mapping[str, pulumi.ProviderResource],
-) -> list[pulumi.Resource]:
-    """The namespaces that this stack owns: none where `namespaces.create` is false."""
-    if not deployment.namespaces.create:
-        return []
-    return [
+    places = stack_places(deployment) if deployment.namespaces.create else []
+    namespaces = [
         core.Namespace(
             on_cluster(deployment, name, cluster),
             metadata=meta.ObjectMetaArgs(name=name, labels=labels(deployment, "") | _RESTRICTED),
             opts=object_options(None, providers[cluster]),
         )
-        for cluster, name in stack_places(deployment)
+        for cluster, name in places
     ]
+    return Clusters(deployment, providers, namespaces)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -15,7 +14,7 @@ from pulumi_kubernetes.policy import v1 as policy
 from contract.names import BLOCK_ID_ANNOTATION, COMPONENT_ANNOTATION, LABELS_ANNOTATION
 from contract.specs import ProxySpec, render
 from infra.cluster import labels
-from infra.cluster.objects import SKIP_AWAIT, metadata, object_options
+from infra.cluster.objects import Clusters
 from infra.cluster.pods import (
     SECRET_FOLDER,
     SPEC_FOLDER,
@@ -24,60 +23,58 @@ from infra.cluster.pods import (
     Placement,
     config_map_mount,
     http_probes,
-    pod_spec,
     python_module,
     secret_mount,
 )
-from infra.cluster.session_store import (
-    PASSWORD_FILE,
-    SessionStore,
-    histories_claim,
-    histories_mount,
-)
-from infra.cluster.tier import QUIET_S, STARTUP_S, TierPods, tier_deployment
+from infra.cluster.session_store import PASSWORD_FILE, SessionStore, histories_mount
+from infra.cluster.tier import QUIET_S, STARTUP_S, Tier, TierPods
 from infra.plan.process_specs import Addresses, proxy_spec
-from infra.stack.config import DeploymentConfig
 from infra.stack.session_url import session_url
 from infra.stack.tier_config import ProxyBlock
 
 SPEC_FILE = "proxy.json"
 HISTORIES_FOLDER = "/var/lib/splitstack"
-_COMPONENT = labels.PROXY_BLOCK
 
 
 @dataclass(frozen=True)
 class ProxyBlockArgs:
-    """`store` and `namespaces` are waited for."""
+    """`store` is waited for."""
 
-    deployment: DeploymentConfig
+    clusters: Clusters
     block: ProxyBlock
     addresses: Addresses
     image: pulumi.Input[str]
-    provider: pulumi.ProviderResource
     store: SessionStore
-    namespaces: Sequence[pulumi.Resource] = ()
 
 
-class ProxyBlockTier(pulumi.ComponentResource):
+class ProxyBlockTier(Tier):
     """`name` is that of its Deployment, Service and everything else of the block."""
 
     def __init__(
-        self, name: str, arguments: ProxyBlockArgs, options: pulumi.ResourceOptions | None = None
+        self, name: str, args: ProxyBlockArgs, opts: pulumi.ResourceOptions | None = None
     ) -> None:
-        super().__init__("splitstack:deployment:ProxyBlock", name, None, options)
-        self._arguments = arguments
-        self._deployment, self._block = arguments.deployment, arguments.block
-        self.name = self._deployment.proxy_name(self._block.block_id)
-        self._keeps_histories = self._deployment.session_store.mode == "sqlite"
-        spec = proxy_spec(
-            self._deployment,
-            self._block,
-            arguments.addresses,
-            sessions_path=f"{HISTORIES_FOLDER}/sessions.sqlite3",
-            sessions_url=session_url(self._deployment),
+        deployment = args.clusters.deployment
+        super().__init__(
+            "ProxyBlock",
+            name,
+            args.clusters,
+            opts,
+            name=deployment.proxy_name(args.block.block_id),
+            namespace=deployment.namespaces.blocks,
+            component=labels.PROXY_BLOCK,
+            block_id=args.block.block_id,
         )
-        self._service()
-        self._workload(spec, self._mounted(spec))
+        self._args, self._block = args, args.block
+        self._keeps_histories = deployment.session_store.mode == "sqlite"
+        spec = proxy_spec(
+            deployment,
+            args.block,
+            args.addresses,
+            sessions_path=f"{HISTORIES_FOLDER}/sessions.sqlite3",
+            sessions_url=session_url(deployment),
+        )
+        self._found_by()
+        self._workload(self._pods(spec), self._mounted(spec))
         if self._is_scaled:
             self._autoscaler()
         self._disruption_budget()
@@ -91,63 +88,33 @@ class ProxyBlockTier(pulumi.ComponentResource):
     def _has_claim(self) -> bool:
         return self._keeps_histories and self._deployment.session_store.size is not None
 
-    @property
-    def _selector(self) -> dict[str, str]:
-        return labels.selector(self._deployment, _COMPONENT, block_id=self._block.block_id)
-
     def _mounted(self, spec: ProxySpec) -> list[pulumi.Resource]:
         """What the pods mount, which must be there before them."""
-        made: list[pulumi.Resource] = [
-            core.ConfigMap(
-                self.name,
-                metadata=self._metadata(),
-                data={SPEC_FILE: render(spec)},
-                opts=self._options(),
-            ),
-            self._arguments.store,
-        ]
+        made: list[pulumi.Resource] = [self._config_map(self.name, {SPEC_FILE: render(spec)})]
         if self._has_claim:
-            made.append(histories_claim(self._deployment, self.name, _COMPONENT, self._options()))
-        return made
+            made.append(self._claim(self.name, self._deployment.session_store))
+        return [*made, self._args.store]
 
-    def _service(self) -> None:
-        annotations = SKIP_AWAIT | {
+    def _found_by(self) -> None:
+        """The Service by which the inference server finds the block."""
+        annotations = {
             BLOCK_ID_ANNOTATION: self._block.block_id,
             COMPONENT_ANNOTATION: self._block.component,
             LABELS_ANNOTATION: json.dumps(self._block.labels, sort_keys=True),
         }
-        core.Service(
-            self.name,
-            metadata=self._metadata(annotations),
-            spec=core.ServiceSpecArgs(
-                selector=self._selector,
-                ports=[
-                    core.ServicePortArgs(name="http", port=self._block.port, target_port="http")
-                ],
-            ),
-            opts=self._options(),
-        )
+        port = core.ServicePortArgs(name="http", port=self._block.port, target_port="http")
+        self._service(port, annotations=annotations)
 
-    def _workload(self, spec: ProxySpec, mounted: Sequence[pulumi.Resource]) -> None:
-        deployment = self._deployment
-        pods = TierPods(
-            component=_COMPONENT,
-            block_id=self._block.block_id,
-            spec=pod_spec(
-                containers=[self._container()],
-                drain_s=spec.request_deadline_s,
-                placement=Placement(node=self._block.node_id, topology_spread=[self._spread()]),
-                image_pull_secrets=deployment.image_pull_secrets,
-            ),
+    def _pods(self, spec: ProxySpec) -> TierPods:
+        return TierPods(
+            container=self._container(),
             files=render(spec),
             drain_s=spec.request_deadline_s,
             # With an autoscaler a number of ours would undo its own at each `up`.
             replicas=None if self._is_scaled else self._block.min_instances,
             # SQLite's file has one writer, and a claim one node.
             alone=self._has_claim,
-        )
-        tier_deployment(
-            deployment, self.name, deployment.namespaces.blocks, pods, self._options(mounted)
+            placement=Placement(node=self._block.node_id, topology_spread=[self._spread()]),
         )
 
     def _container(self) -> Container:
@@ -155,12 +122,12 @@ class ProxyBlockTier(pulumi.ComponentResource):
         command = python_module("proxy_block", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}")
         if self._keeps_histories:
             mounts.append(histories_mount(self._deployment, self.name, HISTORIES_FOLDER))
-        if self._arguments.store.password_secret:
-            mounts.append(secret_mount(self._arguments.store.password_secret))
+        if self._args.store.password_secret:
+            mounts.append(secret_mount(self._args.store.password_secret))
             command += ("--session-password-file", f"{SECRET_FOLDER}/{PASSWORD_FILE}")
         return Container(
             name="proxy-block",
-            image=self._arguments.image,
+            image=self._args.image,
             command=command,
             ports={"http": self._block.port},
             # Whether the master behind is ready is no reason to take the proxy away: it says so.
@@ -189,7 +156,7 @@ class ProxyBlockTier(pulumi.ComponentResource):
         autoscaler = self._block.autoscaler
         autoscaling.HorizontalPodAutoscaler(
             self.name,
-            metadata=self._metadata(),
+            metadata=self._metadata(self.name),
             spec=autoscaling.HorizontalPodAutoscalerSpecArgs(
                 scale_target_ref=autoscaling.CrossVersionObjectReferenceArgs(
                     api_version="apps/v1", kind="Deployment", name=self.name
@@ -222,7 +189,7 @@ class ProxyBlockTier(pulumi.ComponentResource):
     def _disruption_budget(self) -> None:
         policy.PodDisruptionBudget(
             self.name,
-            metadata=self._metadata(),
+            metadata=self._metadata(self.name),
             spec=policy.PodDisruptionBudgetSpecArgs(
                 # One at a time, the only one too: a node must be drainable.
                 max_unavailable=1,
@@ -232,17 +199,3 @@ class ProxyBlockTier(pulumi.ComponentResource):
             ),
             opts=self._options(),
         )
-
-    def _metadata(self, annotations: dict[str, str] | None = None) -> meta.ObjectMetaArgs:
-        return metadata(
-            self._deployment,
-            self.name,
-            self._deployment.namespaces.blocks,
-            _COMPONENT,
-            block_id=self._block.block_id,
-            annotations=annotations,
-        )
-
-    def _options(self, depends_on: Sequence[pulumi.Resource] = ()) -> pulumi.ResourceOptions:
-        before = [*self._arguments.namespaces, *depends_on]
-        return object_options(self, self._arguments.provider, depends_on=before)

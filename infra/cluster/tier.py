@@ -1,8 +1,9 @@
-"""The Deployment of a tier: one builder for proxy blocks, inference server and Valkey."""
+"""A tier around the ranks, which is one Deployment: proxy blocks, inference server and Valkey."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -10,9 +11,9 @@ from pulumi_kubernetes.apps import v1 as apps
 from pulumi_kubernetes.core import v1 as core
 from pulumi_kubernetes.meta import v1 as meta
 
-from infra.cluster import labels
-from infra.cluster.objects import metadata, waited_for
-from infra.stack.config import DeploymentConfig
+from infra.cluster.labels import selector
+from infra.cluster.objects import SKIP_AWAIT, Clusters, Component, waited_for
+from infra.cluster.pods import Container, Placement, pod_spec
 
 # Until every node's proxy knows that a pod goes; within the pod's grace period.
 QUIET_S = 5
@@ -27,46 +28,91 @@ class TierPods:
 
     `files` is the text of the files that its processes read only once: a ConfigMap that changes
     in place restarts nobody, so its checksum rolls the pods. `replicas` None leaves their number
-    to an autoscaler. `alone`: never two at once, not even while they are replaced.
+    to an autoscaler. `alone`: never two at once, not even while they are replaced. With a
+    `service_account` they hold its token.
     """
 
-    component: str
-    spec: core.PodSpecArgs
+    container: Container
     files: str
     drain_s: float
     replicas: int | None = 1
     alone: bool = False
-    block_id: str = ""
+    placement: Placement | None = None
+    service_account: str = ""
 
 
-def tier_deployment(
-    deployment: DeploymentConfig,
-    name: str,
-    namespace: str,
-    pods: TierPods,
-    options: pulumi.ResourceOptions,
-) -> apps.Deployment:
-    """A Deployment that is waited for as long as the stack file says."""
-    timeouts = pulumi.ResourceOptions(custom_timeouts=waited_for(deployment, pods.drain_s))
-    selector = labels.selector(deployment, pods.component, block_id=pods.block_id)
-    checksum = hashlib.sha256(pods.files.encode()).hexdigest()
-    return apps.Deployment(
-        name,
-        metadata=metadata(deployment, name, namespace, pods.component, block_id=pods.block_id),
-        spec=apps.DeploymentSpecArgs(
-            replicas=pods.replicas,
-            strategy=_strategy(pods.alone),
-            selector=meta.LabelSelectorArgs(match_labels=selector),
-            template=core.PodTemplateSpecArgs(
-                metadata=meta.ObjectMetaArgs(
-                    labels=labels.labels(deployment, pods.component, block_id=pods.block_id),
-                    annotations={CHECKSUM_ANNOTATION: checksum},
+class Tier(Component):
+    """`name` is that of its Deployment, its Service and everything else of it."""
+
+    def __init__(
+        self,
+        kind: str,
+        resource_name: str,
+        clusters: Clusters,
+        opts: pulumi.ResourceOptions | None,
+        *,
+        name: str,
+        namespace: str,
+        component: str,
+        block_id: str = "",
+    ) -> None:
+        super().__init__(
+            kind,
+            resource_name,
+            clusters,
+            opts,
+            namespace=namespace,
+            component=component,
+            block_id=block_id,
+        )
+        self.name = name
+        self._selector = selector(self._deployment, component, block_id=block_id)
+
+    def _service(
+        self,
+        port: core.ServicePortArgs,
+        *,
+        kind: str | None = None,
+        annotations: dict[str, str] | None = None,
+    ) -> None:
+        """Not waited for: it has no endpoints until the pods are ready."""
+        core.Service(
+            self.name,
+            metadata=self._metadata(self.name, annotations=SKIP_AWAIT | (annotations or {})),
+            spec=core.ServiceSpecArgs(type=kind, selector=self._selector, ports=[port]),
+            opts=self._options(),
+        )
+
+    def _workload(self, pods: TierPods, mounted: Sequence[pulumi.Resource]) -> None:
+        """A Deployment that is waited for as long as the stack file says; after what it mounts."""
+        deployment = self._deployment
+        head = self._metadata(self.name)
+        checksum = hashlib.sha256(pods.files.encode()).hexdigest()
+        timeouts = pulumi.ResourceOptions(custom_timeouts=waited_for(deployment, pods.drain_s))
+        spec = pod_spec(
+            containers=[pods.container],
+            drain_s=pods.drain_s,
+            placement=pods.placement,
+            service_account=pods.service_account,
+            api_token=bool(pods.service_account),
+            image_pull_secrets=deployment.image_pull_secrets,
+        )
+        apps.Deployment(
+            self.name,
+            metadata=head,
+            spec=apps.DeploymentSpecArgs(
+                replicas=pods.replicas,
+                strategy=_strategy(pods.alone),
+                selector=meta.LabelSelectorArgs(match_labels=self._selector),
+                template=core.PodTemplateSpecArgs(
+                    metadata=meta.ObjectMetaArgs(
+                        labels=head.labels, annotations={CHECKSUM_ANNOTATION: checksum}
+                    ),
+                    spec=spec,
                 ),
-                spec=pods.spec,
             ),
-        ),
-        opts=pulumi.ResourceOptions.merge(options, timeouts),
-    )
+            opts=pulumi.ResourceOptions.merge(self._options(mounted), timeouts),
+        )
 
 
 def _strategy(alone: bool) -> apps.DeploymentStrategyArgs:

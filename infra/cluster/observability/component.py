@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -14,25 +12,15 @@ from pulumi_kubernetes.core import v1 as core
 from pulumi_kubernetes.meta import v1 as meta
 
 from infra.cluster.labels import labels
-from infra.cluster.objects import SKIP_AWAIT, metadata, object_options
+from infra.cluster.objects import SKIP_AWAIT, Clusters, Component
 from infra.cluster.observability.metrics_targets import PATH, MetricsTarget, metrics_targets
-from infra.stack.config import DeploymentConfig
 
 DASHBOARD_FILE = "dashboard.json"
 ALERTS_FILE = "alerts.yaml"
 _OPERATOR_API = "monitoring.coreos.com/v1"
 
 
-@dataclass(frozen=True)
-class ObservabilityArgs:
-    """`providers` maps a cluster id to its provider; `namespaces` are waited for."""
-
-    deployment: DeploymentConfig
-    providers: Mapping[str, pulumi.ProviderResource]
-    namespaces: Sequence[pulumi.Resource] = ()
-
-
-class Observability(pulumi.ComponentResource):
+class Observability(Component):
     """Nothing unless observability.enabled: dashboard, alert rules and what is scraped.
 
     Without the Prometheus operator the rules are a ConfigMap to mount, and Services carry the
@@ -40,13 +28,9 @@ class Observability(pulumi.ComponentResource):
     """
 
     def __init__(
-        self,
-        name: str,
-        arguments: ObservabilityArgs,
-        options: pulumi.ResourceOptions | None = None,
+        self, name: str, args: Clusters, opts: pulumi.ResourceOptions | None = None
     ) -> None:
-        super().__init__("splitstack:deployment:Observability", name, None, options)
-        self._arguments, self._deployment = arguments, arguments.deployment
+        super().__init__("Observability", name, args, opts)
         if self._deployment.observability.enabled:
             self._dashboard()
             self._alerts()
@@ -65,66 +49,63 @@ class Observability(pulumi.ComponentResource):
                 labels=labels(self._deployment, "") | found_by,
             ),
             data={f"{name}.json": read(DASHBOARD_FILE)},
-            opts=self._options(self._deployment.cluster_of(0)),
+            opts=self._options(),
         )
 
     def _alerts(self) -> None:
         name = f"{self._deployment.deployment_name}-alerts"
-        found = metadata(self._deployment, name, self._deployment.namespace, "")
-        options = self._options(self._deployment.cluster_of(0))
-        if self._deployment.observability.prometheus_operator:
-            CustomResource(
-                name,
-                api_version=_OPERATOR_API,
-                kind="PrometheusRule",
-                metadata=found,
-                spec=yaml.safe_load(read(ALERTS_FILE)),
-                opts=options,
-            )
-        else:
-            data = {f"{name}.yaml": read(ALERTS_FILE)}
-            core.ConfigMap(name, metadata=found, data=data, opts=options)
+        if not self._deployment.observability.prometheus_operator:
+            self._config_map(name, {f"{name}.yaml": read(ALERTS_FILE)})
+            return
+        CustomResource(
+            name,
+            api_version=_OPERATOR_API,
+            kind="PrometheusRule",
+            metadata=self._metadata(name),
+            spec=yaml.safe_load(read(ALERTS_FILE)),
+            opts=self._options(),
+        )
 
     def _scrape(self, target: MetricsTarget) -> None:
         name = f"{self._deployment.deployment_name}-metrics-{target.name}"
         resource_name = f"{name}-{target.cluster}"
-        options = self._options(target.cluster)
-        if self._deployment.observability.prometheus_operator:
-            CustomResource(
-                resource_name,
-                api_version=_OPERATOR_API,
-                kind="PodMonitor",
-                metadata=metadata(self._deployment, name, target.namespace, target.component),
-                spec=pod_monitor_spec(target),
-                opts=options,
-            )
-            return
+        options = self._options(cluster=target.cluster)
         annotations = {
             **SKIP_AWAIT,
             "prometheus.io/scrape": "true",
             "prometheus.io/port": str(target.port),
             "prometheus.io/path": PATH,
         }
+        operator = self._deployment.observability.prometheus_operator
+        metadata = self._metadata(
+            name,
+            namespace=target.namespace,
+            component=target.component,
+            annotations=None if operator else annotations,
+        )
+        if operator:
+            CustomResource(
+                resource_name,
+                api_version=_OPERATOR_API,
+                kind="PodMonitor",
+                metadata=metadata,
+                spec=pod_monitor_spec(target),
+                opts=options,
+            )
+            return
+        port = core.ServicePortArgs(name="metrics", port=target.port, target_port=target.port)
         core.Service(
             resource_name,
-            metadata=metadata(
-                self._deployment, name, target.namespace, target.component, annotations=annotations
-            ),
+            metadata=metadata,
             spec=core.ServiceSpecArgs(
                 cluster_ip="None",
                 # A rank that is loading is worth seeing too.
                 publish_not_ready_addresses=True,
                 selector=target.selected,
-                ports=[
-                    core.ServicePortArgs(name="metrics", port=target.port, target_port=target.port)
-                ],
+                ports=[port],
             ),
             opts=options,
         )
-
-    def _options(self, cluster: str) -> pulumi.ResourceOptions:
-        provider = self._arguments.providers[cluster]
-        return object_options(self, provider, depends_on=self._arguments.namespaces)
 
 
 def pod_monitor_spec(target: MetricsTarget) -> dict[str, Any]:
