@@ -138,6 +138,7 @@ def test_settings_go_into_the_request(page: Page) -> None:
         ask(page, "What is the capital of Italy?")
     body = asked.value.post_data_json
     finished(page)
+    assert body is not None
     assert body["messages"][0] == {"role": "system", "content": "Answer with one word."}
     assert (body["temperature"], body["max_completion_tokens"]) == (0, 3)
     assert (body["model"], body["stream"]) == (BLOCK, True)

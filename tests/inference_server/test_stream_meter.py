@@ -57,5 +57,6 @@ def test_usage_is_asked_for_where_that_can_be() -> None:
     asked = {"stream": True, "stream_options": {"include_usage": False, "other": 1}}
     assert with_usage(asked)["stream_options"] == {"include_usage": True, "other": 1}
     assert not asks_usage(asked)
-    for document in [{}, {"stream": False}, {"stream": 1}, {"stream": True, "stream_options": 3}]:
+    documents: list[dict[str, Any]] = [{}, {"stream": False}, {"stream": 1}]
+    for document in [*documents, {"stream": True, "stream_options": 3}]:
         assert with_usage(document) == document

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from contract.specs import SessionsSpec
@@ -12,7 +14,7 @@ def exchange(seq_no: int, *turns: Turn, kept: int | None = None) -> Exchange:
     return Exchange(seq_no, {"reply": str(seq_no)}, turns, kept, "system")
 
 
-def after_turns(count: int, **bounds: int) -> Session:
+def after_turns(count: int, **bounds: Any) -> Session:
     session = Session()
     for number in range(count):
         turn = Turn(str(number), "reply", 10)

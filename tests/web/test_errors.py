@@ -19,7 +19,7 @@ def test_value_is_shown_short_however_large_or_deep() -> None:
     for _ in range(900):
         deep = [deep]
     for value in ("x" * 10_000_000, list(range(1_000_000)), deep, {"a": "b" * 500}):
-        body = json.loads(error_response(400, "m", param="p", value=value).body)
+        body = json.loads(bytes(error_response(400, "m", param="p", value=value).body))
         assert len(body["error"]["value"]) <= 80
     assert body["error"]["type"] == "invalid_request_error"
 

@@ -75,7 +75,7 @@ def test_a_head_without_an_end_is_cut_off(server: TierProcess) -> None:
 def test_a_second_request_on_a_connection_is_bounded_too(server: TierProcess) -> None:
     with httpx.Client(base_url=server.url) as client:
         assert client.get("/livez").status_code == 200
-        assert client.get("/livez", headers={"Large": LARGE}).status_code == 431
+        assert client.get("/livez", headers={"Large": LARGE.decode()}).status_code == 431
         assert client.get("/livez").status_code == 200
 
 

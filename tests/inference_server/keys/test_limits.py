@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from contract.api_keys import ApiKey
@@ -24,7 +26,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def key(**limits: int) -> ApiKey:
+def key(**limits: Any) -> ApiKey:
     return ApiKey(name="ann", sha256="0" * 64, **limits)
 
 

@@ -86,6 +86,7 @@ def served(folder: Path, password: str):
     (folder / "valkey.conf").write_text(moved)
     (folder / "valkey-authentication.conf").write_text(authentication_lines(password))
     server = program("redis-server")
+    assert server is not None
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([server, folder / "valkey.conf"], stdout=log, stderr=log)
     try:

@@ -59,9 +59,9 @@ def test_the_curl_line_that_up_prints_works_when_pasted(running: tuple[Path, str
     _, said = running
     (line,) = [line for line in said.splitlines() if line.startswith("curl ")]
     request, _, body = line.partition(" -d ")
-    body = subprocess.check_output(["sh", "-c", f"printf %s {body}"])  # the shell's part of it
+    sent = subprocess.check_output(["sh", "-c", f"printf %s {body}"])  # the shell's part of it
     headers = {"Content-Type": "application/json"}
-    answer = httpx.post(shlex.split(request)[3], content=body, headers=headers, timeout=60)
+    answer = httpx.post(shlex.split(request)[3], content=sent, headers=headers, timeout=60)
     assert answer.status_code == 200
     assert answer.json()["data"]["generated"] == "The capital of France is Paris."
 

@@ -1,6 +1,8 @@
 """Parameter counts against the models that transformers builds, on the meta device."""
 
+import itertools
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ SIZES = {
     "eos_token_id": 2,
 }
 WITHOUT_KV_HEADS = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
-CONFIGS = {
+CONFIGS: dict[str, Any] = {
     "llama": SIZES,
     "llama tied, biased": SIZES
     | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
@@ -182,13 +184,14 @@ def test_an_unknown_model_type_is_taken_for_a_llama():
     assert shape.layer_parameters == model_shape(SIZES | {"model_type": "llama"}).layer_parameters
 
 
+NO_TYPES: list[object] = ["", 0, [], None]
+NO_SIZES: list[object] = [None, "many", -1, 0, True, []]
 SIZE_KEYS = ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("model_type", value) for value in ("", 0, [], None)]
-    + [(key, value) for key in SIZE_KEYS for value in (None, "many", -1, 0, True, [])],
+    [*itertools.product(["model_type"], NO_TYPES), *itertools.product(SIZE_KEYS, NO_SIZES)],
 )
 def test_a_config_without_sizes_is_told(key, value):
     with pytest.raises(UnknownShape, match=key):

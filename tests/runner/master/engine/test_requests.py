@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +12,7 @@ from runner.sampling_parameters import SamplingParameters
 from runner.steps import SampledToken
 
 
-def add(ledger: RequestLedger, prompt: list[int], new_tokens: int, **sampling: int) -> OpenRequest:
+def add(ledger: RequestLedger, prompt: list[int], new_tokens: int, **sampling: Any) -> OpenRequest:
     parameters = SamplingParameters(**sampling)
     request = GenerationRequest(tuple(prompt), new_tokens, parameters)
     return ledger.add(request, lambda _event: None)

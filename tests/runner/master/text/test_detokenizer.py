@@ -42,7 +42,8 @@ def byte_fallback() -> Tokenizer:
 
 
 def ids_of(tokenizer: Tokenizer, *pieces: str) -> list[int]:
-    return [tokenizer.token_to_id(piece) for piece in pieces]
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[piece] for piece in pieces]
 
 
 @pytest.mark.parametrize("text", TEXTS)
