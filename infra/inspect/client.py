@@ -1,4 +1,4 @@
-"""A cluster of the stack file through its API, and what went wrong in one sentence."""
+"""A cluster of the stack file through its API, and what there is to say of it in one sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import urllib3.exceptions
 from kubernetes import client, config
@@ -21,8 +21,26 @@ _OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 200, 401, 403, 404
 _METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 
+Level = Literal["fault", "warning", "fine"]
+
+
 class ClusterError(Exception):
     """A cluster does not do what it is asked: one sentence that names it and what to do."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What `splitstack doctor` says, one sentence.
+
+    `fault`: `pulumi up` would fail; `warning`: it may, or could not be checked.
+    """
+
+    level: Level
+    subject: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level:<7}  {self.subject}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,10 @@ class ClusterClient:
         if response.status != _OK:
             raise client.ApiException(http_resp=response)
         return dict(json.loads(body)["metadata"])
+
+    def finding(self, level: Level, text: str) -> Finding:
+        """About this cluster."""
+        return Finding(level, f"cluster {self.cluster_id}", text)
 
     def _sentence(self, error: Exception, action: str) -> str:
         where = f"cluster {self.cluster_id}"

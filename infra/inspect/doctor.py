@@ -7,9 +7,14 @@ from collections.abc import Iterator, Sequence
 from kubernetes import client
 
 from infra.cluster.fit import plan_on_clusters, rank_clusters
-from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
+from infra.inspect.client import (
+    REQUEST_TIMEOUT,
+    ClusterClient,
+    ClusterError,
+    Finding,
+    open_cluster,
+)
 from infra.inspect.declared import DeclaredObject, declared_objects
-from infra.inspect.finding import Finding
 from infra.inspect.nodes import check_nodes
 from infra.inspect.objects import check_names, check_needed
 from infra.inspect.registry import check_registries
@@ -41,7 +46,7 @@ def _examine_cluster(
     with cluster.asked_to("ask for its version"):
         version = client.VersionApi(cluster.api).get_code(_request_timeout=REQUEST_TIMEOUT)
     text = f"Kubernetes {version.git_version} answers at {cluster.kubeconfig.server}"
-    yield Finding("fine", f"cluster {cluster.cluster_id}", text)
+    yield cluster.finding("fine", text)
     objects = [item for item in declared if item.cluster == cluster.cluster_id]
     found: list[Finding] = []
     for checked in (
@@ -54,7 +59,7 @@ def _examine_cluster(
     yield from found
     if not found:
         text = f"rights, names, nodes and devices suit {deployment.deployment_name}"
-        yield Finding("fine", f"cluster {cluster.cluster_id}", text)
+        yield cluster.finding("fine", text)
 
 
 def _without(sentence: str, cluster_id: str) -> str:

@@ -12,8 +12,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from infra.cluster.labels import HOSTNAME, INSTANCE
 from infra.cluster.rank_pod import GPU, MASTER_CORES, MASTER_MEMORY
-from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient
-from infra.inspect.finding import Finding
+from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient, Finding
 from infra.stack.config import DeploymentConfig, RankParams
 
 _FORBIDDEN, _NOT_FOUND = 403, 404
@@ -26,7 +25,6 @@ _SHOWN = 8
 def check_nodes(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
     """For the ranks of this cluster. `deployment` is fitted: each rank names cores and memory."""
     core = client.CoreV1Api(cluster.api)
-    subject = f"cluster {cluster.cluster_id}"
     ranks = [
         item for item in deployment.ranks if deployment.cluster_of(item.rank) == cluster.cluster_id
     ]
@@ -37,11 +35,11 @@ def check_nodes(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterato
             if error.status != _FORBIDDEN:
                 raise
             text = "you may not list nodes: nodes and devices were not checked"
-            yield Finding("warning", subject, text)
+            yield cluster.finding("warning", text)
             return
         nodes = {(node.metadata.labels or {}).get(HOSTNAME, ""): node for node in listed.items}
         for text in _faults(core, deployment, ranks, nodes):
-            yield Finding("fault", subject, text)
+            yield cluster.finding("fault", text)
         if deployment.gpu_pinning == "dra":
             yield from _check_claims(cluster, ranks)
 
@@ -156,7 +154,6 @@ def _taken_by_others(
 
 def _check_claims(cluster: ClusterClient, ranks: Sequence[RankParams]) -> Iterator[Finding]:
     """Whether the driver publishes the devices that ranks claim by UUID."""
-    subject = f"cluster {cluster.cluster_id}"
     api = client.ResourceV1Api(cluster.api)
     try:
         slices: Any = api.list_resource_slice(_request_timeout=REQUEST_TIMEOUT)
@@ -164,7 +161,7 @@ def _check_claims(cluster: ClusterClient, ranks: Sequence[RankParams]) -> Iterat
         if error.status not in (_FORBIDDEN, _NOT_FOUND):
             raise
         text = "cannot list resourceslices.resource.k8s.io: gpu_pinning dra needs Kubernetes 1.34"
-        yield Finding("warning", subject, text)
+        yield cluster.finding("warning", text)
         return
     node_of = {
         device.attributes["uuid"].string: piece.spec.node_name
@@ -177,10 +174,10 @@ def _check_claims(cluster: ClusterClient, ranks: Sequence[RankParams]) -> Iterat
         if uuid not in node_of:
             known = ", ".join(sorted(node_of)[:_SHOWN]) or "none"
             text = f"no driver publishes device {uuid} of {name} (published: {known})"
-            yield Finding("fault", subject, text)
+            yield cluster.finding("fault", text)
         elif params.node_id and node_of[uuid] != params.node_id:
             text = f"device {uuid} of {name} is on node {node_of[uuid]}, not on {params.node_id}"
-            yield Finding("fault", subject, text)
+            yield cluster.finding("fault", text)
 
 
 def _amount(quantity: str) -> Decimal:

@@ -9,9 +9,8 @@ from kubernetes import client
 
 from infra.cluster.fit import namespaces_on
 from infra.cluster.labels import INSTANCE
-from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient
+from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient, Finding
 from infra.inspect.declared import DeclaredObject
-from infra.inspect.finding import Finding
 from infra.stack.config import DeploymentConfig
 
 _FORBIDDEN = 403
@@ -21,7 +20,6 @@ def check_names(
     cluster: ClusterClient, deployment: DeploymentConfig, objects: Iterable[DeclaredObject]
 ) -> Iterator[Finding]:
     """Objects of the stack's names that do not carry its label."""
-    subject = f"cluster {cluster.cluster_id}"
     for item in objects:
         with cluster.asked_to(f"get {item.resource} {item.name}"):
             there = cluster.metadata(item.path)
@@ -35,16 +33,15 @@ def check_names(
         else:
             where = f"{item.resource}/{item.name} in namespace {item.namespace}"
             text = f"{where} exists and is {whose}; delete it or choose another deployment_name"
-        yield Finding("fault", subject, text)
+        yield cluster.finding("fault", text)
 
 
 def check_needed(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
     """Namespaces, claims, classes and Secrets that the stack file names and somebody else makes."""
-    subject = f"cluster {cluster.cluster_id}"
     for what, path, key in _needed(cluster.cluster_id, deployment):
         with cluster.asked_to(f"get {what}"):
             if cluster.metadata(path) is None:
-                yield Finding("fault", subject, f"there is no {what} ({key})")
+                yield cluster.finding("fault", f"there is no {what} ({key})")
     with cluster.asked_to("list services"):
         yield from _check_node_port(cluster, deployment)
 
@@ -80,7 +77,6 @@ def _check_node_port(cluster: ClusterClient, deployment: DeploymentConfig) -> It
     if not server.enabled or cluster.cluster_id != deployment.cluster_of(0):
         return
     core = client.CoreV1Api(cluster.api)
-    subject = f"cluster {cluster.cluster_id}"
     ours = (deployment.namespaces.inference_server, deployment.inference_server_name)
     try:
         services: Any = core.list_service_for_all_namespaces(_request_timeout=REQUEST_TIMEOUT)
@@ -88,7 +84,7 @@ def _check_node_port(cluster: ClusterClient, deployment: DeploymentConfig) -> It
         if error.status != _FORBIDDEN:
             raise
         text = f"you may not list services: whether node port {server.node_port} is free is unknown"
-        yield Finding("warning", subject, text)
+        yield cluster.finding("warning", text)
         return
     for service in services.items:
         holder = (service.metadata.namespace, service.metadata.name)
@@ -97,4 +93,4 @@ def _check_node_port(cluster: ClusterClient, deployment: DeploymentConfig) -> It
             name = "/".join(holder)
             rule = "choose another inference_server.node_port, or inference_server.enabled false"
             text = f"node port {server.node_port} is taken by service {name}; {rule}"
-            yield Finding("fault", subject, text)
+            yield cluster.finding("fault", text)

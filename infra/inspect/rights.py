@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from kubernetes import client
 
 from infra.cluster.fit import namespaces_on
-from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient
+from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient, Finding, Level
 from infra.inspect.declared import DeclaredObject
-from infra.inspect.finding import Finding, Level
 from infra.stack.config import DeploymentConfig
 
 # What the Kubernetes provider of Pulumi does with an object: server-side apply, then waiting.
@@ -48,7 +47,7 @@ def _check(
         kind = f"{resource}.{group}" if group else resource
         where = f" in namespace {namespace}" if namespace else ""
         text = f"you may not {', '.join(denied)} {kind}{where}; have the rights granted"
-        yield Finding(level, f"cluster {cluster.cluster_id}", text)
+        yield cluster.finding(level, text)
 
 
 def _may(
