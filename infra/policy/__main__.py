@@ -21,7 +21,6 @@ from infra.policy.resources import Resource
 
 RESOURCE_RULES = {
     "immutable-images": ("Images are named by digest", pod_rules.mutable_image),
-    "restricted-pods": ("Pods keep to Pod Security restricted", pod_rules.unrestricted_pod),
     "requests-and-limits": ("Every container has requests and limits", pod_rules.missing_limits),
     "no-unused-token": ("API tokens lie only where they are used", pod_rules.mounted_token),
     "no-plain-secret": ("Secrets are files from a Secret", pod_rules.plain_text_secret),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from infra.policy.resources import Object, PodView, Resource, items, pods, section
+from infra.policy.resources import Object, PodView, Resource, pods, section
 
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 _SECRET_NAME = re.compile(
@@ -13,17 +13,6 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _URL_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
-# https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
-_VOLUME_KINDS = {
-    "configMap",
-    "csi",
-    "downwardAPI",
-    "emptyDir",
-    "ephemeral",
-    "persistentVolumeClaim",
-    "projected",
-    "secret",
-}
 _NEEDED_RESOURCES = {"requests": ("cpu", "memory"), "limits": ("cpu", "memory")}
 
 
@@ -37,44 +26,6 @@ def mutable_image(resource: Resource) -> Iterator[str]:
                     f"{_place(pod, container)}: image {image!r} is not pinned; "
                     "name it by digest, as in name@sha256:..."
                 )
-
-
-def unrestricted_pod(resource: Resource) -> Iterator[str]:
-    """Pod Security `restricted`, said before the cluster's admission says it."""
-    for pod in pods(resource):
-        for key in ("hostNetwork", "hostPID", "hostIPC"):
-            if pod.spec.get(key):
-                yield f"{pod.label}: {key} must not be set"
-        for volume in items(pod.spec, "volumes"):
-            for kind in sorted(set(volume) - {"name"} - _VOLUME_KINDS):
-                yield f"{pod.label}: volume {volume.get('name')} must not be a {kind}"
-        shared = section(pod.spec, "securityContext")
-        for container in pod.containers:
-            for fault in _security_faults(container, shared):
-                yield f"{_place(pod, container)}: {fault}"
-
-
-def _security_faults(container: Object, shared: Object) -> Iterator[str]:
-    own = section(container, "securityContext")
-    capabilities = section(own, "capabilities")
-    if own.get("privileged"):
-        yield "privileged must not be set"
-    if own.get("allowPrivilegeEscalation") is not False:
-        yield "allowPrivilegeEscalation must be false"
-    if "ALL" not in (capabilities.get("drop") or ()):
-        yield "capabilities.drop must list ALL"
-    if added := sorted(set(capabilities.get("add") or ()) - {"NET_BIND_SERVICE"}):
-        yield f"capabilities.add must not list {', '.join(added)}"
-    if own.get("runAsNonRoot", shared.get("runAsNonRoot")) is not True:
-        yield "runAsNonRoot must be true"
-    if own.get("runAsUser", shared.get("runAsUser")) == 0:
-        yield "runAsUser must not be 0"
-    profile = section(own, "seccompProfile") or section(shared, "seccompProfile")
-    if profile.get("type") not in ("RuntimeDefault", "Localhost"):
-        yield "seccompProfile.type must be RuntimeDefault or Localhost"
-    for port in items(container, "ports"):
-        if port.get("hostPort"):
-            yield f"hostPort {port['hostPort']:g} must not be taken"
 
 
 def missing_limits(resource: Resource) -> Iterator[str]:

@@ -94,9 +94,31 @@ def test_the_api_server_takes_every_object(server, tmp_path, name):
             server.post(pod)
 
 
-def test_the_namespaces_refuse_what_is_not_restricted(server, tmp_path):
+@pytest.mark.parametrize(
+    ("spec", "container", "security"),
+    [
+        ({"hostNetwork": True}, {}, {}),
+        ({"hostPID": True}, {}, {}),
+        ({"hostIPC": True}, {}, {}),
+        ({"volumes": [{"name": "models", "hostPath": {"path": "/models"}}]}, {}, {}),
+        ({"securityContext": {"runAsNonRoot": True}}, {}, {}),
+        ({}, {"ports": [{"containerPort": 9, "hostPort": 9}]}, {}),
+        ({}, {}, {"privileged": True, "allowPrivilegeEscalation": True}),
+        ({}, {}, {"allowPrivilegeEscalation": True}),
+        ({}, {}, {"capabilities": {}}),
+        ({}, {}, {"capabilities": {"drop": ["ALL"], "add": ["SYS_ADMIN"]}}),
+        ({}, {}, {"runAsNonRoot": False}),
+        ({}, {}, {"runAsUser": 0}),
+        ({}, {}, {"seccompProfile": {"type": "Unconfined"}}),
+    ],
+)
+def test_the_namespaces_refuse_what_is_not_restricted(server, tmp_path, spec, container, security):
+    """What the policy pack need not judge."""
     pod = run(tmp_path, "1 rank").one("Pod", "small-rank-0").manifest
-    del pod["spec"]["securityContext"]["seccompProfile"]
+    volumes = pod["spec"]["volumes"] + spec.get("volumes", [])
+    pod["spec"] |= {**spec, "volumes": volumes}
+    pod["spec"]["containers"][1] |= container
+    pod["spec"]["containers"][1]["securityContext"] |= security
     with pytest.raises(ApiException, match="violates PodSecurity"):
         server.post(pod)
 

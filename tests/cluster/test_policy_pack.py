@@ -92,7 +92,6 @@ def test_each_bad_object_is_refused_by_its_rule(tmp_path, pack):
     service = {"metadata": {"name": "service"}, "spec": {"selector": SELECTOR}}
     bad = {
         "immutable-images": with_container(image="registry/runner:latest"),
-        "restricted-pods": pod(hostNetwork=True),
         "requests-and-limits": with_container(resources={"requests": {"cpu": "1"}}),
         "no-unused-token": pod(automountServiceAccountToken=None),
         "no-plain-secret": with_environment(HF_TOKEN="hf_of_the_test"),

@@ -12,11 +12,6 @@ GOOD_POD: dict[str, Any] = {
     "metadata": {"name": "small-rank-0", "namespace": "splits"},
     "spec": {
         "automountServiceAccountToken": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 10001.0,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "affinity": {
             "nodeAffinity": {
                 "requiredDuringSchedulingIgnoredDuringExecution": {
@@ -49,10 +44,6 @@ GOOD_POD: dict[str, Any] = {
                     "requests": {"cpu": "1", "memory": "1Gi"},
                     "limits": {"cpu": "1", "memory": "1Gi"},
                 },
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                },
             }
         ],
     },
@@ -75,12 +66,6 @@ def with_container(**keys: Any) -> Resource:
     """A good pod whose container has some keys replaced; None takes one out."""
     container = copy.deepcopy(GOOD_POD["spec"]["containers"][0]) | keys
     return pod(containers=[{key: value for key, value in container.items() if value is not None}])
-
-
-def with_security(**keys: Any) -> Resource:
-    """A good pod whose container's security context has some keys replaced."""
-    security = GOOD_POD["spec"]["containers"][0]["securityContext"] | keys
-    return with_container(securityContext=security)
 
 
 def with_environment(**variables: str) -> Resource:
