@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 INSTANCE_LABEL = "app.kubernetes.io/instance"
-COMPONENT_LABEL = "app.kubernetes.io/component"
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 
 Object = Mapping[str, Any]
