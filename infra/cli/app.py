@@ -113,7 +113,7 @@ def status(
 
 def _show_cluster_status(stack_file: StackFile, as_json: bool, watch: bool) -> int:
     # Imported here: the client takes half a second, and most commands do not need it.
-    from infra.inspect.status import ClusterStatus, read_cluster_status, render_cluster_status
+    from infra.inspection.status import ClusterStatus, read_cluster_status, render_cluster_status
 
     def read() -> ClusterStatus:
         return read_cluster_status(stack_file.stack, stack_file.deployment)
@@ -184,7 +184,7 @@ def plan(stack: Stack, sets: Sets = None, as_json: Json = False) -> None:
 @app.command()
 def doctor(stack: Stack, sets: Sets = None, as_json: Json = False) -> None:
     """Check clusters, nodes, rights and names before `pulumi up`; exit code 1 on faults."""
-    from infra.inspect.doctor import examine
+    from infra.inspection.doctor import examine
 
     stack_file = _load(stack, sets)
     require_clusters(stack_file.deployment, str(stack_file.path))

@@ -4,5 +4,5 @@
 `tier.py` have what objects and tiers share, `pods.py` hardens every pod; then one module for each
 component. `infra/__main__.py` puts them together. `recorded.py` runs that without an engine.
 
-What may come in: what is declared. Nothing here asks a cluster; that is `infra/inspect`.
+What may come in: what is declared. Nothing here asks a cluster; that is `infra/inspection`.
 """

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from kubernetes import client
 
-from infra.inspect.status import read_cluster_status, render_cluster_status
+from infra.inspection.status import read_cluster_status, render_cluster_status
 from infra.stack.file import parse_deployment
 from tests.cluster.applied_stack import DEMO, applied, stack_mapping, write_stack
 from tests.cluster.nodes import Node

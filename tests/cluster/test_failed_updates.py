@@ -8,7 +8,7 @@ import pytest
 import yaml
 from kubernetes import client
 
-from infra.inspect.status import read_cluster_status
+from infra.inspection.status import read_cluster_status
 from infra.stack.file import parse_deployment
 from tests.cluster.applied_stack import stack_mapping, write_stack
 from tests.cluster.nodes import Node

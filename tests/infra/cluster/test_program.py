@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections import Counter
 
 import pulumi
@@ -14,7 +15,7 @@ from infra.cluster.labels import INSTANCE, MANAGED_BY
 from infra.plan.stack_plan import plan_stack
 from infra.stack.file import parse_deployment
 from tests.infra.program_stacks import BARE, DEMO, FULL, NAMES, SECRETS, matrix, stack, two_clusters
-from tests.infra.recorded_program import TOKEN, Program, Recorded, run_program
+from tests.infra.recorded_program import PROGRAM, TOKEN, Program, Recorded, run_program
 
 ALL_SECRETS = {"group_token": TOKEN, **SECRETS}
 
@@ -446,3 +447,9 @@ def test_a_model_that_does_not_fit_is_told_before_anything_is_made(tmp_path):
     given = [{"rank": 0, "memory": "1200Mi"}, {"rank": 1, "memory": "1200Mi"}]
     with pytest.raises(pulumi.RunError, match="the plan: 1 fault"):
         run_program(stack(tmp_path, per_rank_params=given))
+
+
+def test_nothing_beside_the_program_hides_a_module_of_python():
+    """Pulumi starts Python in its folder, which is where that then looks first."""
+    names = {path.stem for path in PROGRAM.parent.iterdir()} - {"__init__", "__main__"}
+    assert not names & sys.stdlib_module_names

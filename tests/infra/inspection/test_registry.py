@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from infra.inspect.registry import check_registries
+from infra.inspection.registry import check_registries
 from infra.stack.file import parse_deployment
 from tests.infra.deployments import MINIMAL
 from tests.waiting import free_ports, wait_for
@@ -153,7 +153,7 @@ def test_a_registry_that_wants_a_token(tmp_path, monkeypatch, password, level):
 
 
 def test_credentials_out_of_a_helper(tmp_path, monkeypatch):
-    from infra.inspect.registry import _credentials
+    from infra.inspection.registry import _credentials
 
     helper = tmp_path / "docker-credential-test"
     answer = json.dumps({"Username": "me", "Secret": PASSWORD})

@@ -22,8 +22,8 @@ from infra.cluster.labels import (
     RANK_COMPONENT,
     SESSION_STORE,
 )
-from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
-from infra.inspect.diagnosis import Pod, diagnose, is_ready
+from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
+from infra.inspection.diagnosis import Pod, diagnose, is_ready
 from infra.stack.config import DeploymentConfig
 
 _HEADINGS = ("pod", "cluster", "node", "phase", "ready", "restarts")

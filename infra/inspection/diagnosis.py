@@ -11,7 +11,7 @@ import urllib3.exceptions
 from kubernetes import client
 
 from infra.cluster.labels import HOSTNAME
-from infra.inspect.client import REQUEST_TIMEOUT
+from infra.inspection.client import REQUEST_TIMEOUT
 
 LOG_LINES = 10
 _IMAGE_REASONS = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from infra.inspect.client import Finding
+from infra.inspection.client import Finding
 from infra.stack.config import DeploymentConfig
 from infra.stack.image_names import image_names, registry_of
 

@@ -12,7 +12,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from infra.cluster.labels import HOSTNAME, INSTANCE
 from infra.cluster.rank_pod import GPU, MASTER_CORES, MASTER_MEMORY
-from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient, Finding
+from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, Finding
 from infra.stack.config import DeploymentConfig, RankParams
 
 _FORBIDDEN, _NOT_FOUND = 403, 404

@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 from kubernetes import client
 
 from infra.cluster.fit import plan_on_clusters, rank_clusters
-from infra.inspect.client import (
+from infra.inspection.client import (
     REQUEST_TIMEOUT,
     ClusterClient,
     ClusterError,
     Finding,
     open_cluster,
 )
-from infra.inspect.declared import DeclaredObject, declared_objects
-from infra.inspect.nodes import check_nodes
-from infra.inspect.objects import check_names, check_needed
-from infra.inspect.registry import check_registries
-from infra.inspect.rights import check_rights
+from infra.inspection.declared import DeclaredObject, declared_objects
+from infra.inspection.nodes import check_nodes
+from infra.inspection.objects import check_names, check_needed
+from infra.inspection.registry import check_registries
+from infra.inspection.rights import check_rights
 from infra.stack.config import DeploymentConfig
 from infra.stack.faults import StackConfigError
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from kubernetes import client
 
 from infra.cluster.fit import namespaces_on
-from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient, Finding, Level
-from infra.inspect.declared import DeclaredObject
+from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, Finding, Level
+from infra.inspection.declared import DeclaredObject
 from infra.stack.config import DeploymentConfig
 
 # What the Kubernetes provider of Pulumi does with an object: server-side apply, then waiting.

@@ -9,8 +9,8 @@ from kubernetes import client
 
 from infra.cluster.fit import namespaces_on
 from infra.cluster.labels import INSTANCE
-from infra.inspect.client import REQUEST_TIMEOUT, ClusterClient, Finding
-from infra.inspect.declared import DeclaredObject
+from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, Finding
+from infra.inspection.declared import DeclaredObject
 from infra.stack.config import DeploymentConfig
 
 _FORBIDDEN = 403

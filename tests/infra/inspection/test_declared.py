@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 
 from infra.cluster.fit import plan_on_clusters
-from infra.inspect.declared import DeclaredObject, declared_objects
+from infra.inspection.declared import DeclaredObject, declared_objects
 from infra.stack.file import parse_deployment
 from tests.infra.program_stacks import matrix
 
