@@ -26,25 +26,26 @@ async def shake(
     listener_token: bytes = TOKEN,
     spec_hash: str = HELLO.spec_hash,
     refusal: str = "",
-) -> tuple[BaseException | None, Hello | BaseException]:
+) -> list[Hello | BaseException | None]:
     """What the dialer and the listener come to."""
     left, right = socket.socketpair()
     for end in (left, right):
         end.setblocking(False)
     try:
         async with asyncio.timeout(5):
-            return await asyncio.gather(
+            ends = await asyncio.gather(
                 dial_handshake(left, dialer_token, HELLO),
                 accept_handshake(right, listener_token, spec_hash, lambda _: refusal),
                 return_exceptions=True,
             )
+            return [*ends]
     finally:
         left.close()
         right.close()
 
 
 def test_both_ends_agree() -> None:
-    assert asyncio.run(shake()) == (None, HELLO)
+    assert asyncio.run(shake()) == [None, HELLO]
 
 
 @pytest.mark.parametrize(
