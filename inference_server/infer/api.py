@@ -13,8 +13,7 @@ from starlette.routing import Route
 
 from inference_server.blocks.block import Block
 from inference_server.exchange import OK, refusal
-from inference_server.infer.graph import Graph, parse_graph
-from inference_server.infer.graph_run import Data, NodeFailed, run_graph
+from inference_server.infer.graph import Data, Graph, NodeFailed, parse_graph, run_graph
 from inference_server.infer.query import parse_selection_query
 from inference_server.infer.request import InferRequest, parse_infer_request
 from inference_server.server import InferenceServer
