@@ -7,8 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from inference_server.blocks.block import Block, known_ids
-from inference_server.infer.query import PARAM, Tree
-from inference_server.infer.variables import Variables
+from inference_server.infer.query import PARAM, Tree, Variables
 from web.errors import ApiError
 
 MAX_SESSIONS = 10_000

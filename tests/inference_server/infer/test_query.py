@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from contract.specs import BlockSpec
-from inference_server.infer.query import AIOS_PATH, parse_selection_query
-from inference_server.infer.variables import Variables
+from inference_server.infer.query import AIOS_PATH, Variables, parse_selection_query
 from web.errors import ApiError
 
 BLOCK = Variables(
