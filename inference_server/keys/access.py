@@ -1,7 +1,12 @@
-"""Who may ask: the API key of a request checked before anything else, and its limits kept."""
+"""Who may ask: the API key of a request checked before anything else, and its limits kept.
+
+What a key uses is counted in this process only.
+"""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -12,13 +17,51 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from contract.api_keys import ApiKey
 from inference_server.keys.api_keys import ApiKeys
-from inference_server.keys.limits import KeyUse
 from web.errors import ApiError
 
 # The page asks for the key itself; probes and Prometheus have none.
 PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/openapi.json"})
 PUBLIC_FOLDERS = ("/page/",)
 SCHEME = "bearer"
+MINUTE_S = 60.0
+
+
+class KeyUse:
+    """A token bucket that holds a minute's tokens and is charged when they are known, so that a
+    request may overdraw it; the next one then waits until it is refilled."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._spent = 0.0
+        self._spent_at = time.monotonic()
+
+    def take(self, key: ApiKey) -> None:
+        """A place for one request, to be released at its end. Raises ApiError 429."""
+        if key.max_concurrent is not None and self._running >= key.max_concurrent:
+            rule = f"key {key.name} has {self._running} requests running, all that it may"
+            raise _too_many(f"{rule} (max_concurrent)", "concurrency_limit_exceeded", 1)
+        if key.tokens_per_minute is None:
+            # Nothing is owed should the key be given a limit later.
+            self._spent, self._spent_at = 0.0, time.monotonic()
+        else:
+            self._refill(key.tokens_per_minute)
+            if self._spent >= key.tokens_per_minute:
+                over = self._spent - key.tokens_per_minute + 1
+                wait_s = math.ceil(over * MINUTE_S / key.tokens_per_minute)
+                rule = f"key {key.name} has used its {key.tokens_per_minute} tokens per minute"
+                raise _too_many(rule, "token_rate_limit_exceeded", wait_s)
+        self._running += 1
+
+    def release(self) -> None:
+        self._running -= 1
+
+    def charge(self, tokens: int) -> None:
+        self._spent += tokens
+
+    def _refill(self, tokens_per_minute: int) -> None:
+        now = time.monotonic()
+        back = (now - self._spent_at) * tokens_per_minute / MINUTE_S
+        self._spent, self._spent_at = max(0.0, self._spent - back), now
 
 
 @dataclass(frozen=True)
@@ -93,3 +136,7 @@ def _identify(keys: ApiKeys, headers: Headers) -> ApiKey:
 def _refused(message: str) -> ApiError:
     headers = {"WWW-Authenticate": "Bearer"}
     return ApiError(401, message, param="Authorization", code="invalid_api_key", headers=headers)
+
+
+def _too_many(message: str, code: str, wait_s: int) -> ApiError:
+    return ApiError(429, message, code=code, headers={"Retry-After": str(wait_s)})

@@ -1,4 +1,4 @@
-"""API keys and their limits, over HTTP."""
+"""API keys and their limits: over HTTP, and what a key may use at a time and per minute."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import httpx
 import openai
 import pytest
 
+from contract.api_keys import ApiKey
 from contract.specs import BlockSpec, InferenceServerSpec
+from inference_server.keys.access import KeyUse
 from tests.inference_server.conftest import Tiers
 from tests.waiting import wait_for
 from tests.web.small_upstream import DEPLOYMENT
 from tests.web.tier_process import TierProcess
+from web.errors import ApiError
 
 BLOCK = "block-1"
 
@@ -206,3 +209,79 @@ def test_a_bad_file_is_exit_code_2(tmp_path: Path) -> None:
     assert server.process.wait(20) == 2
     assert "sha256" in server.errors()
     assert "sk-oops" not in server.errors()
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("inference_server.keys.access.time", clock)
+    return clock
+
+
+def key(**limits: int) -> ApiKey:
+    return ApiKey(name="ann", sha256="0" * 64, **limits)
+
+
+def refused(use: KeyUse, of: ApiKey) -> ApiError:
+    with pytest.raises(ApiError) as error:
+        use.take(of)
+    assert error.value.status == 429
+    return error.value
+
+
+def test_a_key_has_so_many_places() -> None:
+    use = KeyUse()
+    use.take(key(max_concurrent=2))
+    use.take(key(max_concurrent=2))
+    error = refused(use, key(max_concurrent=2))
+    assert error.body["error"]["code"] == "concurrency_limit_exceeded"
+    assert error.headers == {"Retry-After": "1"}
+    use.release()
+    use.take(key(max_concurrent=2))
+
+
+def test_tokens_come_back_with_time(clock: Clock) -> None:
+    use, ann = KeyUse(), key(tokens_per_minute=600)
+    use.take(ann)
+    use.charge(599)
+    use.take(ann)
+    use.charge(301)
+    error = refused(use, ann)
+    assert error.body["error"]["code"] == "token_rate_limit_exceeded"
+    wait_s = int((error.headers or {})["Retry-After"])
+    assert wait_s == 31
+    clock.now += wait_s - 2
+    refused(use, ann)
+    clock.now += 2
+    use.take(ann)
+
+
+def test_what_was_not_used_does_not_pile_up(clock: Clock) -> None:
+    use, ann = KeyUse(), key(tokens_per_minute=60)
+    clock.now += 86_400
+    use.take(ann)
+    use.charge(60)
+    refused(use, ann)
+
+
+def test_a_key_that_is_given_a_limit_owes_nothing_from_before(clock: Clock) -> None:
+    use = KeyUse()
+    for _ in range(3):
+        use.take(key())
+        use.charge(10**6)
+    use.take(key())
+    use.take(key(tokens_per_minute=600))
+
+
+def test_without_limits_nothing_is_refused(clock: Clock) -> None:
+    use = KeyUse()
+    for _ in range(1000):
+        use.take(key())
+        use.charge(10**9)
