@@ -1,4 +1,7 @@
-"""OpenAI's endpoints, passed to the block that `model` names."""
+"""OpenAI's endpoints, passed to the block that `model` names.
+
+What a passing event stream costs is read without holding it up.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from starlette.routing import Route
 from inference_server.blocks.block import Block
 from inference_server.exchange import CANCELLED, FAILED, OK, Exchange
 from inference_server.server import InferenceServer
-from inference_server.stream_meter import StreamMeter, asks_usage, with_usage
 from web.body import read_json_object
 from web.disconnect import until_disconnected
 from web.errors import ApiError
@@ -23,6 +25,12 @@ from web.upstream import Answer, UpstreamError
 
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
 MODEL_RULE = "must be a string that names a block or its model"
+_DATA = b"data: "
+_END = b"\n\n"
+# In a document this is the key: inside of a string its quotes would be escaped.
+_USAGE_KEY = b'"prompt_tokens"'
+_DONE = b"data: [DONE]"
+_ERROR = b'data: {"error"'
 
 
 class OpenAIApi:
@@ -132,3 +140,77 @@ def _affinity(document: dict[str, Any]) -> str:
     """`prompt_cache_key` keeps what belongs together on one replica, as far as load allows."""
     value = document.get("prompt_cache_key")
     return value if isinstance(value, str) else ""
+
+
+def with_usage(document: dict[str, Any]) -> dict[str, Any]:
+    """The request with the usage at the stream's end asked for."""
+    options = document.get("stream_options")
+    if options is None:
+        options = {}
+    if document.get("stream") is not True or not isinstance(options, dict):
+        return document
+    return {**document, "stream_options": {**options, "include_usage": True}}
+
+
+def asks_usage(document: dict[str, Any]) -> bool:
+    options = document.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+class StreamMeter:
+    """Counts tokens; where the client did not ask for usage, its chunk is taken out again.
+
+    Without a usage chunk (the stream broke off) `completion_tokens` is the number of events.
+    """
+
+    def __init__(self, *, pass_usage: bool, keep_text: bool) -> None:
+        self._pass_usage, self._keep_text = pass_usage, keep_text
+        self._events = 0
+        self._usage: dict[str, Any] | None = None
+        self._texts: list[str] = []
+        self.done = self.failed = False
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        return None if self._usage is None else _count(self._usage, "prompt_tokens")
+
+    @property
+    def completion_tokens(self) -> int | None:
+        return self._events if self._usage is None else _count(self._usage, "completion_tokens")
+
+    @property
+    def text(self) -> str | None:
+        return "".join(self._texts) if self._keep_text else None
+
+    def push(self, events: bytes) -> bytes:
+        """Whole events as they came; returns what the client gets of them."""
+        self._events += events.count(_DATA)
+        self.done = self.done or _DONE in events
+        self.failed = self.failed or _ERROR in events
+        if _USAGE_KEY not in events and not self._keep_text:
+            return events
+        return b"".join(
+            event + _END for event in events.split(_END) if event and not self._takes_out(event)
+        )
+
+    def _takes_out(self, event: bytes) -> bool:
+        try:
+            document = json.loads(event.removeprefix(_DATA))
+            choices, usage = document["choices"], document.get("usage")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+        if self._keep_text:
+            self._texts += [_text(choice) for choice in choices]
+        if not isinstance(usage, dict):
+            return False
+        self._usage = usage
+        return not choices and not self._pass_usage
+
+
+def _text(choice: dict[str, Any]) -> str:
+    return choice.get("text") or choice.get("delta", {}).get("content") or ""
+
+
+def _count(usage: dict[str, Any], name: str) -> int | None:
+    count = usage.get(name)
+    return count if isinstance(count, int) else None

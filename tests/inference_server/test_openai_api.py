@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from inference_server.stream_meter import StreamMeter, asks_usage, with_usage
+from inference_server.openai_api import StreamMeter, asks_usage, with_usage
 
 DONE = b"data: [DONE]\n\n"
 USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
