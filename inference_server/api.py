@@ -16,12 +16,11 @@ from inference_server.blocks_api import BlocksApi
 from inference_server.infer.api import INFER_PATH, InferApi
 from inference_server.keys.access import Access
 from inference_server.keys.api_keys import ApiKeys
-from inference_server.log_api import LogApi
 from inference_server.openai_api import OPENAI_PATHS, OpenAIApi
 from inference_server.openapi import openapi_document
 from inference_server.page_files import page_routes
-from inference_server.pipeline_api import PipelineApi
-from inference_server.request_log import RequestLog
+from inference_server.pipeline import PipelineApi
+from inference_server.request_log import LogApi, RequestLog
 from inference_server.server import InferenceServer
 from web.errors import install_error_handlers
 from web.health import health_routes

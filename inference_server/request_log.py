@@ -2,6 +2,7 @@
 
 Written by a thread of its own, so that no request waits for the disk. When the disk does not keep
 up, rows are dropped and counted; requests are never refused for it.
+GET /logs/{request,session,block}/{id} reads it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from web.errors import ApiError
 
 MAX_WAITING = 10_000
 MAX_BATCH = 500
@@ -150,3 +157,37 @@ class RequestLog:
                 )
         except sqlite3.Error as error:
             log.error("the request log lost rows: %s", error)
+
+
+_ASKED_BY: dict[str, Column] = {
+    "request": "request_id",
+    "session": "session_id",
+    "block": "block_id",
+}
+
+
+class LogApi:
+    """`log` None: this server keeps none."""
+
+    def __init__(self, log: RequestLog | None) -> None:
+        self._log = log
+
+    async def read(self, request: Request) -> Response:
+        """A key without reads_all_logs sees the requests of its own only."""
+        if self._log is None:
+            message = "this server keeps no request log (request_log_path is empty)"
+            raise ApiError(404, message, code="no_request_log")
+        kind, value = request.path_params["kind"], request.path_params["value"]
+        if kind not in _ASKED_BY:
+            message = f"/logs/{kind[:80]}: must be one of {', '.join(_ASKED_BY)}"
+            raise ApiError(404, message, code="not_found")
+        caller = request.state.caller
+        seen = None if caller.reads_all_logs else caller.name
+        try:
+            rows = await self._log.find(_ASKED_BY[kind], value, seen)
+        except RequestLogError as error:
+            raise ApiError(503, str(error), code="request_log_unavailable") from error
+        return JSONResponse({"object": "list", _ASKED_BY[kind]: value, "data": rows})
+
+    def routes(self) -> list[Route]:
+        return [Route("/logs/{kind}/{value:path}", self.read)]

@@ -11,7 +11,7 @@ import pytest
 from contract.specs import BlockSpec
 from inference_server.blocks.replica import Replica
 from inference_server.blocks.table import BlockTable
-from inference_server.pipeline_feed import PipelineFeed
+from inference_server.pipeline import PipelineFeed
 from tests.web.small_upstream import MODEL, SmallUpstream
 from web import remembered
 from web.errors import ApiError

@@ -1,13 +1,22 @@
-"""One block's pipeline as it changes: asked for once, however many watch."""
+"""GET /v1/events?model=BLOCK: a block's pipeline as it changes.
+
+The block is asked once, however many watch.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from weakref import WeakKeyDictionary
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from inference_server.blocks.block import Block
+from inference_server.server import InferenceServer
 from web.errors import ApiError
-from web.events import Events, event
+from web.events import Events, EventStream, event
 
 TOPOLOGY_EVENTS = "/topology/events"
 AGAIN_S = 2.0
@@ -84,3 +93,24 @@ class PipelineFeed:
         self._newest = event(document)
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+class PipelineApi:
+    """Keeps one feed a block, which goes with it."""
+
+    def __init__(self, server: InferenceServer) -> None:
+        self._server = server
+        self._feeds: WeakKeyDictionary[Block, PipelineFeed] = WeakKeyDictionary()
+
+    async def events(self, request: Request) -> Response:
+        """Raises ApiError: 400 without a name, 404 for an unknown one."""
+        name = request.query_params.get("model", "")
+        if not name:
+            message = "model: must be a block's id, as in /v1/events?model=BLOCK"
+            raise ApiError(400, message, param="model", code="invalid_value", value=name)
+        block = await self._server.table.by_model(name)
+        feed = self._feeds.setdefault(block, PipelineFeed(block))
+        return EventStream(feed.watch())
+
+    def routes(self) -> list[Route]:
+        return [Route("/v1/events", self.events)]
