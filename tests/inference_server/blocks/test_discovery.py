@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from inference_server.blocks.followed import Followed
+from inference_server.blocks.discovery import Followed
 from tests.waiting import free_ports
 
 GONE = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
