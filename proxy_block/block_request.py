@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy_block.block_input import Input, parse_data
-from proxy_block.component import RESET_ARGUMENTS, ResetArguments
-from proxy_block.protocol import fields_model
+from proxy_block.component import RESET_ARGUMENTS, ResetArguments, fields_model
 from web.body import parse
 from web.errors import ApiError
 
