@@ -1,15 +1,30 @@
-"""The block protocol's messages: POST /infer and POST /management."""
+"""The block protocol's messages, POST /infer and POST /management, and the questions in them.
+
+`data` of a block request is a question or a batch. A question is a string (a completion),
+{message, mode, system_message, generation_config}, or what another block put out, {reply} or
+{generated}, also as the message. {"inputs": [...]}, or just a list, is a batch of any of these. Any
+of them may come as a string of JSON.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal, TypeAlias
 
-from proxy_block.block_input import Input, parse_data
+from contract.faults import shown_value
+from proxy_block import component
 from proxy_block.component import RESET_ARGUMENTS, ResetArguments, fields_model
 from web.body import parse
 from web.errors import ApiError
 
+CHAT: Final = "chat"
+COMPLETIONS: Final = "completions"
+# What puts a text out, and the mode in which it did.
+_OUTPUTS: dict[str, Literal["chat", "completions"]] = {"reply": CHAT, "generated": COMPLETIONS}
+_CARRIERS = ("message", *_OUTPUTS)
+_BATCH = component.INPUT["inputs"]
 _MAX_SEQ_NO = 2**63 - 1
 _Envelope = fields_model(
     "Envelope",
@@ -21,6 +36,20 @@ _Envelope = fields_model(
 _Management = fields_model(
     "Management", {"action": {"type": "string", "enum": ["reset"], "required": True}}
 )
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question. `path` is where it stands; `system_message` None takes the session's."""
+
+    path: str
+    message: str
+    mode: Literal["chat", "completions"]
+    system_message: str | None
+    generation_config: dict[str, Any]
+
+
+Input: TypeAlias = "Question | tuple[Input, ...]"
 
 
 @dataclass(frozen=True)
@@ -54,3 +83,117 @@ def parse_management_request(document: dict[str, Any]) -> ResetRequest:
     parse(_Management, document)
     fields = parse(ResetArguments, {} if arguments is None else arguments, "data")
     return ResetRequest(fields.model_dump()["session_id"])
+
+
+def parse_data(data: Any) -> Input:
+    """A question, or a tuple of what a batch holds; raises ApiError 400."""
+    parsed = _parse(data, "data", 0)
+    count, limit = sum(1 for _ in questions(parsed)), _BATCH["max_items"]
+    if count > limit:
+        raise _refused("data", data, f"must hold at most {limit} questions, not {count}")
+    return parsed
+
+
+def questions(given: Input) -> Iterator[Question]:
+    """Every question of `given`, in order."""
+    if isinstance(given, Question):
+        yield given
+    else:
+        for item in given:
+            yield from questions(item)
+
+
+def _parse(value: Any, path: str, depth: int) -> Input:
+    if depth > _BATCH["max_depth"]:
+        raise _refused(path, value, f"must not be nested deeper than {_BATCH['max_depth']} levels")
+    if isinstance(value, str):
+        decoded = _decoded(value)
+        if isinstance(decoded, str):
+            return _question({"message": decoded, "mode": COMPLETIONS}, path, depth)
+        return _parse(decoded, path, depth + 1)
+    if isinstance(value, list):
+        return _batch(value, path, depth)
+    if not isinstance(value, dict):
+        raise _refused(path, value, "must be a string, an object, or a list of these")
+    if "inputs" not in value:
+        return _question(value, path, depth)
+    for name in value:
+        if name != "inputs":
+            rule = "is not allowed beside inputs; each of these brings its own"
+            raise ApiError(
+                400,
+                f"{path}.{name[:80]}: {rule}",
+                param=f"{path}.{name[:80]}",
+                code="invalid_value",
+            )
+    return _batch(value["inputs"], f"{path}.inputs", depth)
+
+
+def _batch(value: Any, path: str, depth: int) -> Input:
+    if not isinstance(value, list):
+        raise _refused(path, value, "must be a list")
+    if not _BATCH["min_items"] <= len(value) <= _BATCH["max_items"]:
+        rule = f"must have {_BATCH['min_items']} to {_BATCH['max_items']} items, not {len(value)}"
+        raise _refused(path, value, rule)
+    return tuple(_parse(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value))
+
+
+def _question(value: dict[str, Any], path: str, depth: int) -> Question:
+    rest = dict(value)
+    carriers = [name for name in _CARRIERS if name in rest]
+    if len(carriers) > 1:
+        rule = f"is given beside {carriers[0]}; give one of {', '.join(_CARRIERS)}"
+        raise _refused(f"{path}.{carriers[1]}", value[carriers[1]], rule)
+    for name in carriers:
+        rest["message"] = _text(rest.pop(name), f"{path}.{name}", depth)
+        if name in _OUTPUTS:
+            rest.setdefault("mode", _OUTPUTS[name])
+            rest.pop("usage", None)
+    # A model may end at once: what it put out is a message all the same.
+    empty = rest.get("message") == "" != value.get("message")
+    checked = {**rest, "message": "-"} if empty else rest
+    fields = parse(component.Question, checked, path).model_dump(exclude_none=True)
+    return Question(
+        path=path,
+        message="" if empty else fields["message"],
+        mode=fields["mode"],
+        system_message=fields.get("system_message"),
+        generation_config=fields.get("generation_config", {}),
+    )
+
+
+def _text(value: Any, path: str, depth: int) -> Any:
+    """The text in what another block put out; everything else is for the protocol to judge."""
+    if not isinstance(value, dict):
+        return value
+    if depth > _BATCH["max_depth"]:
+        raise _refused(path, value, f"must not be nested deeper than {_BATCH['max_depth']} levels")
+    given = [name for name in _OUTPUTS if name in value]
+    if len(given) != 1 or value.keys() - {*given, "usage"}:
+        raise _refused(path, value, 'must be a string, {"reply": ...} or {"generated": ...}')
+    return _text(value[given[0]], f"{path}.{given[0]}", depth + 1)
+
+
+def _decoded(text: str) -> Any:
+    """What `text` is as JSON where that is an object, a list or a string; else itself."""
+    if text.lstrip()[:1] not in ("{", "[", '"'):
+        return text
+    try:
+        decoded = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return decoded if _is_text(decoded) else text
+
+
+def _is_text(value: Any) -> bool:
+    """Lone surrogates are JSON but no text."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refused(path: str, value: Any, rule: str) -> ApiError:
+    message = f"{path} = {shown_value(value)}: {rule}"
+    return ApiError(400, message, param=path, code="invalid_value", value=value)

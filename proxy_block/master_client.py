@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract.specs import ProxySpec
-from proxy_block.block_input import Question
+from proxy_block.block_request import Question
 from proxy_block.generation_config import openai_parameters
 from proxy_block.session import Turn
 from web.errors import ApiError

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as make
 
-from proxy_block.block_input import parse_data, questions
+from proxy_block.block_request import parse_data, questions
 from web.errors import ApiError
 
 JSON_VALUES = make.recursive(
