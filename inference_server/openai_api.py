@@ -19,7 +19,7 @@ from inference_server.exchange import CANCELLED, FAILED, OK, Exchange
 from inference_server.server import InferenceServer
 from web.body import read_json_object
 from web.disconnect import until_disconnected
-from web.errors import ApiError
+from web.errors import ApiError, invalid_field
 from web.events import Events
 from web.upstream import Answer, UpstreamError
 
@@ -42,8 +42,7 @@ class OpenAIApi:
         document = await read_json_object(request, self._server.spec.max_body_bytes)
         name = document.get("model")
         if not isinstance(name, str) or not name:
-            message = f"model: {MODEL_RULE}"
-            raise ApiError(400, message, param="model", code="invalid_value", value=name)
+            raise invalid_field("model", MODEL_RULE, name)
         block = await self._server.table.by_model(name)
         exchange = self._server.exchange(request, block, user=_user(document))
         if self._server.spec.log_texts:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from inference_server.blocks.block import Block
 from inference_server.server import InferenceServer
-from web.errors import ApiError
+from web.errors import ApiError, invalid_field
 from web.events import Events, EventStream, event
 
 TOPOLOGY_EVENTS = "/topology/events"
@@ -106,8 +106,8 @@ class PipelineApi:
         """Raises ApiError: 400 without a name, 404 for an unknown one."""
         name = request.query_params.get("model", "")
         if not name:
-            message = "model: must be a block's id, as in /v1/events?model=BLOCK"
-            raise ApiError(400, message, param="model", code="invalid_value", value=name)
+            rule = "must be a block's id, as in /v1/events?model=BLOCK"
+            raise invalid_field("model", rule, name)
         block = await self._server.table.by_model(name)
         feed = self._feeds.setdefault(block, PipelineFeed(block))
         return EventStream(feed.watch())

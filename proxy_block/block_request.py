@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from contract.faults import shown_value
 from proxy_block import component
 from proxy_block.component import RESET_ARGUMENTS, ResetArguments, fields_model
 from web.body import parse
-from web.errors import ApiError
+from web.errors import invalid_field
 
 CHAT: Final = "chat"
 COMPLETIONS: Final = "completions"
@@ -71,7 +70,7 @@ class ResetRequest:
 def parse_block_request(document: dict[str, Any]) -> BlockRequest:
     """Raises ApiError 400."""
     if "data" not in document:
-        raise ApiError(400, "data: is required", param="data", code="invalid_value")
+        raise invalid_field("data", "is required")
     data = document.pop("data")
     envelope = parse(_Envelope, document).model_dump()
     return BlockRequest(envelope["session_id"], envelope["seq_no"], parse_data(data))
@@ -90,7 +89,7 @@ def parse_data(data: Any) -> Input:
     parsed = _parse(data, "data", 0)
     count, limit = sum(1 for _ in questions(parsed)), _BATCH["max_items"]
     if count > limit:
-        raise _refused("data", data, f"must hold at most {limit} questions, not {count}")
+        raise invalid_field("data", f"must hold at most {limit} questions, not {count}", data)
     return parsed
 
 
@@ -105,7 +104,9 @@ def questions(given: Input) -> Iterator[Question]:
 
 def _parse(value: Any, path: str, depth: int) -> Input:
     if depth > _BATCH["max_depth"]:
-        raise _refused(path, value, f"must not be nested deeper than {_BATCH['max_depth']} levels")
+        raise invalid_field(
+            path, f"must not be nested deeper than {_BATCH['max_depth']} levels", value
+        )
     if isinstance(value, str):
         decoded = _decoded(value)
         if isinstance(decoded, str):
@@ -114,27 +115,22 @@ def _parse(value: Any, path: str, depth: int) -> Input:
     if isinstance(value, list):
         return _batch(value, path, depth)
     if not isinstance(value, dict):
-        raise _refused(path, value, "must be a string, an object, or a list of these")
+        raise invalid_field(path, "must be a string, an object, or a list of these", value)
     if "inputs" not in value:
         return _question(value, path, depth)
     for name in value:
         if name != "inputs":
             rule = "is not allowed beside inputs; each of these brings its own"
-            raise ApiError(
-                400,
-                f"{path}.{name[:80]}: {rule}",
-                param=f"{path}.{name[:80]}",
-                code="invalid_value",
-            )
+            raise invalid_field(f"{path}.{name[:80]}", rule)
     return _batch(value["inputs"], f"{path}.inputs", depth)
 
 
 def _batch(value: Any, path: str, depth: int) -> Input:
     if not isinstance(value, list):
-        raise _refused(path, value, "must be a list")
+        raise invalid_field(path, "must be a list", value)
     if not _BATCH["min_items"] <= len(value) <= _BATCH["max_items"]:
         rule = f"must have {_BATCH['min_items']} to {_BATCH['max_items']} items, not {len(value)}"
-        raise _refused(path, value, rule)
+        raise invalid_field(path, rule, value)
     return tuple(_parse(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value))
 
 
@@ -143,7 +139,7 @@ def _question(value: dict[str, Any], path: str, depth: int) -> Question:
     carriers = [name for name in _CARRIERS if name in rest]
     if len(carriers) > 1:
         rule = f"is given beside {carriers[0]}; give one of {', '.join(_CARRIERS)}"
-        raise _refused(f"{path}.{carriers[1]}", value[carriers[1]], rule)
+        raise invalid_field(f"{path}.{carriers[1]}", rule, value[carriers[1]])
     for name in carriers:
         rest["message"] = _text(rest.pop(name), f"{path}.{name}", depth)
         if name in _OUTPUTS:
@@ -167,10 +163,12 @@ def _text(value: Any, path: str, depth: int) -> Any:
     if not isinstance(value, dict):
         return value
     if depth > _BATCH["max_depth"]:
-        raise _refused(path, value, f"must not be nested deeper than {_BATCH['max_depth']} levels")
+        raise invalid_field(
+            path, f"must not be nested deeper than {_BATCH['max_depth']} levels", value
+        )
     given = [name for name in _OUTPUTS if name in value]
     if len(given) != 1 or value.keys() - {*given, "usage"}:
-        raise _refused(path, value, 'must be a string, {"reply": ...} or {"generated": ...}')
+        raise invalid_field(path, 'must be a string, {"reply": ...} or {"generated": ...}', value)
     return _text(value[given[0]], f"{path}.{given[0]}", depth + 1)
 
 
@@ -192,8 +190,3 @@ def _is_text(value: Any) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _refused(path: str, value: Any, rule: str) -> ApiError:
-    message = f"{path} = {shown_value(value)}: {rule}"
-    return ApiError(400, message, param=path, code="invalid_value", value=value)

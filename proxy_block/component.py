@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, create_model
 
 from contract.generation import block_protocol
 from contract.specs import ProxySpec
-from web.body import Fields
+from web.body import Fields, whole_number
 
 _KINDS: dict[str, Any] = {"string": str, "integer": int, "number": float, "boolean": bool}
 _BOUNDS = {"min": "ge", "max": "le", "min_length": "min_length", "max_length": "max_length"}
@@ -59,12 +59,7 @@ def _kind(name: str, rules: Mapping[str, Any]) -> Any:
     if rules["type"] == "number":
         bounds["allow_inf_nan"] = False
     kind = Annotated[kind, Field(description=rules.get("description"), **bounds)]
-    return Annotated[kind, BeforeValidator(_whole)] if rules["type"] == "integer" else kind
-
-
-def _whole(value: Any) -> Any:
-    """10.0 is an integer in JSON, which has one kind of number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return Annotated[kind, BeforeValidator(whole_number)] if rules["type"] == "integer" else kind
 
 
 COMPONENT: Final[dict[str, Any]] = json.loads(

@@ -31,6 +31,11 @@ class Fields(BaseModel):
         return document
 
 
+def whole_number(value: Any) -> Any:
+    """For a BeforeValidator: JSON has one kind of number, so that 3.0 is the integer 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Kind = TypeVar("Kind", bound=Fields)
 
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from contract.faults import MISSING, shown_value
+from contract.faults import MISSING, Fault, shown_value
 from web.request_id import current_request_id
 
 # Nobody reads it; the metrics count it under the number that many proxies use.
@@ -45,6 +45,13 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.headers = status, headers
         self.body = error_body(status, message, param=param, code=code, value=value)
+
+
+def invalid_field(
+    path: str, rule: str, value: Any = MISSING, code: str = "invalid_value"
+) -> ApiError:
+    """400: the field at `path` breaks `rule`; `value` is what was sent there."""
+    return ApiError(400, str(Fault(path, value, rule)), param=path, code=code, value=value)
 
 
 def error_body(

@@ -20,7 +20,7 @@ from pydantic import Field
 from contract.faults import shown_value
 from contract.specs import BlockSpec
 from web.body import Fields, parse
-from web.errors import ApiError
+from web.errors import invalid_field
 
 PARAM = "selection_query"
 AIOS_PATH = ("body", "values", "rankingPolicyRule", "values", "parameters", "filterRule", "filter")
@@ -106,7 +106,7 @@ def parse_selection_query(value: dict[str, Any]) -> Tree | None:
             what = "queries by metrics" if name == "blockMetricsQuery" else "this query"
             path = ".".join((PARAM, *AIOS_PATH, name[:80]))
             rule = f"{what} cannot be answered here; the least loaded block is taken"
-            raise _fault(path, given[name], f"is not supported: {rule}", "not_supported")
+            raise invalid_field(path, f"is not supported: {rule}", given[name], "not_supported")
     query = given.get("blockQuery") or {}
     return _tree(query, ".".join((PARAM, *AIOS_PATH, "blockQuery")), 0) if query else AllOf(())
 
@@ -127,29 +127,29 @@ def _filter(value: dict[str, Any]) -> dict[str, Any]:
     path = PARAM
     for name in AIOS_PATH:
         if name not in place:
-            raise _fault(f"{path}.{name}", None, "is required", "invalid_value")
+            raise invalid_field(f"{path}.{name}", "is required", None)
         place, path = place[name], f"{path}.{name}"
         if not isinstance(place, dict):
-            raise _fault(path, place, "must be an object", "invalid_value")
+            raise invalid_field(path, "must be an object", place)
     assert isinstance(place, dict)
     return place
 
 
 def _tree(value: Any, path: str, depth: int) -> Tree:
     if not isinstance(value, dict):
-        raise _fault(path, value, "must be an object", "invalid_value")
+        raise invalid_field(path, "must be an object", value)
     if depth > MAX_DEPTH:
-        raise _fault(path, value, f"must be nested at most {MAX_DEPTH} deep", "invalid_value")
+        raise invalid_field(path, f"must be nested at most {MAX_DEPTH} deep", value)
     if "conditions" not in value and "logicalOperator" not in value:
         return _condition(value, path)
     conditions, operator = value.get("conditions"), value.get("logicalOperator", "AND")
     if not isinstance(conditions, list) or not 0 < len(conditions) <= MAX_CONDITIONS:
         rule = f"must be a list of 1 to {MAX_CONDITIONS} conditions"
-        raise _fault(f"{path}.conditions", conditions, rule, "invalid_value")
+        raise invalid_field(f"{path}.conditions", rule, conditions)
     if operator not in ("AND", "OR"):
-        raise _fault(f"{path}.logicalOperator", operator, "must be AND or OR", "invalid_value")
+        raise invalid_field(f"{path}.logicalOperator", "must be AND or OR", operator)
     for name in value.keys() - {"conditions", "logicalOperator"}:
-        raise _fault(f"{path}.{name[:80]}", value[name], "is not a field", "invalid_value")
+        raise invalid_field(f"{path}.{name[:80]}", "is not a field", value[name])
     items = tuple(
         _tree(item, f"{path}.conditions[{place}]", depth + 1)
         for place, item in enumerate(conditions)
@@ -161,13 +161,8 @@ def _condition(value: dict[str, Any], path: str) -> Condition:
     condition = parse(Condition, value, path)
     rule = _OPERAND_RULES.get(condition.operator)
     if rule is not None and not isinstance(condition.value, rule[0]):
-        raise _fault(f"{path}.value", condition.value, rule[1], "invalid_value")
+        raise invalid_field(f"{path}.value", rule[1], condition.value)
     return condition
-
-
-def _fault(path: str, value: Any, rule: str, code: str) -> ApiError:
-    message = f"{path} = {shown_value(value)}: {rule}"
-    return ApiError(400, message, param=path, code=code, value=value)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from inference_server.infer.graph import has_nodes
-from web.body import Fields, parse
-from web.errors import ApiError
+from web.body import Fields, parse, whole_number
+from web.errors import invalid_field
 
 # Files come with gRPC and multipart one day; until then a request must not lose them silently.
 FILE_FIELDS = ("files", "file")
@@ -21,18 +21,13 @@ def _object_or_text(value: object) -> object:
     return value
 
 
-def _whole_number(value: object) -> object:
-    """JSON has one kind of number: 3.0 is the integer 3."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 class InferRequest(Fields):
     """`model` is a block id, "" where `selection_query` chooses. `data` goes to the block, which
     checks it; with `graph` it goes to the node that `model` names."""
 
     model: Annotated[str, Field(max_length=256)] = ""
     session_id: Annotated[str, Field(min_length=1, max_length=256)]
-    seq_no: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole_number)]
+    seq_no: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(whole_number)]
     data: Annotated[Any, BeforeValidator(_object_or_text)]
     graph: dict[str, Any] | None = None
     selection_query: dict[str, Any] | None = None
@@ -45,7 +40,7 @@ def parse_infer_request(document: dict[str, Any]) -> InferRequest:
     request = parse(InferRequest, given)
     if not request.model and not has_nodes(request.graph) and not request.selection_query:
         rule = "must name a block, or selection_query must say how to choose one"
-        raise ApiError(400, f"model: {rule}", param="model", code="invalid_value")
+        raise invalid_field("model", rule)
     _refuse_files(request.data)
     return request
 
@@ -58,5 +53,5 @@ def _refuse_files(data: dict[str, Any] | str) -> None:
             return  # a plain text
     for name in FILE_FIELDS:
         if isinstance(data, dict) and name in data:
-            rule = f"data.{name}: files are not supported; send text in data.message"
-            raise ApiError(400, rule, param=f"data.{name}", code="not_supported")
+            rule = "files are not supported; send text in data.message"
+            raise invalid_field(f"data.{name}", rule, code="not_supported")
