@@ -4,6 +4,9 @@ A request must be complete within REQUEST_TIMEOUT_S, and a second more for each 
 it that have come (Apache's mod_reqtimeout counts like that): a slow line may send a large body, a
 client that trickles may not hold a connection. The head is bounded in size. What is refused here
 gets the error body of every tier.
+
+It rides on what uvicorn does not promise: the `cycle` of the request being answered, the `flow` of
+the connection, the parser's callbacks. tests/web/test_http_protocol.py says what of these it needs.
 """
 
 from __future__ import annotations

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
 from contract.specs import BlockSpec, InferenceServerSpec
 from tests.web.small_upstream import MODEL, SmallUpstream
 from tests.web.tier_process import TierProcess
-from web.http_protocol import MAX_HEAD_BYTES
+from web.http_protocol import MAX_HEAD_BYTES, HttpProtocol
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +151,44 @@ def test_a_slow_answer_is_not_a_slow_request(tmp_path: Path) -> None:
             body = {"model": MODEL, "messages": [{"role": "user", "content": "hang"}]}
             url = f"{server.url}/v1/chat/completions"
             assert httpx.post(url, json=body, timeout=20).status_code == 504
+
+
+def test_uvicorn_has_what_the_protocol_rides_on() -> None:
+    """A new uvicorn that renames its inside fails here rather than in front of a client."""
+    may_answer, answered = asyncio.Event(), asyncio.Event()
+
+    async def application(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await may_answer.wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        answered.set()
+
+    async def run() -> None:
+        config = uvicorn.Config(application, http=HttpProtocol, lifespan="off", log_config=None)
+        config.load()
+        transport = Mock(asyncio.Transport)
+        transport.is_closing.return_value = False
+        transport.get_extra_info.return_value = None
+        protocol = HttpProtocol(config, ServerState(), {})
+        protocol.connection_made(transport)
+        assert protocol.cycle is None
+        assert not protocol.flow.read_paused
+        protocol.data_received(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+        cycle = protocol.cycle
+        assert (cycle.more_body, protocol.url, protocol.headers[0]) == (
+            True,
+            b"/x",
+            (b"host", b"x"),
+        )
+        assert not protocol._is_answering
+        protocol.data_received(b"{}")
+        assert (cycle.more_body, cycle.response_started) == (False, False)
+        assert protocol._is_answering
+        may_answer.set()
+        await answered.wait()
+        assert cycle.response_started
+        assert cycle.response_complete
+        assert not protocol._is_answering
+        protocol.connection_lost(None)
+
+    asyncio.run(asyncio.wait_for(run(), 10))
