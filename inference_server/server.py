@@ -1,4 +1,4 @@
-"""What the endpoints share: the blocks, the choice among them, the request log."""
+"""What the endpoints share: the blocks and the request log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from contract.specs import InferenceServerSpec
 from inference_server.blocks.block import Block
 from inference_server.blocks.table import BlockTable
 from inference_server.exchange import Exchange
-from inference_server.infer.selection import Selection
 from inference_server.request_log import LogRow, RequestLog
 from web.request_id import current_request_id
 
@@ -26,9 +25,6 @@ class InferenceServer:
     started: int = field(default_factory=lambda: int(time.time()))
     # Why the blocks are not known yet, "" where they are.
     not_synced: Callable[[], str] = str
-
-    def __post_init__(self) -> None:
-        self.selection = Selection()
 
     async def not_ready(self, itself: bool) -> str:
         """Why no request would be served, "" where some block does; `itself`: this process alone.

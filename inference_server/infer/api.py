@@ -16,6 +16,7 @@ from inference_server.exchange import OK, refusal
 from inference_server.infer.graph import Data, Graph, NodeFailed, parse_graph, run_graph
 from inference_server.infer.query import parse_selection_query
 from inference_server.infer.request import InferRequest, parse_infer_request
+from inference_server.infer.selection import Selection
 from inference_server.server import InferenceServer
 from web import deadline
 from web.body import read_json_object
@@ -28,6 +29,7 @@ INFER_PATH = "/v1/infer"
 class InferApi:
     def __init__(self, server: InferenceServer) -> None:
         self._server = server
+        self._selection = Selection()
 
     async def infer(self, request: Request) -> Response:
         """{model, session_id, seq_no, ts, data}; a block's refusal comes as the block says it."""
@@ -65,7 +67,7 @@ class InferApi:
             # With a model too, that block must match.
             among = [table.by_id(model)] if model else table.blocks()
             session_id = request.state.caller.session_id(asked.session_id)
-            block = await self._server.selection.choose(query, session_id, among)
+            block = await self._selection.choose(query, session_id, among)
             model = block.block_id
         known = [block.block_id for block in table.blocks()]
         graph = parse_graph(asked.graph, model, known)
