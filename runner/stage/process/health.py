@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import uvicorn
@@ -28,25 +28,19 @@ _RESIDENT_PAGES = 1  # its second field
 def health_app(livez: Check, readyz: Check, metrics: CollectorRegistry) -> Starlette:
     """200 where the check returns "", else 503 and what it returned as the reason."""
 
-    def answer(check: Check) -> Callable[[Request], JSONResponse]:
-        def respond(_: Request) -> JSONResponse:
+    def answer(check: Check) -> Callable[[Request], Awaitable[Response]]:
+        async def respond(_: Request) -> Response:
             reason = check()
             body = {"status": "unavailable", "reason": reason} if reason else {"status": "ok"}
             return JSONResponse(body, status_code=503 if reason else 200)
 
         return respond
 
-    async def live(request: Request) -> JSONResponse:
-        return answer(livez)(request)
-
-    async def ready(request: Request) -> JSONResponse:
-        return answer(readyz)(request)
-
     async def measured(_: Request) -> Response:
         return metrics_response(metrics)
 
-    routes = [Route("/livez", live), Route("/readyz", ready), Route("/metrics", measured)]
-    return Starlette(routes=routes)
+    checks = [Route("/livez", answer(livez)), Route("/readyz", answer(readyz))]
+    return Starlette(routes=[*checks, Route("/metrics", measured)])
 
 
 async def serve_health(app: Starlette, listening: socket.socket) -> None:
