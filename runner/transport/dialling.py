@@ -35,7 +35,6 @@ async def dial_until_answered(
     port: int,
     token: bytes,
     hello: Hello,
-    *,
     back_off: BackOff,
     complain: Callable[[str], None],
 ) -> socket.socket:

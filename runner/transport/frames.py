@@ -121,11 +121,11 @@ class Header(NamedTuple):
     """One frame's header: six counts, which are a step's or a result's by its `operation`."""
 
     operation: int
-    dtype: int
     epoch: Epoch
-    step: int
-    times: int
-    counts: tuple[int, ...]
+    dtype: int = 0
+    step: int = 0
+    times: int = 0
+    counts: tuple[int, ...] = StepCounts()
 
     @property
     def of_step(self) -> StepCounts:
@@ -146,21 +146,15 @@ class Header(NamedTuple):
         counts = self.of_step
         return counts.tokens * counts.hidden_size * ITEM_BYTES[self.dtype]
 
+    def encode(self) -> bytes:
+        operation, epoch, dtype, step, times, counts = self
+        zeros = (0,) * (len(StepCounts._fields) - len(counts))
+        start = (MAGIC, VERSION, operation, dtype, 0)
+        return _HEADER.pack(*start, *epoch, step, times, *counts, *zeros)
+
 
 def encode_ping(epoch: Epoch) -> bytes:
-    return encode_header(Operation.PING, 0, epoch, 0, 0, StepCounts())
-
-
-def encode_header(
-    operation: Operation,
-    dtype: int,
-    epoch: Epoch,
-    step: int,
-    times: int,
-    counts: StepCounts | ResultCounts,
-) -> bytes:
-    zeros = (0,) * (len(StepCounts._fields) - len(counts))
-    return _HEADER.pack(MAGIC, VERSION, operation, dtype, 0, *epoch, step, times, *counts, *zeros)
+    return Header(Operation.PING, epoch).encode()
 
 
 def decode_header(data: bytes | bytearray | memoryview, epoch: Epoch, limits: Limits) -> Header:
@@ -172,7 +166,7 @@ def decode_header(data: bytes | bytearray | memoryview, epoch: Epoch, limits: Li
         raise ProtocolError(f"a frame starts with {magic!r}, version {version}, flags {flags}")
     if Epoch(master, counter) != epoch:
         raise ProtocolError(f"a frame of epoch {Epoch(master, counter)}; this is epoch {epoch}")
-    header = Header(operation, dtype, epoch, step, times, tuple(counts))
+    header = Header(operation, epoch, dtype, step, times, tuple(counts))
     if operation == Operation.PING:
         if dtype or step or times or any(counts):
             raise ProtocolError("a ping with counts")

@@ -17,7 +17,6 @@ from runner.transport.frames import (
     Operation,
     ResultCounts,
     decode_times,
-    encode_header,
 )
 
 
@@ -27,8 +26,8 @@ def encode_result(
     """What the last stage returns for the step of `header` and `body`."""
     alternatives = sum(len(token.alternatives) for token in tokens)
     counts = ResultCounts(len(tokens), alternatives)
-    times = header.times + 1
-    parts = [encode_header(Operation.RESULT, 0, header.epoch, header.step, times, counts)]
+    front = Header(Operation.RESULT, header.epoch, 0, header.step, header.times + 1, counts)
+    parts = [front.encode()]
     for token in tokens:
         logprob = math.nan if token.logprob is None else token.logprob
         parts.append(

@@ -24,7 +24,6 @@ from runner.transport.frames import (
     Operation,
     StepCounts,
     decode_times,
-    encode_header,
 )
 
 
@@ -46,7 +45,7 @@ def encode_step(step: Step, epoch: Epoch) -> bytes:
     ]
     return b"".join(
         (
-            encode_header(Operation.STEP, 0, epoch, step.number, 0, counts),
+            Header(Operation.STEP, epoch, step=step.number, counts=counts).encode(),
             *segments,
             struct.pack(f"<{counts.tokens}I", *step.token_ids),
             struct.pack(f"<{counts.releases}Q", *step.releases),
@@ -61,9 +60,8 @@ def pass_on(
     """A step's frame for the next stage, up to its tensor of [tokens, hidden] in `dtype`."""
     counts = header.of_step._replace(hidden_size=hidden)
     code = DTYPES.index(dtype) if hidden else 0
-    times = header.times + 1
-    front = encode_header(Operation.STEP, code, header.epoch, header.step, times, counts)
-    return front + body + TIME.pack(time.rank, time.compute_ns, time.wait_ns)
+    front = header._replace(dtype=code, times=header.times + 1, counts=counts)
+    return front.encode() + body + TIME.pack(time.rank, time.compute_ns, time.wait_ns)
 
 
 def decode_step(header: Header, body: bytes | bytearray, limits: Limits) -> Step:

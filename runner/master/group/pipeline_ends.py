@@ -62,14 +62,8 @@ class PipelineEnds:
     async def open(self, host: str, port: int, token: bytes, hello: Hello) -> None:
         """Dial stage 0 until it answers, and wait for the return; cancelled by its caller."""
         loop = asyncio.get_running_loop()
-        connection = await dial_until_answered(
-            host,
-            port,
-            token,
-            hello,
-            back_off=BackOff(*EPOCH_DELAYS_S),
-            complain=lambda why: logger.info("rank 0 at %s", why),
-        )
+        back_off = BackOff(*EPOCH_DELAYS_S)
+        connection = await dial_until_answered(host, port, token, hello, back_off, logger.info)
         self._to_first, _ = await loop.create_connection(
             lambda: _Sender(self._break), sock=connection
         )

@@ -59,15 +59,11 @@ class ControlLink:
 
     async def run(self) -> None:
         """Until cancelled."""
+        host, port = self._spec.master_host, self._spec.master_port
         back_off = BackOff(FIRST_DELAY_S, LAST_DELAY_S)
         while True:
             connection = await dial_until_answered(
-                self._spec.master_host,
-                self._spec.master_port,
-                self._token,
-                self._hello,
-                back_off=back_off,
-                complain=lambda why: self._complain(f"the master at {why}"),
+                host, port, self._token, self._hello, back_off, self._complain
             )
             if await self._keep(connection):
                 back_off.reset()
@@ -109,5 +105,5 @@ class ControlLink:
         logger.warning("the master has been silent for %g s", SILENCE_LIMIT_S)
         channel.abort()
 
-    def _complain(self, sentence: str) -> None:
-        self._complaints.log(logging.WARNING, sentence)
+    def _complain(self, why: str) -> None:
+        self._complaints.log(logging.WARNING, f"not joined: {why}")

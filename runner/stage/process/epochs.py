@@ -164,9 +164,7 @@ class Epochs:
             host, port = self._spec.master_host, self._spec.master_port
             hello = Hello(Role.RETURN, self._rank, epoch, digest)
         back_off = BackOff(*EPOCH_DELAYS_S)
-        return await dial_until_answered(
-            host, port, self._token, hello, back_off=back_off, complain=logger.info
-        )
+        return await dial_until_answered(host, port, self._token, hello, back_off, logger.info)
 
 
 def _set_done(future: asyncio.Future[None]) -> None:
