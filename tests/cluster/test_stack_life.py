@@ -161,7 +161,7 @@ def test_a_new_system_message_touches_the_proxy_only(workspace, core):
 
 def test_a_new_model_replaces_the_four_ranks_and_nothing_else(workspace, core, tmp_path):
     before = uids(core)
-    shutil.copy(REPOSITORY / "infra" / "demo_model_config.json", tmp_path / "config.json")
+    shutil.copy(REPOSITORY / "infra" / "plan" / "demo_model_config.json", tmp_path / "config.json")
     workspace.set(f"{DEPLOYMENT}.common_params.model_name", str(tmp_path))
     run = workspace.up()
     assert run.succeeded, run.output
