@@ -16,7 +16,7 @@ from runner.master.api.request_body import parse_body
 from runner.master.api.token_logprobs import chat_logprobs
 from runner.master.engine.requests import TokenEvent
 from runner.master.text.choice import TextPiece, TextRequest
-from runner.master.text.text_generation import collect
+from runner.master.text.streams import collect
 from web.body import read_json_object
 from web.disconnect import until_disconnected
 

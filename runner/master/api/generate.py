@@ -13,7 +13,7 @@ from runner.master.api.defaults import GENERATE_MAX_NEW_TOKENS
 from runner.master.api.prompts import MasterService, service_of
 from runner.master.api.request_body import SamplingBody, parse_body
 from runner.master.text.choice import TextRequest
-from runner.master.text.text_generation import collect
+from runner.master.text.streams import collect
 from web.body import read_json_object
 from web.disconnect import until_disconnected
 

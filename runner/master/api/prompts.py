@@ -20,7 +20,7 @@ from runner.master.engine.requests import GenerationRequest
 from runner.master.metrics import Metrics
 from runner.master.text.choice import TextRequest
 from runner.master.text.model_text import ModelText
-from runner.master.text.text_generation import Pieces, merged, text_pieces
+from runner.master.text.streams import Pieces, merged, text_pieces
 from runner.sampling_parameters import SamplingParameters
 from web.deadline import remaining_s
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runner.master.engine.requests import TokenEvent
-from runner.master.text.pieces import TokenBytes
+from runner.master.text.model_text import TokenBytes
 
 # OpenAI's documented stand-in for "so unlikely that it has no number"; JSON has no infinity.
 _LEAST = -9999.0

@@ -1,16 +1,22 @@
-"""The text of one choice while its tokens arrive."""
+"""The text of one choice while its tokens arrive: whole characters, up to a stop string."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenizers import Tokenizer
+
 from runner.master.engine.requests import FINISHED_BY_STOP, GenerationRequest, TokenEvent
-from runner.master.text.detokenizer import Detokenizer
 from runner.master.text.model_text import ModelText
-from runner.master.text.stop_strings import StopStrings
 
 # Enough ids before the first new one for any decoder to know that a word goes on.
 _CONTEXT_TOKENS = 8
+_REPLACEMENT = "\ufffd"
+# A run of undecodable tokens longer than this is what the model wrote, not a character that is
+# still to be completed; only its end (a character has at most 4 bytes) is held back then.
+_MAX_UNDECODED_TOKENS = 8
+_MAX_INCOMPLETE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +92,98 @@ class ChoiceText:
                 del self._events[position:]
                 return
             start += token_length
+
+
+class Detokenizer:
+    """Decodes one request's ids. The pieces joined are the decoding of all ids at once.
+
+    Ids are decoded in a short window: the ids of the last piece, for context (where a decoder
+    strips the first token's leading space, the window's first token is never new), and the ids
+    that gave no whole character yet. `context` are the last ids of the prompt, when the text
+    continues the prompt; special tokens give no text.
+
+    With a byte-fallback vocabulary (Llama 2) ids that end inside a character differ from decoding
+    all at once, which turns the whole run of byte tokens into replacement characters: here the
+    characters that were whole stay.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._window: list[int] = list(context)
+        self._sent = len(self._decode().rstrip(_REPLACEMENT))
+        self._context_length = len(self._window)
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now and was not before; "" while a character is incomplete."""
+        self._window.append(token_id)
+        text = self._decode()
+        undecoded = len(self._window) - self._context_length
+        if not text.endswith(_REPLACEMENT):
+            return self._take(text)
+        if undecoded <= _MAX_UNDECODED_TOKENS:
+            return ""
+        trailing = len(text) - len(text.rstrip(_REPLACEMENT))
+        certain = max(self._sent, len(text) - min(trailing, _MAX_INCOMPLETE))
+        piece, self._sent = text[self._sent : certain], certain
+        return piece
+
+    def flush(self) -> str:
+        """The rest at the end of generation: an incomplete character as a replacement character."""
+        return self._take(self._decode())
+
+    def _take(self, text: str) -> str:
+        piece = text[self._sent :]
+        if piece:
+            # Only ids that gave text are context enough: a window of special tokens decodes to
+            # nothing, and the next token would again be the first.
+            self._window = self._window[self._context_length :]
+            self._context_length = len(self._window)
+            self._sent = len(self._decode())
+        return piece
+
+    def _decode(self) -> str:
+        return self._tokenizer.decode(self._window, skip_special_tokens=True)
+
+
+class StopStrings:
+    """Looks for stop strings in one request's text.
+
+    Text that may be the beginning of a stop string is held back until it is certain. The result
+    does not depend on how the text is cut into pieces: the match that ends first wins, and of
+    those that end together the longest.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.matched = False
+
+    def push(self, piece: str) -> str:
+        """The text that may be shown now; a match sets `matched` and drops the rest."""
+        if not self._stops:
+            return piece
+        text = self._held + piece
+        found = min(
+            ((start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0),
+            default=None,
+        )
+        if found is not None:
+            self.matched, self._held = True, ""
+            return text[: found[1]]
+        certain = len(text) - self._held_back(text)
+        self._held = text[certain:]
+        return text[:certain]
+
+    def flush(self) -> str:
+        """What was held back, when the text has ended without a match."""
+        held, self._held = self._held, ""
+        return held
+
+    def _held_back(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop string."""
+        longest = min(len(text), max(map(len, self._stops)) - 1)
+        for length in range(longest, 0, -1):
+            end = text[-length:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0

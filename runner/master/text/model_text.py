@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from tokenizers import Tokenizer
 
 from runner.errors import InvalidField, ModelUnavailable
 from runner.master.text.chat_template import ChatTemplate
-from runner.master.text.pieces import TokenBytes
 
 _SPECIAL_TOKENS = (
     "bos_token",
@@ -24,6 +24,7 @@ _SPECIAL_TOKENS = (
     "mask_token",
 )
 _DEFAULT_PARAMETERS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,43 @@ class ModelText:
         # not: a long prompt in a thread lets the event loop run.
         [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return tuple(encoding.ids)
+
+
+class TokenBytes:
+    """Token id -> bytes, for log probabilities: a token may hold part of a character.
+
+    For byte-level vocabularies, byte fallback and plain pieces.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._alphabet = _byte_level_alphabet() if "ByteLevel" in repr(tokenizer.decoder) else None
+        self._added = tokenizer.get_added_tokens_decoder()
+
+    def of(self, token_id: int) -> bytes:
+        """Ids outside the vocabulary (padding rows of the head) have no bytes."""
+        piece = self._tokenizer.id_to_token(token_id)
+        if piece is None:
+            return b""
+        if token_id in self._added:
+            return piece.encode()
+        if self._alphabet is not None:
+            alphabet = self._alphabet
+            if all(character in alphabet for character in piece):
+                return bytes(alphabet[character] for character in piece)
+            return piece.encode()
+        if match := _BYTE_FALLBACK.fullmatch(piece):
+            return bytes([int(match[1], 16)])
+        return piece.replace("\u2581", " ").encode()
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes (openai/gpt-2, encoder.py)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    alphabet.update({chr(256 + position): byte for position, byte in enumerate(others)})
+    return alphabet
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -1,14 +1,171 @@
 from __future__ import annotations
 
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+
 from runner.master.engine.requests import (
     FINISHED_BY_LENGTH,
     FINISHED_BY_STOP,
     GenerationRequest,
     TokenEvent,
 )
-from runner.master.text.choice import ChoiceText, TextPiece, TextRequest
+from runner.master.text.choice import (
+    ChoiceText,
+    Detokenizer,
+    StopStrings,
+    TextPiece,
+    TextRequest,
+)
 from runner.master.text.model_text import ModelText
 from runner.sampling_parameters import SamplingParameters
+
+TEXTS = [
+    "The quick brown fox.\n\n  def add(a, b):\n\treturn a + b\n",
+    "Grüße aus 東京 👩‍👩‍👧‍👦 und Ελλάδα — naïve café 🇩🇪",
+    "\u0f56\u0f7c\u0f51\u0f0b ไทย हिन्दी",
+    "",
+    "�",
+]
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int], context: tuple[int, ...] = ()) -> list[str]:
+    detokenizer = Detokenizer(tokenizer, context)
+    return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.flush()]
+
+
+@pytest.fixture(scope="module")
+def byte_fallback() -> Tokenizer:
+    """A vocabulary as Llama 2's: words with a leading mark, single bytes for the rest."""
+    pieces = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["▁Hello", "▁world", "!", "▁", "ing", "▁walk"]
+    vocabulary = {piece: place for place, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return tokenizer
+
+
+def ids_of(tokenizer: Tokenizer, *pieces: str) -> list[int]:
+    return [tokenizer.token_to_id(piece) for piece in pieces]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_pieces_joined_are_the_text(demo_text: ModelText, text: str) -> None:
+    ids = demo_text.tokenizer.encode(text).ids
+    pieces = streamed(demo_text.tokenizer, ids)
+    assert "".join(pieces) == text
+    if "�" not in text:
+        assert not any("�" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_ids_give_the_decoding_of_all_ids(demo_text: ModelText, seed: int) -> None:
+    numbers = random.Random(seed)
+    # The first ids of the vocabulary are single bytes: many broken characters.
+    limit = numbers.choice([300, 1000, demo_text.vocabulary_size])
+    ids = [numbers.randrange(limit) for _ in range(200)]
+    assert "".join(streamed(demo_text.tokenizer, ids)) == demo_text.decode(ids)
+
+
+def test_a_character_is_shown_when_its_last_byte_has_come(byte_fallback: Tokenizer) -> None:
+    ids = ids_of(
+        byte_fallback, "▁Hello", "<0xE6>", "<0x9D>", "<0xB1>", "<0xE4>", "<0xBA>", "<0xAC>"
+    )
+    assert streamed(byte_fallback, ids) == ["Hello", "", "", "東", "", "", "京", ""]
+
+
+def test_an_incomplete_character_at_the_end_is_not_lost(byte_fallback: Tokenizer) -> None:
+    pieces = streamed(byte_fallback, ids_of(byte_fallback, "▁Hello", "<0xE6>", "<0x9D>"))
+    assert pieces[:3] == ["Hello", "", ""]
+    assert set(pieces[3]) == {"�"}
+
+
+def test_spaces_between_words_survive_and_the_first_is_stripped(byte_fallback: Tokenizer) -> None:
+    ids = ids_of(byte_fallback, "▁Hello", "▁world", "!", "▁walk", "ing")
+    assert streamed(byte_fallback, ids) == ["Hello", " world", "!", " walk", "ing", ""]
+
+
+def test_special_tokens_cost_the_next_word_no_space(byte_fallback: Tokenizer) -> None:
+    ids = ids_of(byte_fallback, "▁Hello", "<s>", "<s>", "▁world")
+    assert "".join(streamed(byte_fallback, ids)) == "Hello world"
+
+
+def test_a_text_that_continues_a_prompt_keeps_its_leading_space(byte_fallback: Tokenizer) -> None:
+    context = tuple(ids_of(byte_fallback, "<s>", "▁Hello"))
+    assert streamed(byte_fallback, ids_of(byte_fallback, "▁world"), context) == [" world", ""]
+
+
+def test_a_prompt_that_ends_inside_a_character_is_completed(byte_fallback: Tokenizer) -> None:
+    context = tuple(ids_of(byte_fallback, "▁Hello", "<0xE6>", "<0x9D>"))
+    assert "".join(streamed(byte_fallback, ids_of(byte_fallback, "<0xB1>"), context)) == "東"
+
+
+def shown(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
+    matcher = StopStrings(stops)
+    text = ""
+    for piece in pieces:
+        text += matcher.push(piece)
+        if matcher.matched:
+            return text, True
+    return text + matcher.flush(), False
+
+
+def test_a_match_across_the_border_of_two_pieces_ends_the_text_before_it() -> None:
+    assert shown(["END"], ["one E", "N", "D two"]) == ("one ", True)
+
+
+def test_text_that_may_begin_a_stop_string_is_held_back_until_certain() -> None:
+    matcher = StopStrings(["END"])
+    assert matcher.push("x EN") == "x "
+    assert matcher.push("C") == "ENC"
+    assert matcher.push("E") == ""
+    assert matcher.flush() == "E"
+
+
+def test_the_match_that_ends_first_wins() -> None:
+    assert shown(["abcd", "bc"], ["xabcd"]) == ("xa", True)
+    assert shown(["bc", "abc"], ["xabcd"]) == ("x", True)
+
+
+def test_without_stop_strings_nothing_is_held_back() -> None:
+    assert StopStrings([]).push("abc") == "abc"
+
+
+@given(
+    st.text("ab", max_size=30),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.lists(st.integers(0, 30), max_size=5),
+)
+def test_the_result_does_not_depend_on_the_pieces(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
+    borders = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[start:end] for start, end in pairwise(borders)]
+    expected = shown(stops, list(text))
+    assert shown(stops, pieces) == expected
+    if not expected[1]:
+        assert expected[0] == text
+        assert not any(stop in text for stop in stops)
+
+
+@pytest.mark.parametrize("stop", ["\n\n", "é", "```"])
+def test_repeated_beginnings_do_not_hide_a_match(stop: str) -> None:
+    assert shown([stop], list("x" + stop[0] + stop)) in [
+        ("x" + stop[0], True),
+        ("x", True),
+    ]
 
 
 def pieces_of(text: ModelText, written: str, ending: str, *stops: str) -> list[TextPiece]:
