@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-from contract.faults import shown_value
+from typing import ClassVar
+
+from contract.faults import Fault
 
 
 class RunnerError(Exception):
-    """Anything that the runner raises on purpose."""
+    """Anything that the runner raises on purpose.
+
+    `status` and `code` are what it is in HTTP where it ends a request; a client may ask again
+    after `retry_after_s` seconds where that is worth it.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    retry_after_s: int | None = None
 
 
 class InvalidField(RunnerError):
-    """User input that breaks a rule; becomes HTTP 400 and names the field, the value, the rule."""
+    """User input that breaks a rule; names the field, the value (MISSING for none), the rule."""
+
+    status, code = 400, "invalid_value"
 
     def __init__(self, field: str, value: object, rule: str) -> None:
-        self.field, self.value, self.rule = field, value, rule
-        super().__init__(f"{field} = {shown_value(value)}: {rule}")
+        self.field = field
+        super().__init__(str(Fault(field, value, rule)))
 
 
 class PromptTooLong(InvalidField):
     """The prompt and what it asks for exceed max_model_len or the KV budget."""
 
+    code = "context_length_exceeded"
+
+
+class UnknownModel(InvalidField):
+    """The request names a model that this master does not serve."""
+
+    status, code = 404, "model_not_found"
+
 
 class EngineFull(RunnerError):
-    """The queue is full; becomes HTTP 429 with Retry-After."""
+    """The queue is full."""
+
+    status, code = 429, "engine_full"
 
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         self.retry_after_s = retry_after_s
@@ -30,11 +52,16 @@ class EngineFull(RunnerError):
 
 
 class NotServing(RunnerError):
-    """Starting, forming, draining or failed; becomes HTTP 503 and says which."""
+    """Starting, forming, draining or failed; says which."""
+
+    status, code = 503, "not_serving"
+    retry_after_s = 1
 
 
 class DeadlineExceeded(RunnerError):
-    """The request's deadline passed before its last token; becomes HTTP 504."""
+    """The request's deadline passed before its last token."""
+
+    status, code = 504, "deadline_exceeded"
 
 
 class ModelUnavailable(RunnerError):

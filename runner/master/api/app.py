@@ -12,7 +12,7 @@ from runner.master.api import chat as chat_api
 from runner.master.api import completions as completions_api
 from runner.master.api import generate as generate_api
 from runner.master.api import state as state_api
-from runner.master.api.errors import install_failure_handlers
+from runner.master.api.errors import install_failure_handler
 from runner.master.api.prompts import MasterService
 from web.errors import install_error_handlers
 
@@ -41,5 +41,5 @@ def create_app(service: MasterService, lifespan: Lifespan | None = None) -> Star
     )
     app.state.service = service
     install_error_handlers(app)
-    install_failure_handlers(app)
+    install_failure_handler(app)
     return app

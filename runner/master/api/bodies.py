@@ -1,17 +1,90 @@
-"""Bodies of /v1/completions and /v1/chat/completions."""
+"""The bodies that the endpoints take, checked; what is wrong is refused by the field's name."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from contract.faults import faults_of
 from runner.errors import InvalidField
-from runner.master.api.request_body import SamplingBody
-from runner.sampling_parameters import MAX_LOGPROBS
+from runner.sampling_parameters import MAX_LOGIT_BIAS_ENTRIES, MAX_LOGPROBS
 
+# An object's keys, the body's own too: pydantic makes a fault of each unknown one, and a million
+# of those cost seconds and gigabytes. No field of ours needs more.
+MAX_KEYS = MAX_LOGIT_BIAS_ENTRIES
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 512
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
+_SHOWN_FAULTS = 4
+
+
+class RequestBody(BaseModel):
+    """A JSON object whose fields are all known; null stands for "not given", as in OpenAI's API.
+
+    `ignored` fields are accepted because clients send them and nothing depends on them.
+    `refused` fields are known but not supported: only the values listed with the rule pass.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    refused: ClassVar[Mapping[str, tuple[tuple[Any, ...], str]]] = {}
+
+    def check(self) -> None:
+        """The rules that pydantic does not know; raises InvalidField."""
+
+
+class SamplingBody(RequestBody):
+    """The fields that every generating endpoint takes; None where the request does not say."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: Any = None
+    stop_token_ids: list[int] | None = Field(default=None, fail_fast=True)
+    logit_bias: dict[str, float] | None = None
+    ignore_eos: bool = False
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """The named fields that the request sets."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+class ConfigurationBody(RequestBody):
+    """POST /set_config: the defaults that may be set. null puts one back to the model's own."""
+
+    max_new_tokens: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: Any = None
+
+
+class GenerateBody(SamplingBody):
+    """`do_sample` false means temperature 0; omitted, a named temperature, top_k, top_p or min_p
+    means true."""
+
+    prompt: str
+    max_new_tokens: int | None = None
+    do_sample: bool | None = None
+    enable_streaming: bool = False
+
+    def check(self) -> None:
+        if not self.prompt:
+            raise InvalidField("prompt", self.prompt, "must not be empty")
 
 
 class StreamOptions(BaseModel):
@@ -32,7 +105,6 @@ class OpenAIBody(SamplingBody):
     stream_options: StreamOptions | None = None
 
     def check(self) -> None:
-        """The rules that pydantic does not know; raises InvalidField."""
         if not 1 <= self.n <= MAX_CHOICES:
             raise InvalidField("n", self.n, f"must be an integer from 1 to {MAX_CHOICES}")
         if self.stream_options is not None and not self.stream:
@@ -126,6 +198,53 @@ class ChatBody(OpenAIBody):
         if not self.messages:
             raise InvalidField("messages", [], "must have at least one message")
         return [_message(f"messages[{place}]", item) for place, item in enumerate(self.messages)]
+
+
+Body = TypeVar("Body", bound=RequestBody)
+
+
+def parse_body(kind: type[Body], document: Mapping[str, Any]) -> Body:
+    """`document` as `kind`; raises InvalidField naming every field, value and rule it breaks."""
+    given: dict[str, Any] = {}
+    _check_keys("body", document)
+    for name, value in document.items():
+        _check_keys(name, value)
+        if value is None or name in kind.ignored:
+            if name not in kind.ignored | kind.refused.keys() | kind.model_fields.keys():
+                raise InvalidField(name, value, "is not a field of this request")
+            continue
+        if name in kind.refused:
+            harmless, rule = kind.refused[name]
+            if value not in harmless:
+                raise InvalidField(name, value, rule)
+            continue
+        given[name] = value
+    try:
+        body = kind.model_validate(given)
+    except ValidationError as error:
+        first, *others = faults_of(error, whole="body")[:_SHOWN_FAULTS]
+        rule = "; ".join([first.rule, *(f"{fault.path}: {fault.rule}" for fault in others)])
+        raise InvalidField(first.path, first.value, rule) from error
+    body.check()
+    return body
+
+
+def stop_strings(stop: object) -> tuple[str, ...]:
+    """The stop strings of a request (a string, a list of strings or None); raises InvalidField."""
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if not isinstance(stops, list) or len(stops) > MAX_STOP_STRINGS:
+        rule = f"must be a string or a list of at most {MAX_STOP_STRINGS} strings"
+        raise InvalidField("stop", stop, rule)
+    for item in stops:
+        if not isinstance(item, str) or not 0 < len(item) <= MAX_STOP_LENGTH:
+            rule = f"must be a string of 1 to {MAX_STOP_LENGTH} characters"
+            raise InvalidField("stop", item, rule)
+    return tuple(stops)
+
+
+def _check_keys(name: str, value: object) -> None:
+    if isinstance(value, Mapping) and len(value) > MAX_KEYS:
+        raise InvalidField(name, f"{len(value)} keys", f"must have at most {MAX_KEYS} keys")
 
 
 def _message(field: str, message: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from runner.master.api.answers import Events, StreamUsage, answer_head, event_stream, usage
-from runner.master.api.bodies import ChatBody
+from runner.master.api.bodies import ChatBody, parse_body
 from runner.master.api.prompts import MasterService, service_of
-from runner.master.api.request_body import parse_body
 from runner.master.api.token_logprobs import chat_logprobs
 from runner.master.engine.requests import TokenEvent
 from runner.master.text.choice import TextPiece, TextRequest
@@ -25,7 +24,6 @@ async def chat_completions(request: Request) -> Response:
     """Without max_tokens the answer may fill the rest of the context."""
     service = service_of(request)
     body = parse_body(ChatBody, await read_json_object(request))
-    body.check()
     service.check_model(body.model)
     choices = await _choices(service, body)
     if body.stream:

@@ -11,10 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from runner.master.api.answers import Events, StreamUsage, answer_head, event_stream, usage
-from runner.master.api.bodies import CompletionBody
+from runner.master.api.bodies import CompletionBody, parse_body
 from runner.master.api.defaults import COMPLETION_MAX_TOKENS
 from runner.master.api.prompts import MasterService, service_of
-from runner.master.api.request_body import parse_body
 from runner.master.api.token_logprobs import completion_logprobs
 from runner.master.engine.requests import TokenEvent
 from runner.master.text.choice import TextPiece, TextRequest
@@ -38,7 +37,6 @@ class _Asked:
 async def completions(request: Request) -> Response:
     service = service_of(request)
     body = parse_body(CompletionBody, await read_json_object(request))
-    body.check()
     service.check_model(body.model)
     asked = await _ask(service, body)
     if body.stream:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner.errors import InvalidField, PromptTooLong
-from runner.master.api.request_body import RequestBody, SamplingBody, parse_body, stop_strings
+from runner.master.api.bodies import ConfigurationBody, SamplingBody, parse_body, stop_strings
 from runner.sampling_parameters import SamplingParameters, parse_logit_bias
 
 GENERATE_MAX_NEW_TOKENS = 2048
@@ -21,22 +21,6 @@ _REALS = (
 )
 SAMPLING_FIELDS = (*_REALS, "top_k", "seed")
 _MEANS_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-
-
-class ConfigurationBody(RequestBody):
-    """POST /set_config: the defaults that may be set. null puts one back to the model's own."""
-
-    max_new_tokens: int | None = None
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop: Any = None
 
 
 class GenerationDefaults:

@@ -7,65 +7,38 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
-from runner.errors import (
-    DeadlineExceeded,
-    EngineFull,
-    InvalidField,
-    NotServing,
-    PromptTooLong,
-    RunnerError,
-)
-from web.errors import error_body, error_response
+from runner.errors import InvalidField, RunnerError
+from web.errors import ApiError
 
 _log = logging.getLogger(__name__)
-NOT_SERVING_RETRY_AFTER_S = 1
 
 
-def _status_and_arguments(error: Exception) -> tuple[int, str, dict[str, Any]]:
-    """HTTP status, message, and what else the error body says."""
-    text = str(error)
-    match error:
-        case PromptTooLong():
-            arguments = {"param": error.field, "code": "context_length_exceeded"}
-            return 400, text, arguments
-        case UnknownModel():
-            return 404, text, {"param": "model", "code": "model_not_found"}
-        case InvalidField():
-            return 400, text, {"param": error.field, "code": "invalid_value"}
-        case EngineFull():
-            return 429, text, {"code": "engine_full"}
-        case NotServing():
-            return 503, text, {"code": "not_serving"}
-        case DeadlineExceeded():
-            return 504, text, {"code": "deadline_exceeded"}
-    _log.error("a request failed", exc_info=error)
-    return 500, "the master failed to serve this request; its log says why", {"code": "internal"}
-
-
-class UnknownModel(InvalidField):
-    """The request names a model that this master does not serve."""
-
-
-def failure_response(error: Exception) -> Response:
-    status, message, arguments = _status_and_arguments(error)
-    headers = {}
-    if isinstance(error, EngineFull):
-        headers["Retry-After"] = str(error.retry_after_s)
-    elif isinstance(error, NotServing):
-        headers["Retry-After"] = str(NOT_SERVING_RETRY_AFTER_S)
-    return error_response(status, message, headers=headers, **arguments)
+def _api_error(error: Exception) -> ApiError:
+    """`error` in the words of HTTP; the log has what is a defect of ours."""
+    if not isinstance(error, RunnerError) or error.status == RunnerError.status:
+        _log.error("a request failed", exc_info=error)
+        message = "the master failed to serve this request; its log says why"
+        return ApiError(RunnerError.status, message, code=RunnerError.code)
+    again = error.retry_after_s
+    return ApiError(
+        error.status,
+        str(error),
+        param=error.field if isinstance(error, InvalidField) else None,
+        code=error.code,
+        headers=None if again is None else {"Retry-After": str(again)},
+    )
 
 
 def failure_body(error: Exception) -> dict[str, Any]:
     """The error as the last event of a stream that has begun."""
-    status, message, arguments = _status_and_arguments(error)
-    return error_body(status, message, **arguments)
+    return _api_error(error).body
 
 
-def install_failure_handlers(app: Starlette) -> None:
+def install_failure_handler(app: Starlette) -> None:
     async def failed(_request: Request, error: Exception) -> Response:
-        return failure_response(error)
+        answer = _api_error(error)
+        return JSONResponse(answer.body, answer.status, headers=answer.headers)
 
     app.add_exception_handler(RunnerError, failed)

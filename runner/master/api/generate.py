@@ -7,25 +7,14 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from runner.errors import InvalidField
 from runner.master.api.answers import Events, event_stream, usage
+from runner.master.api.bodies import GenerateBody, parse_body
 from runner.master.api.defaults import GENERATE_MAX_NEW_TOKENS
 from runner.master.api.prompts import MasterService, service_of
-from runner.master.api.request_body import SamplingBody, parse_body
 from runner.master.text.choice import TextRequest
 from runner.master.text.streams import collect
 from web.body import read_json_object
 from web.disconnect import until_disconnected
-
-
-class GenerateBody(SamplingBody):
-    """`do_sample` false means temperature 0; omitted, a named temperature, top_k, top_p or min_p
-    means true."""
-
-    prompt: str
-    max_new_tokens: int | None = None
-    do_sample: bool | None = None
-    enable_streaming: bool = False
 
 
 async def generate(request: Request) -> Response:
@@ -33,8 +22,6 @@ async def generate(request: Request) -> Response:
     finish_reason and usage."""
     service = service_of(request)
     body = parse_body(GenerateBody, await read_json_object(request))
-    if not body.prompt:
-        raise InvalidField("prompt", body.prompt, "must not be empty")
     choice = await _choice(service, body)
     if body.enable_streaming:
         return event_stream(_events(service, choice), service.spec.request_deadline_s)

@@ -11,16 +11,15 @@ from typing import Any
 from starlette.requests import Request
 
 from contract.specs import GroupSpec
-from runner.errors import InvalidField, NotServing, PromptTooLong
+from runner.errors import InvalidField, NotServing, PromptTooLong, UnknownModel
+from runner.master.api.bodies import SamplingBody
 from runner.master.api.defaults import GenerationDefaults
-from runner.master.api.errors import UnknownModel
-from runner.master.api.request_body import SamplingBody
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import GenerationRequest
 from runner.master.metrics import Metrics
 from runner.master.text.choice import TextRequest
 from runner.master.text.model_text import ModelText
-from runner.master.text.streams import Pieces, merged, text_pieces
+from runner.master.text.streams import Pieces, text_pieces
 from runner.sampling_parameters import SamplingParameters
 from web.deadline import remaining_s
 
@@ -146,9 +145,7 @@ class MasterService:
 
     def pieces(self, requests: Sequence[TextRequest]) -> Pieces:
         """The text of all choices as it comes."""
-        return merged(
-            [text_pieces(self.engine, self.text, item, self.metrics) for item in requests]
-        )
+        return text_pieces(self.engine, self.text, self.metrics, requests)
 
 
 def service_of(request: Request) -> MasterService:

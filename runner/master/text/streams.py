@@ -1,15 +1,13 @@
-"""From the engine's token events to text: one generation, or several side by side."""
+"""From the engine's token events to text as it comes: one choice, or several side by side."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from runner.errors import RunnerError
-from runner.master.engine.requests import GenerationRequest, TokenEvent
+from runner.master.engine.engine import Engine
 from runner.master.metrics import Metrics
 from runner.master.text.choice import ChoiceText, TextPiece, TextRequest
 from runner.master.text.model_text import ModelText
@@ -17,16 +15,21 @@ from runner.master.text.model_text import ModelText
 Pieces = AsyncGenerator[TextPiece, None]
 
 
-class TokenSource(Protocol):
-    """What text generation needs of the engine."""
-
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]: ...
-
-
-async def text_pieces(
-    engine: TokenSource, text: ModelText, request: TextRequest, metrics: Metrics
+def text_pieces(
+    engine: Engine, text: ModelText, metrics: Metrics, requests: Sequence[TextRequest]
 ) -> Pieces:
-    """Pieces of one choice. Closing the generator ends the generation; so does a stop string."""
+    """Pieces of all choices as they come; the first error ends them all.
+
+    Closing the generator ends the generation, a stop string that of its choice. Raises what
+    Engine.generate does.
+    """
+    sources = [_pieces_of_one(engine, text, metrics, request) for request in requests]
+    return sources[0] if len(sources) == 1 else _merged(sources)
+
+
+async def _pieces_of_one(
+    engine: Engine, text: ModelText, metrics: Metrics, request: TextRequest
+) -> Pieces:
     choice = ChoiceText(text, request)
     timer = metrics.start_request(len(request.generation.prompt_ids))
     try:
@@ -50,13 +53,7 @@ async def text_pieces(
         timer.finish("abort")
 
 
-async def merged(sources: Sequence[Pieces]) -> Pieces:
-    """The pieces of several choices as they come; the first error ends them all."""
-    if len(sources) == 1:
-        async with aclosing(sources[0]) as source:
-            async for piece in source:
-                yield piece
-        return
+async def _merged(sources: Sequence[Pieces]) -> Pieces:
     arrived: asyncio.Queue[TextPiece | Exception | None] = asyncio.Queue()
     tasks = [asyncio.create_task(_pump(source, arrived)) for source in sources]
     try:
@@ -85,23 +82,19 @@ async def _pump(source: Pieces, arrived: asyncio.Queue[TextPiece | Exception | N
             arrived.put_nowait(error)
 
 
-@dataclass(slots=True)
-class FinishedText:
-    """One choice, whole."""
-
-    text: str = ""
-    events: list[TokenEvent] = field(default_factory=list)
-    tokens: int = 0
-    finish_reason: str | None = None
-
-
-async def collect(pieces: Pieces, choices: int) -> list[FinishedText]:
-    """Every choice, in order."""
-    finished = [FinishedText() for _ in range(choices)]
+async def collect(pieces: Pieces, choices: int) -> list[TextPiece]:
+    """Every choice as one piece, in order."""
+    parts: list[list[TextPiece]] = [[] for _ in range(choices)]
     async with aclosing(pieces):
         async for piece in pieces:
-            one = finished[piece.index]
-            one.text += piece.text
-            one.events += piece.events
-            one.tokens, one.finish_reason = piece.tokens, piece.finish_reason
-    return finished
+            parts[piece.index].append(piece)
+    return [
+        TextPiece(
+            index,
+            "".join(part.text for part in of_one),
+            tuple(event for part in of_one for event in part.events),
+            of_one[-1].tokens,
+            of_one[-1].finish_reason,
+        )
+        for index, of_one in enumerate(parts)
+    ]

@@ -179,7 +179,7 @@ REFUSED = [
         "not padded",
     ),
     ({"n": 0}, "n", "from 1 to 16"),
-    ({"n": True}, "n", "integer"),
+    ({"n": True}, "n", "whole number"),
     ({"temperature": "hot"}, "temperature", "number"),
     ({"temperature": 3}, "temperature", "from 0"),
     ({"top_p": 0}, "top_p", "above 0"),
