@@ -13,11 +13,8 @@ from starlette.applications import Starlette
 from contract.specs import GroupSpec, SpecError, load, read_token
 from runner.errors import ModelUnavailable
 from runner.master.api.app import create_app
-from runner.master.api.defaults import GenerationDefaults
-from runner.master.api.prompts import MasterService
 from runner.master.engine.engine import Engine
 from runner.master.group.group import Group
-from runner.master.metrics import Metrics
 from runner.master.text.model_text import ModelText
 from runner.models.folder import resolve_model
 from web.listener import PortError, bind
@@ -48,13 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _serve(spec: GroupSpec, token: bytes, text: ModelText) -> int:
     group = Group(spec, token)
     engine = Engine(spec, group)
-    service = MasterService(
-        spec,
-        engine,
-        text,
-        GenerationDefaults(text.generation_defaults),
-        Metrics(spec.model_name, engine.statistics),
-    )
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -62,7 +52,7 @@ def _serve(spec: GroupSpec, token: bytes, text: ModelText) -> int:
         yield
         await group.stop()
 
-    app = create_app(service, lifespan)
+    app = create_app(spec, engine, text, lifespan)
     return serve(
         app, spec.bind_address, spec.http_port, spec.request_deadline_s, on_signal=group.drain
     )

@@ -39,8 +39,12 @@ def engine() -> WatchedEngine:
 
 
 @pytest.fixture(scope="session")
-def master(engine: WatchedEngine) -> Iterator[str]:
-    text = ModelText.load(resolve_model("demo:smollm2-135m-instruct").path)
+def text() -> ModelText:
+    return ModelText.load(resolve_model("demo:smollm2-135m-instruct").path)
+
+
+@pytest.fixture(scope="session")
+def master(engine: WatchedEngine, text: ModelText) -> Iterator[str]:
     with served_engine(engine, text) as url:
         yield url
 

@@ -11,8 +11,11 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from runner.master.api.app import create_app
+from runner.master.text.model_text import ModelText
 from runner.stage.process.health import health_app
+from tests.goldens.conftest import WatchedEngine
 from tests.goldens.recorded_file import check_recorded
+from tests.runner.master.serving import group_spec
 
 
 def test_the_proxy_blocks_documents(proxy: str) -> None:
@@ -26,11 +29,10 @@ def test_the_inference_servers_document(server: str) -> None:
     check_recorded("openapi-inference-server", document)
 
 
-def test_the_ranks_routes() -> None:
+def test_the_ranks_routes(engine: WatchedEngine, text: ModelText) -> None:
     """These have no document of their own."""
     stage = health_app(lambda: "", lambda: "", CollectorRegistry())
-    # The routes are there before a request needs the service.
-    master = create_app(None)  # type: ignore[arg-type]
+    master = create_app(group_spec(), engine, text)  # type: ignore[arg-type]
     check_recorded("routes", {"master": routes(master), "stage": routes(stage)})
 
 

@@ -1,0 +1,8 @@
+"""The master's HTTP: bodies in, answers out.
+
+An endpoint (chat, completions) parses a body (bodies), has its prompts made token ids and judged
+(prompts, defaults), and answers with the text that comes back (answers), whole or as a stream.
+Every refusal of a request is worded here, before anything is queued; errors makes HTTP of it. What
+is the same for every tier (error body, deadline, body limits) lies in web/; what a token is, in
+text.
+"""

@@ -1,61 +1,68 @@
-"""The parts that generated answers share, whole or as events."""
+"""Generated text as an answer, whole or event by event, in OpenAI's shapes or another."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from runner.master.api.bodies import OpenAIBody
 from runner.master.api.errors import failure_body
+from runner.master.engine.requests import TokenEvent
+from runner.master.text.choice import TextPiece, TextRequest
+from runner.master.text.model_text import TokenBytes
+from runner.master.text.streams import Pieces, collect, text_pieces
 from web.deadline import remaining_s
-from web.events import DONE, LAST_SEND_S, EventStream, event
+from web.disconnect import until_disconnected
+from web.events import DONE, LAST_SEND_S, EventStream
 from web.events import Events as EncodedEvents
+from web.events import event as encoded
 
-Events = AsyncGenerator[dict[str, Any], None]
-
-
-def answer_head(kind: str, prefix: str, model: str) -> dict[str, Any]:
-    """id, object, created and model: equal in all chunks of one stream."""
-    return {
-        "id": f"{prefix}-{secrets.token_hex(12)}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": model,
-    }
+Document = dict[str, Any]
+Events = AsyncGenerator[Document, None]
+# OpenAI's documented stand-in for "so unlikely that it has no number"; JSON has no infinity.
+_LEAST = -9999.0
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
+class Answer(Protocol):
+    """What one endpoint makes of the text of one request's choices."""
+
+    def whole(self, choices: Sequence[TextPiece]) -> Document:
+        """The body, of every choice as one piece."""
+
+    def chunks(self, piece: TextPiece) -> Iterable[Document]:
+        """The events of a stream that a piece makes."""
+
+    def last(self) -> Iterable[Document]:
+        """What a stream ends with once all pieces have come."""
 
 
-class StreamUsage:
-    """Counts a stream's tokens. With include_usage each chunk says `usage: null`, and a last one
-    without choices says the sum."""
+async def respond(
+    request: Request, requests: Sequence[TextRequest], answer: Answer, *, stream: bool
+) -> Response:
+    """Generate and answer. Raises what Engine.generate does, and ClientDisconnect."""
+    state = request.app.state
+    pieces = text_pieces(state.engine, state.text, state.metrics, requests)
+    if stream:
+        return event_stream(_events(pieces, answer), state.spec.request_deadline_s)
+    choices = await until_disconnected(request.receive, collect(pieces, len(requests)))
+    return JSONResponse(answer.whole(choices))
 
-    def __init__(self, include: bool, prompt_tokens: int) -> None:
-        self._include, self._prompt_tokens = include, prompt_tokens
-        self._tokens: dict[int, int] = {}
 
-    def chunk(self, head: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
-        document = {**head, "choices": [choice]}
-        if self._include:
-            document["usage"] = None
-        return document
-
-    def count(self, index: int, tokens: int) -> None:
-        self._tokens[index] = tokens
-
-    def last(self, head: dict[str, Any]) -> Iterable[dict[str, Any]]:
-        if self._include:
-            total = sum(self._tokens.values())
-            yield {**head, "choices": [], "usage": usage(self._prompt_tokens, total)}
+async def _events(pieces: Pieces, answer: Answer) -> Events:
+    async with aclosing(pieces):
+        async for piece in pieces:
+            for document in answer.chunks(piece):
+                yield document
+    for document in answer.last():
+        yield document
 
 
 def event_stream(events: Events, deadline_s: float) -> EventStream:
@@ -74,11 +81,132 @@ async def _encoded(events: Events) -> EncodedEvents:
     async with aclosing(events):
         try:
             async for document in events:
-                yield event(document)
+                yield encoded(document)
                 begun = True
         except Exception as error:
             if not begun:
                 raise
-            yield event(failure_body(error))
+            yield encoded(failure_body(error))
         else:
             yield DONE
+
+
+class OpenAIAnswer(ABC):
+    """An answer in OpenAI's shape. With include_usage each chunk says `usage: null`, and a last
+    one without choices says the sum."""
+
+    def __init__(
+        self, body: OpenAIBody, requests: Sequence[TextRequest], kind: str, prefix: str
+    ) -> None:
+        # Equal in all chunks of one stream.
+        self._head = {
+            "id": f"{prefix}-{secrets.token_hex(12)}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": body.model,
+        }
+        self._include_usage = body.include_usage
+        self._prompt_tokens = prompt_tokens(requests, body.n)
+        self._tokens: dict[int, int] = {}  # of the choices that have begun
+
+    @abstractmethod
+    def choice(self, piece: TextPiece) -> Document:
+        """One choice of a whole answer."""
+
+    @abstractmethod
+    def deltas(self, piece: TextPiece, *, begins: bool) -> Iterable[Document]:
+        """A piece as choices of chunks; `begins` with the first piece of a choice."""
+
+    def whole(self, choices: Sequence[TextPiece]) -> Document:
+        self._tokens = {piece.index: piece.tokens for piece in choices}
+        return {
+            **self._head,
+            "choices": [self.choice(piece) for piece in choices],
+            "usage": self._usage(),
+        }
+
+    def chunks(self, piece: TextPiece) -> Iterable[Document]:
+        begins = piece.index not in self._tokens
+        self._tokens[piece.index] = piece.tokens
+        for delta in self.deltas(piece, begins=begins):
+            chunk = {**self._head, "choices": [delta]}
+            yield {**chunk, "usage": None} if self._include_usage else chunk
+
+    def last(self) -> Iterable[Document]:
+        if self._include_usage:
+            yield {**self._head, "choices": [], "usage": self._usage()}
+
+    def _usage(self) -> dict[str, int]:
+        return usage(self._prompt_tokens, sum(self._tokens.values()))
+
+
+def prompt_tokens(requests: Sequence[TextRequest], choices: int) -> int:
+    """Each prompt counted once, whatever the number of its `choices`."""
+    return sum(len(request.generation.prompt_ids) for request in requests[::choices])
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def chat_logprobs(events: Sequence[TokenEvent], token_bytes: TokenBytes) -> dict[str, Any]:
+    """`choices[].logprobs` of a chat completion: one entry for each token, best first."""
+    return {
+        "content": [
+            {
+                **_chat_entry(event.token_id, event.logprob, token_bytes),
+                "top_logprobs": [
+                    _chat_entry(token_id, logprob, token_bytes)
+                    for token_id, logprob in event.alternatives
+                ],
+            }
+            for event in events
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(
+    events: Sequence[TokenEvent], token_bytes: TokenBytes, text_offset: int
+) -> tuple[dict[str, Any], int]:
+    """`choices[].logprobs` of a completion, and the offset where the next tokens go on."""
+    tokens, offsets, logprobs, alternatives = [], [], [], []
+    for event in events:
+        token = _token(event.token_id, token_bytes)
+        tokens.append(token)
+        offsets.append(text_offset)
+        logprobs.append(_finite(event.logprob))
+        alternatives.append(
+            {
+                _token(token_id, token_bytes): _finite(logprob)
+                for token_id, logprob in event.alternatives
+            }
+        )
+        text_offset += len(token)
+    return {
+        "tokens": tokens,
+        "token_logprobs": logprobs,
+        "top_logprobs": alternatives if any(alternatives) else None,
+        "text_offset": offsets,
+    }, text_offset
+
+
+def _chat_entry(token_id: int, logprob: float | None, token_bytes: TokenBytes) -> dict[str, Any]:
+    raw = token_bytes.of(token_id)
+    return {
+        "token": raw.decode("utf-8", "replace"),
+        "logprob": _finite(logprob),
+        "bytes": list(raw),
+    }
+
+
+def _token(token_id: int, token_bytes: TokenBytes) -> str:
+    return token_bytes.of(token_id).decode("utf-8", "replace")
+
+
+def _finite(logprob: float | None) -> float:
+    return _LEAST if logprob is None or logprob < _LEAST else logprob

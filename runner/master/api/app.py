@@ -1,45 +1,138 @@
-"""The master's HTTP application: its routes, and what surrounds them."""
+"""The master's HTTP application: its routes, and what it says of itself without the queue."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
+from starlette.datastructures import State
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from runner.master.api import chat as chat_api
-from runner.master.api import completions as completions_api
-from runner.master.api import generate as generate_api
-from runner.master.api import state as state_api
+from contract.specs import GroupSpec
+from runner.master.api.chat import chat_completions
+from runner.master.api.completions import completions, generate, get_config, set_config
+from runner.master.api.defaults import GenerationDefaults
 from runner.master.api.errors import install_failure_handler
-from runner.master.api.prompts import MasterService
+from runner.master.api.prompts import Prompts
+from runner.master.engine.engine import Engine
+from runner.master.metrics import Metrics
+from runner.master.text.model_text import ModelText
 from web.errors import install_error_handlers
+from web.events import Events, EventStream, event
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+# A watcher is told of changes no oftener, and hears of an idle pipeline no less often.
+CHANGE_S = 0.25
+REPEAT_S = 3.0
 
 
-def create_app(service: MasterService, lifespan: Lifespan | None = None) -> Starlette:
+def create_app(
+    spec: GroupSpec, engine: Engine, text: ModelText, lifespan: Lifespan | None = None
+) -> Starlette:
     """`lifespan` starts and ends what lives beside the API, on the same event loop."""
     app = Starlette(
         routes=[
-            Route("/generate", generate_api.generate, methods=["POST"]),
-            Route("/set_config", generate_api.set_config, methods=["POST"]),
-            Route("/set_config", generate_api.get_config, methods=["GET"]),
-            Route("/v1/completions", completions_api.completions, methods=["POST"]),
-            Route("/v1/chat/completions", chat_api.chat_completions, methods=["POST"]),
-            Route("/v1/chat/", chat_api.chat_completions, methods=["POST"]),
-            Route("/v1/models", state_api.models, methods=["GET"]),
-            Route("/v1/models/{name:path}", state_api.model, methods=["GET"]),
-            Route("/livez", state_api.livez, methods=["GET"]),
-            Route("/readyz", state_api.readyz, methods=["GET"]),
-            Route("/metrics", state_api.metrics, methods=["GET"]),
-            Route("/topology", state_api.topology, methods=["GET"]),
-            Route("/topology/events", state_api.topology_events, methods=["GET"]),
+            Route("/generate", generate, methods=["POST"]),
+            Route("/set_config", set_config, methods=["POST"]),
+            Route("/set_config", get_config, methods=["GET"]),
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/chat/", chat_completions, methods=["POST"]),
+            Route("/v1/models", models, methods=["GET"]),
+            Route("/v1/models/{name:path}", model, methods=["GET"]),
+            Route("/livez", livez, methods=["GET"]),
+            Route("/readyz", readyz, methods=["GET"]),
+            Route("/metrics", metrics, methods=["GET"]),
+            Route("/topology", topology, methods=["GET"]),
+            Route("/topology/events", topology_events, methods=["GET"]),
         ],
         lifespan=lifespan,
     )
-    app.state.service = service
+    state = app.state
+    state.spec, state.engine, state.text = spec, engine, text
+    state.defaults = GenerationDefaults(text.generation_defaults)
+    state.prompts = Prompts(spec, engine, text, state.defaults)
+    state.metrics = Metrics(spec.model_name, engine.statistics)
+    state.created = int(time.time())
     install_error_handlers(app)
     install_failure_handler(app)
     return app
+
+
+async def livez(_request: Request) -> Response:
+    return JSONResponse({"live": True})
+
+
+async def readyz(request: Request) -> Response:
+    """200 while requests are served; 503 with the reason while starting, draining or failed."""
+    engine: Engine = request.app.state.engine
+    if engine.ready:
+        return JSONResponse({"ready": True})
+    state = {"ready": False, "state": engine.state, "reason": engine.reason}
+    return JSONResponse(state, status_code=503)
+
+
+async def models(request: Request) -> Response:
+    """The served model under its own name and under the deployment's."""
+    state = request.app.state
+    names = dict.fromkeys((state.spec.model_name, state.spec.deployment_name))
+    return JSONResponse({"object": "list", "data": [_model(state, name) for name in names]})
+
+
+async def model(request: Request) -> Response:
+    state, name = request.app.state, request.path_params["name"]
+    state.prompts.check_model(name)
+    return JSONResponse(_model(state, name))
+
+
+def _model(state: State, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": state.created,
+        "owned_by": "splitstack",
+        "root": state.spec.model_name,
+        "max_model_len": state.engine.max_model_len,
+    }
+
+
+async def metrics(request: Request) -> Response:
+    text = generate_latest(request.app.state.metrics.registry)
+    return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+async def topology(request: Request) -> Response:
+    """Ranks, layers, bytes, times, bubble ratio: see Engine.topology."""
+    return JSONResponse(_topology(request.app.state))
+
+
+async def topology_events(request: Request) -> Response:
+    """The topology as server-sent events: at once, at each change, and once in a while."""
+    return EventStream(_topology_events(request.app.state))
+
+
+async def _topology_events(state: State) -> Events:
+    told, told_at = b"", 0.0
+    while True:
+        found, now = event(_topology(state)), time.monotonic()
+        if found != told or now - told_at > REPEAT_S:
+            told, told_at = found, now
+            yield found
+        await asyncio.sleep(CHANGE_S)
+
+
+def _topology(state: State) -> dict[str, Any]:
+    return {
+        "deployment_name": state.spec.deployment_name,
+        "model_name": state.spec.model_name,
+        "ready": state.engine.ready,
+        **state.engine.topology(),
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,7 @@ MAX_STOP_LENGTH = 512
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 _SHOWN_FAULTS = 4
+Tokens: TypeAlias = Annotated[int, Field(ge=1)]
 
 
 class RequestBody(BaseModel):
@@ -52,6 +53,20 @@ class SamplingBody(RequestBody):
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool = False
 
+    # Which fields say how many tokens to generate, and how many when nobody says (None: all that
+    # there is room for).
+    token_fields: ClassVar[tuple[str, ...]] = ("max_tokens",)
+    usual_tokens: ClassVar[int | None] = None
+
+    @property
+    def alternatives(self) -> int:
+        """SamplingParameters.logprobs."""
+        return -1
+
+    def asked_tokens(self) -> tuple[str, int | None]:
+        """The field that says how many tokens to generate, and what it says."""
+        return next(iter(self.given(*self.token_fields).items()), (self.token_fields[0], None))
+
     def given(self, *names: str) -> dict[str, Any]:
         """The named fields that the request sets."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
@@ -60,7 +75,7 @@ class SamplingBody(RequestBody):
 class ConfigurationBody(RequestBody):
     """POST /set_config: the defaults that may be set. null puts one back to the model's own."""
 
-    max_new_tokens: int | None = None
+    max_new_tokens: Tokens | None = None
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -77,14 +92,20 @@ class GenerateBody(SamplingBody):
     """`do_sample` false means temperature 0; omitted, a named temperature, top_k, top_p or min_p
     means true."""
 
+    token_fields = ("max_new_tokens",)
+    usual_tokens = 2048
+    n: ClassVar[int] = 1
     prompt: str
-    max_new_tokens: int | None = None
+    max_new_tokens: Tokens | None = None
     do_sample: bool | None = None
     enable_streaming: bool = False
 
     def check(self) -> None:
         if not self.prompt:
             raise InvalidField("prompt", self.prompt, "must not be empty")
+
+    def prompts(self) -> list[str | list[int]]:
+        return [self.prompt]
 
 
 class StreamOptions(BaseModel):
@@ -100,7 +121,7 @@ class OpenAIBody(SamplingBody):
     ignored = frozenset({"user"})
     model: str
     n: int = 1
-    max_tokens: int | None = None
+    max_tokens: Tokens | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -124,6 +145,7 @@ class CompletionBody(OpenAIBody):
         "suffix": ((), "is not supported: the text is written from left to right"),
         "best_of": ((1,), "is not supported: ask for n choices"),
     }
+    usual_tokens = 16
     prompt: Any
     echo: bool = False
     logprobs: int | None = None
@@ -135,6 +157,10 @@ class CompletionBody(OpenAIBody):
             raise InvalidField("logprobs", self.logprobs, rule)
         if self.logprobs is not None:
             _check_alternatives("logprobs", self.logprobs)
+
+    @property
+    def alternatives(self) -> int:
+        return -1 if self.logprobs is None else self.logprobs
 
     def prompts(self) -> list[str | list[int]]:
         """One or several prompts, each a text or token ids; raises InvalidField."""
@@ -177,8 +203,9 @@ class ChatBody(OpenAIBody):
         "verbosity": ((), "is not supported"),
         "web_search_options": ((), "is not supported: this server does not search"),
     }
+    token_fields = ("max_completion_tokens", "max_tokens")
     messages: list[dict[str, Any]] = Field(fail_fast=True)
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Tokens | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
 
@@ -192,6 +219,10 @@ class ChatBody(OpenAIBody):
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             rule = "must not be given beside max_completion_tokens, its newer name"
             raise InvalidField("max_tokens", self.max_tokens, rule)
+
+    @property
+    def alternatives(self) -> int:
+        return (self.top_logprobs or 0) if self.logprobs else -1
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages with content as text; raises InvalidField naming the one that is wrong."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runner.errors import InvalidField, PromptTooLong
-from runner.master.api.bodies import ConfigurationBody, SamplingBody, parse_body, stop_strings
+from runner.master.api.bodies import (
+    ConfigurationBody,
+    GenerateBody,
+    SamplingBody,
+    parse_body,
+    stop_strings,
+)
 from runner.sampling_parameters import SamplingParameters, parse_logit_bias
 
-GENERATE_MAX_NEW_TOKENS = 2048
-COMPLETION_MAX_TOKENS = 16
 _REALS = (
     "temperature",
     "top_p",
@@ -37,7 +40,6 @@ class GenerationDefaults:
         """Take what `document` names, nothing when any of it is wrong; raises InvalidField."""
         body = parse_body(ConfigurationBody, document)
         given = body.model_dump(exclude_none=True)
-        _check_max_tokens("max_new_tokens", given.get("max_new_tokens", 1))
         SamplingParameters(**_sampling_arguments(given))
         if "stop" in given:
             given["stop"] = list(stop_strings(given["stop"]))
@@ -51,19 +53,11 @@ class GenerationDefaults:
             for name in ConfigurationBody.model_fields
         }
 
-    def sampling(
-        self, body: SamplingBody, eos_ids: tuple[int, ...], *, do_sample: bool | None, logprobs: int
-    ) -> SamplingParameters:
-        """The request's sampling parameters; raises InvalidField.
-
-        `do_sample` false means temperature 0. None: what /set_config says.
-        """
+    def sampling(self, body: SamplingBody, eos_ids: tuple[int, ...]) -> SamplingParameters:
+        """The request's sampling parameters; raises InvalidField."""
         given = body.given(*SAMPLING_FIELDS)
-        values = {**self._model, **self._set, **given}
-        if do_sample is None and not any(name in given for name in _MEANS_SAMPLING):
-            do_sample = self._set.get("do_sample")
-        arguments = _sampling_arguments(values)
-        if do_sample is False:
+        arguments = _sampling_arguments({**self._model, **self._set, **given})
+        if not self._samples(body):
             arguments["temperature"] = 0
         stop_ids = tuple(body.stop_token_ids or ())
         if not body.ignore_eos:
@@ -72,32 +66,30 @@ class GenerationDefaults:
             **arguments,
             stop_token_ids=stop_ids,
             logit_bias=parse_logit_bias(body.logit_bias or {}),
-            logprobs=logprobs,
+            logprobs=body.alternatives,
         )
 
-    def generate_samples(self, body: SamplingBody, do_sample: bool | None) -> bool:
-        """Whether POST /generate samples: as asked, else when the request names a filter or a
-        temperature, else the default of /set_config, of the model, of transformers (no)."""
-        if do_sample is not None:
-            return do_sample
+    def _samples(self, body: SamplingBody) -> bool:
+        """Whether the request samples: as asked, else when it names a filter or a temperature,
+        else as /set_config says; else POST /generate does as the model says, and as transformers
+        (no), and the others do."""
+        otherwise = True
+        if isinstance(body, GenerateBody):
+            if body.do_sample is not None:
+                return body.do_sample
+            otherwise = bool(self._model.get("do_sample", False))
         if body.given(*_MEANS_SAMPLING):
             return True
-        return bool(self._set.get("do_sample", self._model.get("do_sample", False)))
+        return bool(self._set.get("do_sample", otherwise))
 
     def stop(self, stop: object) -> tuple[str, ...]:
         return stop_strings(self._set.get("stop") if stop is None else stop)
 
-    def max_new_tokens(self, field: str, asked: int | None, otherwise: int, room: int) -> int:
-        """How many tokens to generate. What the request asks for must fit into the `room` that
-        the prompt leaves; a default is cut to it. Raises InvalidField, PromptTooLong."""
-        if asked is not None:
-            _check_max_tokens(field, asked)
-            if asked > room:
-                rule = f"must be at most {room}, what the prompt leaves of the model's context"
-                raise PromptTooLong(field, asked, rule)
-            return asked
-        default: int = self._set.get("max_new_tokens", otherwise)
-        return min(default, room)
+    def max_new_tokens(self, usual: int | None) -> int | None:
+        """How many tokens to generate where the request does not say; None for all there is room
+        for."""
+        tokens: int | None = self._set.get("max_new_tokens", usual)
+        return tokens
 
 
 def _sampling_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,8 +97,3 @@ def _sampling_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     if arguments.get("top_k") == -1:  # vLLM's word for off
         arguments["top_k"] = 0
     return arguments
-
-
-def _check_max_tokens(field: str, value: int) -> None:
-    if value < 1:
-        raise InvalidField(field, value, "must be an integer from 1 up")

@@ -1,154 +1,158 @@
-"""What the endpoints share: the model's text, the engine, the defaults, the metrics."""
+"""Text in, checked requests out: what is wrong with a request is refused here, and nowhere later.
+
+In one order: the model's name, the parameters, no place in the queue, the prompt, the answer's
+length. Only what the stages say of themselves is left for the engine to check.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-from starlette.requests import Request
+from collections.abc import Callable, Collection
+from typing import TypeAlias, TypeVar
 
 from contract.specs import GroupSpec
-from runner.errors import InvalidField, NotServing, PromptTooLong, UnknownModel
-from runner.master.api.bodies import SamplingBody
+from runner.errors import InvalidField, PromptTooLong, UnknownModel
+from runner.master.api.bodies import ChatBody, CompletionBody, GenerateBody
 from runner.master.api.defaults import GenerationDefaults
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import GenerationRequest
-from runner.master.metrics import Metrics
 from runner.master.text.choice import TextRequest
 from runner.master.text.model_text import ModelText
-from runner.master.text.streams import Pieces, text_pieces
 from runner.sampling_parameters import SamplingParameters
 from web.deadline import remaining_s
 
+Source = TypeVar("Source")
+Body: TypeAlias = GenerateBody | CompletionBody | ChatBody
 # Shorter texts are tokenized faster than a thread takes them over.
 _LONG_TEXT = 10_000
 _AROUND_MESSAGE = 32  # characters of a usual template's markers
 
 
-@dataclass
-class MasterService:
-    spec: GroupSpec
-    engine: Engine
-    text: ModelText
-    defaults: GenerationDefaults
-    metrics: Metrics
-    created: int = field(default_factory=lambda: int(time.time()))
+class Prompts:
+    """Judges every request of one master; `defaults` are what a request that does not say gets."""
+
+    def __init__(
+        self, spec: GroupSpec, engine: Engine, text: ModelText, defaults: GenerationDefaults
+    ) -> None:
+        self._spec, self._engine, self._text, self._defaults = spec, engine, text, defaults
 
     def check_model(self, name: str) -> None:
         """Served are the model's name and the deployment's, its alias; raises UnknownModel."""
-        served = (self.spec.model_name, self.spec.deployment_name)
+        served = (self._spec.model_name, self._spec.deployment_name)
         if name not in served:
             rule = f"is not served here; served are {served[0]!r} and, the same, {served[1]!r}"
             raise UnknownModel("model", name, rule)
 
-    async def prompt_ids(self, field_name: str, prompt: str | list[int]) -> tuple[int, ...]:
-        """The ids of a bare prompt; raises InvalidField, PromptTooLong, NotServing."""
-        if isinstance(prompt, str):
-            self._check_length(field_name, len(prompt))
-            if len(prompt) < _LONG_TEXT:
-                return self.text.encode_prompt(prompt)
-            return await asyncio.to_thread(self.text.encode_prompt, prompt)
-        self.room(field_name, prompt)
-        self.check_ids(field_name, prompt)
-        return tuple(prompt)
+    async def to_complete(self, body: GenerateBody | CompletionBody) -> list[TextRequest]:
+        """`body.n` requests for each prompt, in order.
 
-    async def chat_ids(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
-        """The ids of a conversation; raises InvalidField, PromptTooLong."""
-        length = sum(len(message["content"]) for message in messages)
-        self._check_length("messages", length)
-        if length + _AROUND_MESSAGE * len(messages) < _LONG_TEXT:
-            return self.text.encode_chat(messages)
-        return await asyncio.to_thread(self.text.encode_chat, messages)
-
-    def check_messages(self, count: int) -> None:
-        """Raises PromptTooLong for more messages than tokens: each becomes one at least."""
-        limit = self.engine.max_model_len
-        if limit is not None and count > limit:
-            rule = f"must be fewer than the model's context of {limit} tokens"
-            raise PromptTooLong("messages", f"{count} messages", rule)
-
-    def _check_length(self, field_name: str, characters: int) -> None:
-        """Raises PromptTooLong for a text too long whatever its tokens: making them costs seconds.
-
-        A context of nothing but longest tokens is the bound. `room` counts what passes it.
+        Raises UnknownModel, InvalidField, NotServing, EngineFull, PromptTooLong.
         """
-        limit = self.engine.max_model_len
-        if limit is not None and characters > limit * self.text.longest_token:
-            rule = f"is over the model's context of {limit} tokens, whatever they are"
-            raise PromptTooLong(field_name, f"{characters} characters", rule)
-
-    def check_ids(self, field_name: str, ids: Sequence[int]) -> None:
-        """Raises InvalidField for an id that the vocabulary does not have."""
-        vocabulary = self.text.vocabulary_size
-        for token_id in ids:
-            if not 0 <= token_id < vocabulary:
-                rule = f"must be a token id below the vocabulary's size {vocabulary}"
-                raise InvalidField(field_name, token_id, rule)
-
-    def room(self, field_name: str, prompt_ids: Sequence[int]) -> int:
-        """How many tokens may follow the prompt; raises PromptTooLong, InvalidField, NotServing."""
-        limit = self.engine.max_model_len
-        if limit is None:
-            raise NotServing(f"the rank group has not formed yet: {self.engine.reason}")
-        if not prompt_ids:
-            raise InvalidField(field_name, "", "must have at least one token")
-        if len(prompt_ids) >= limit:
-            rule = f"must be shorter than the model's context of {limit} tokens"
-            raise PromptTooLong(field_name, f"{len(prompt_ids)} tokens", rule)
-        return limit - len(prompt_ids)
-
-    def sampling(
-        self, body: SamplingBody, *, do_sample: bool | None = None, logprobs: int = -1
-    ) -> SamplingParameters:
-        """The request's sampling parameters over the defaults; raises InvalidField."""
-        sampling = self.defaults.sampling(
-            body, self.text.eos_ids, do_sample=do_sample, logprobs=logprobs
-        )
-        self.check_ids("logit_bias", list(sampling.logit_bias))
-        return sampling
-
-    def choices(
-        self,
-        prompt_ids: tuple[int, ...],
-        max_new_tokens: int,
-        sampling: SamplingParameters,
-        stop: tuple[str, ...],
-        *,
-        count: int = 1,
-        continues_prompt: bool = False,
-        first_index: int = 0,
-    ) -> list[TextRequest]:
-        """`count` choices for one prompt, each with random numbers of its own.
-
-        Raises what the engine refuses without trying, so that it is refused before a stream begins.
-        """
-        requests = [
-            TextRequest(
-                GenerationRequest(
-                    prompt_ids,
-                    max_new_tokens,
-                    sampling,
-                    choice=choice,
-                    deadline_s=remaining_s(self.spec.request_deadline_s),
-                ),
-                stop,
-                continues_prompt,
-                first_index + choice,
-            )
-            for choice in range(count)
-        ]
-        self.engine.validate(requests[0].generation)
+        if isinstance(body, CompletionBody):
+            self.check_model(body.model)
+        sampling, prompts = self._sampling(body), body.prompts()
+        self._engine.check_place(len(prompts) * body.n)
+        requests: list[TextRequest] = []
+        for prompt in prompts:
+            ids = await self._prompt_ids(prompt)
+            requests += self._requests(body, "prompt", ids, sampling, len(requests))
         return requests
 
-    def pieces(self, requests: Sequence[TextRequest]) -> Pieces:
-        """The text of all choices as it comes."""
-        return text_pieces(self.engine, self.text, self.metrics, requests)
+    async def to_answer(self, body: ChatBody) -> list[TextRequest]:
+        """`body.n` requests for the conversation; raises what `to_complete` does."""
+        self.check_model(body.model)
+        sampling = self._sampling(body)
+        self._engine.check_place(body.n)
+        # Each message becomes one token at least.
+        self._check_length("messages", len(body.messages), "messages", self._context)
+        messages = body.conversation()
+        length = sum(len(message["content"]) for message in messages)
+        around = _AROUND_MESSAGE * len(messages)
+        ids = await self._encoded("messages", self._text.encode_chat, messages, length, around)
+        return self._requests(body, "messages", ids, sampling)
 
+    def _sampling(self, body: Body) -> SamplingParameters:
+        sampling = self._defaults.sampling(body, self._text.eos_ids)
+        self._check_ids("logit_bias", sampling.logit_bias)
+        return sampling
 
-def service_of(request: Request) -> MasterService:
-    service = request.app.state.service
-    assert isinstance(service, MasterService)
-    return service
+    async def _prompt_ids(self, prompt: str | list[int]) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return await self._encoded("prompt", self._text.encode_prompt, prompt, len(prompt))
+        self._check_ids("prompt", prompt)
+        return tuple(prompt)
+
+    async def _encoded(
+        self,
+        field: str,
+        encode: Callable[[Source], tuple[int, ...]],
+        source: Source,
+        characters: int,
+        around: int = 0,
+    ) -> tuple[int, ...]:
+        """The ids of so many characters and those `around` them.
+
+        A text too long whatever its tokens is refused before they are made, which costs seconds: a
+        context of nothing but longest tokens is the bound.
+        """
+        limit = self._context * self._text.longest_token
+        self._check_length(field, characters, "characters", limit)
+        if characters + around < _LONG_TEXT:
+            return encode(source)
+        return await asyncio.to_thread(encode, source)
+
+    def _requests(
+        self,
+        body: Body,
+        field: str,
+        ids: tuple[int, ...],
+        sampling: SamplingParameters,
+        first_index: int = 0,
+    ) -> list[TextRequest]:
+        """`body.n` choices for one prompt, each with random numbers of its own."""
+        if not ids:
+            raise InvalidField(field, "", "must have at least one token")
+        self._check_length(field, len(ids), "tokens", self._context - 1)
+        most_tokens = self._most_tokens(body, self._context - len(ids))
+        stop = self._defaults.stop(body.stop)
+        deadline_s = remaining_s(self._spec.request_deadline_s)
+        return [
+            TextRequest(
+                GenerationRequest(ids, most_tokens, sampling, choice, deadline_s),
+                stop,
+                continues_prompt=not isinstance(body, ChatBody),
+                index=first_index + choice,
+            )
+            for choice in range(body.n)
+        ]
+
+    def _most_tokens(self, body: Body, room: int) -> int:
+        """How many tokens to generate. What the request asks for must fit into the `room` that
+        the prompt leaves; a default is cut to it."""
+        field, asked = body.asked_tokens()
+        if asked is None:
+            default = self._defaults.max_new_tokens(body.usual_tokens)
+            return room if default is None else min(default, room)
+        if asked > room:
+            rule = f"must be at most {room}, what the prompt leaves of the model's context"
+            raise PromptTooLong(field, asked, rule)
+        return asked
+
+    @property
+    def _context(self) -> int:
+        """In tokens. Known once a group has formed; before, `check_place` refuses."""
+        limit = self._engine.max_model_len
+        assert limit is not None
+        return limit
+
+    def _check_length(self, field: str, length: int, unit: str, limit: int) -> None:
+        if length > limit:
+            rule = f"is beyond the model's context of {self._context} tokens"
+            raise PromptTooLong(field, f"{length} {unit}", rule)
+
+    def _check_ids(self, field: str, ids: Collection[int]) -> None:
+        vocabulary = self._text.vocabulary_size
+        for token_id in (min(ids, default=0), max(ids, default=0)):
+            if not 0 <= token_id < vocabulary:
+                rule = f"must be a token id below the vocabulary's size {vocabulary}"
+                raise InvalidField(field, token_id, rule)

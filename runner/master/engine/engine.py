@@ -70,33 +70,36 @@ class Engine:
         return self._group.reason or "the first step of this epoch has not come back"
 
     def validate(self, request: GenerationRequest) -> None:
-        """The checks that need no place; raises InvalidField, PromptTooLong, NotServing."""
-        if not request.prompt_ids:
-            raise InvalidField("prompt", "", "must have at least one token")
-        if request.max_new_tokens < 1:
-            raise InvalidField("max_tokens", request.max_new_tokens, "must be at least 1")
-        if self.max_model_len is None:
-            raise NotServing(f"the rank group has not formed yet: {self.reason}")
-        if self._formation is not None:
-            vocabulary = min(stage.vocab_size for stage in self._formation.stages)
-            for token_id in (min(request.prompt_ids), max(request.prompt_ids)):
-                if not 0 <= token_id < vocabulary:
-                    rule = f"must be a token id from 0 to {vocabulary - 1}, the vocabulary's last"
-                    raise InvalidField("prompt", token_id, rule)
-        needed = len(request.prompt_ids) + request.max_new_tokens
-        if needed > self.max_model_len:
-            raise PromptTooLong(
-                "max_tokens",
-                request.max_new_tokens,
-                f"with the prompt's {len(request.prompt_ids)} tokens makes {needed}; "
-                f"the model's context is {self.max_model_len} tokens",
+        """What the formed group cannot compute; raises InvalidField, PromptTooLong.
+
+        Lengths are judged where text becomes a request. Here they are judged for whoever else
+        makes one, and for a group that has formed since then with a smaller cache.
+        """
+        prompt_tokens = len(request.prompt_ids)
+        needed = prompt_tokens + request.max_new_tokens
+        assert 0 < prompt_tokens < needed
+        formation, context = self._formation, self.max_model_len
+        if formation is None or context is None:
+            return  # check_place refuses
+        vocabulary = min(stage.vocab_size for stage in formation.stages)
+        for token_id in (min(request.prompt_ids), max(request.prompt_ids)):
+            if not 0 <= token_id < vocabulary:
+                rule = f"must be a token id from 0 to {vocabulary - 1}, the vocabulary's last"
+                raise InvalidField("prompt", token_id, rule)
+        if needed > context:
+            rule = (
+                f"with the prompt's {prompt_tokens} tokens makes {needed}; "
+                f"the model's context is {context} tokens"
             )
+            raise PromptTooLong("max_tokens", request.max_new_tokens, rule)
 
     def check_place(self, choices: int = 1) -> None:
         """Raises NotServing, EngineFull, InvalidField for more choices than there will ever be
         places: cheap, so that an overload costs little a refusal."""
         if self._failed or self._forming_for_too_long():
             raise NotServing(self.reason)
+        if self.max_model_len is None:
+            raise NotServing(f"the rank group has not formed yet: {self.reason}")
         running = self._spec.max_concurrent_requests
         waiting = running * WAITING_PER_RUNNING
         if choices > running + waiting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
-from runner.errors import RunnerError
+from runner.errors import NotServing, RunnerError
 from runner.master.engine.report import EngineStatistics
 from runner.master.engine.requests import (
     FINISHED_BY_LENGTH,
@@ -29,11 +29,8 @@ class ScriptedEngine:
         self.fail_after = 0
 
     def check_place(self, choices: int = 1) -> None:
-        pass
-
-    def validate(self, request: GenerationRequest) -> None:
-        if self.failure is not None and self.fail_after == 0:
-            raise self.failure
+        if self.max_model_len is None:
+            raise NotServing(self.reason)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         self.requests.append(request)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -13,9 +14,6 @@ from starlette.applications import Starlette
 
 from contract.specs import GroupSpec, RankSpec
 from runner.master.api.app import Lifespan, create_app
-from runner.master.api.defaults import GenerationDefaults
-from runner.master.api.prompts import MasterService
-from runner.master.metrics import Metrics
 from runner.master.text.model_text import ModelText
 
 MODEL = "test/model"
@@ -30,18 +28,6 @@ def group_spec(**changes: Any) -> GroupSpec:
         "bind_address": "127.0.0.1",
     }
     return GroupSpec(**{**values, **changes})
-
-
-def service_with(
-    engine: Any, text: ModelText, *, spec: GroupSpec | None = None, defaults: Any = None
-) -> MasterService:
-    return MasterService(
-        spec or group_spec(),
-        engine,
-        text,
-        GenerationDefaults(text.generation_defaults if defaults is None else defaults),
-        Metrics(MODEL, engine.statistics),
-    )
 
 
 @contextmanager
@@ -68,9 +54,17 @@ def served(app: Starlette) -> Iterator[str]:
 
 @contextmanager
 def served_engine(
-    engine: Any, text: ModelText, lifespan: Lifespan | None = None, **changes: Any
+    engine: Any,
+    text: ModelText,
+    lifespan: Lifespan | None = None,
+    *,
+    spec: GroupSpec | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
-    with served(create_app(service_with(engine, text, **changes), lifespan)) as url:
+    """`defaults` go in place of the model's own."""
+    if defaults is not None:
+        text = replace(text, generation_defaults=defaults)
+    with served(create_app(spec or group_spec(), engine, text, lifespan)) as url:
         yield url
 
 

@@ -188,7 +188,7 @@ REFUSED = [
     ({"stop": [""]}, "stop", "characters"),
     ({"stop": 5}, "stop", "string"),
     ({"seed": -1}, "seed", "0 to"),
-    ({"max_tokens": 0}, "max_tokens", "from 1"),
+    ({"max_tokens": 0}, "max_tokens", "at least 1"),
     ({"max_tokens": 512}, "max_tokens", "at most"),
     ({"max_tokens": 2, "max_completion_tokens": 2}, "max_tokens", "beside"),
     ({"temperature": 10**400}, "temperature", ""),

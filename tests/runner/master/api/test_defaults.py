@@ -1,45 +1,13 @@
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import httpx
 import pytest
 
 from runner.master.text.model_text import ModelText
-from tests.runner.master.conftest import ANSWER
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import served_engine
-
-AIOS = {
-    "prompt": "The capital of France is",
-    "max_new_tokens": 100,
-    "do_sample": False,
-    "top_k": 50,
-    "top_p": 0.95,
-    "temperature": 1.0,
-    "enable_streaming": False,
-}
-
-
-def test_the_aios_body_is_answered_with_its_output(url: str, engine: ScriptedEngine) -> None:
-    response = httpx.post(f"{url}/generate", json=AIOS)
-    assert response.status_code == 200
-    assert response.json()["output"] == ANSWER
-    assert response.json()["finish_reason"] == "stop"
-    sampling = engine.requests[0].sampling
-    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0, 50, 0.95)
-    assert engine.requests[0].max_new_tokens == 100
-
-
-def test_streaming_sends_pieces_and_ends_with_the_reason(url: str) -> None:
-    body = {**AIOS, "enable_streaming": True}
-    events = httpx.post(f"{url}/generate", json=body).text.strip().split("\n\n")
-    assert events[-1] == "data: [DONE]"
-    documents = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
-    assert "".join(document["output"] for document in documents) == ANSWER
-    assert len(documents) > 5
-    assert documents[-1]["finish_reason"] == "stop"
 
 
 @pytest.mark.parametrize(
@@ -107,22 +75,3 @@ def test_a_wrong_configuration_changes_nothing(
     assert response.status_code == 400
     assert response.json()["error"]["param"] == field
     assert httpx.get(f"{url}/set_config").json() == before
-
-
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({}, "prompt"),
-        ({"prompt": ""}, "prompt"),
-        ({"prompt": ["x"]}, "prompt"),
-        ({"prompt": "x", "do_sample": "false"}, "do_sample"),
-        ({"prompt": "x", "max_new_tokens": 1.5}, "max_new_tokens"),
-        ({"prompt": "x", "max_tokens": 5}, "max_tokens"),
-        ({"prompt": "word " * 2000}, "prompt"),
-    ],
-)
-def test_what_is_refused_is_named(url: str, body: dict[str, Any], field: str) -> None:
-    response = httpx.post(f"{url}/generate", json=body)
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == field
-    assert field in response.json()["error"]["message"]
