@@ -193,9 +193,9 @@ def test_what_a_configuration_asks_for_is_refused_by_name(changes, reason, tmp_p
 
 
 def test_the_page_of_architectures_is_the_generated_one():
-    page = Path(__file__).parents[4] / "docs" / "architectures.md"
+    page = Path(__file__).parents[4] / "docs" / "model-architectures.md"
     assert page.read_text("utf-8") == architectures_page(), (
-        "run: python -m tests.architectures_page > docs/architectures.md"
+        "run: python -m tests.architectures_page > docs/model-architectures.md"
     )
 
 
