@@ -8,14 +8,13 @@ from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract.faults import faults_of
+from contract.generation import MAX_STOP_LENGTH, MAX_STOP_STRINGS
 from runner.errors import InvalidField
 from runner.sampling_parameters import MAX_LOGIT_BIAS_ENTRIES, MAX_LOGPROBS
 
 # An object's keys, the body's own too: pydantic makes a fault of each unknown one, and a million
 # of those cost seconds and gigabytes. No field of ours needs more.
 MAX_KEYS = MAX_LOGIT_BIAS_ENTRIES
-MAX_STOP_STRINGS = 16
-MAX_STOP_LENGTH = 512
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 _SHOWN_FAULTS = 4
@@ -37,8 +36,9 @@ class RequestBody(BaseModel):
         """The rules that pydantic does not know; raises InvalidField."""
 
 
-class SamplingBody(RequestBody):
-    """The fields that every generating endpoint takes; None where the request does not say."""
+class GenerationBody(RequestBody):
+    """What may be asked for and set as a default; None where nobody says. SamplingParameters
+    checks the bounds."""
 
     temperature: float | None = None
     top_k: int | None = None
@@ -49,6 +49,11 @@ class SamplingBody(RequestBody):
     frequency_penalty: float | None = None
     seed: int | None = None
     stop: Any = None
+
+
+class SamplingBody(GenerationBody):
+    """The fields that every generating endpoint takes."""
+
     stop_token_ids: list[int] | None = Field(default=None, fail_fast=True)
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool = False
@@ -72,20 +77,11 @@ class SamplingBody(RequestBody):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-class ConfigurationBody(RequestBody):
+class ConfigurationBody(GenerationBody):
     """POST /set_config: the defaults that may be set. null puts one back to the model's own."""
 
     max_new_tokens: Tokens | None = None
     do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop: Any = None
 
 
 class GenerateBody(SamplingBody):

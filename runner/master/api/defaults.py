@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from contract.generation import ENGINE_BOUNDS, MEANS_SAMPLING
 from runner.master.api.bodies import (
     ConfigurationBody,
     GenerateBody,
@@ -14,16 +15,7 @@ from runner.master.api.bodies import (
 )
 from runner.sampling_parameters import SamplingParameters, parse_logit_bias
 
-_REALS = (
-    "temperature",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
-SAMPLING_FIELDS = (*_REALS, "top_k", "seed")
-_MEANS_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+SAMPLING_FIELDS = tuple(ENGINE_BOUNDS)
 
 
 class GenerationDefaults:
@@ -78,7 +70,7 @@ class GenerationDefaults:
             if body.do_sample is not None:
                 return body.do_sample
             otherwise = bool(self._model.get("do_sample", False))
-        if body.given(*_MEANS_SAMPLING):
+        if body.given(*MEANS_SAMPLING):
             return True
         return bool(self._set.get("do_sample", otherwise))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from contract.generation import MEANS_SAMPLING
 from runner.errors import InvalidField, ModelUnavailable
 from runner.master.text.chat_template import ChatTemplate
 
@@ -23,7 +24,7 @@ _SPECIAL_TOKENS = (
     "cls_token",
     "mask_token",
 )
-_DEFAULT_PARAMETERS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_DEFAULT_PARAMETERS = ("do_sample", *MEANS_SAMPLING, "repetition_penalty")
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
