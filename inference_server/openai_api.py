@@ -90,14 +90,13 @@ class OpenAIApi:
         }
 
     def _finish(self, exchange: Exchange, answer: Answer) -> None:
+        if answer.status != 200:
+            exchange.finish(FAILED, str(answer.error.get("code")) if answer.error else None)
+            return
         try:
             document = answer.document()
         except ApiError:
             document = {}
-        if answer.status != 200:
-            error = document.get("error")
-            exchange.finish(FAILED, str(error.get("code")) if isinstance(error, dict) else None)
-            return
         exchange.count_usage(document.get("usage"))
         if self._server.spec.log_texts:
             exchange.row.answer = json.dumps(document.get("choices"), ensure_ascii=False)

@@ -55,10 +55,7 @@ class ContextWindow:
 
 def is_too_long(answer: Answer) -> bool:
     """Whether the upstream refused a prompt for its length."""
-    try:
-        return bool(answer.document()["error"]["code"] == PROMPT_TOO_LONG)
-    except (ApiError, KeyError, TypeError):
-        return False
+    return bool(answer.error.get("code") == PROMPT_TOO_LONG)
 
 
 def turn_tokens(message: str, reply: str, usage: object, turns: Sequence[Turn]) -> int:

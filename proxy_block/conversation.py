@@ -189,10 +189,6 @@ def _named(question: Question, refused: UpstreamRefused) -> ApiError:
     """The upstream's refusal of one item of a batch."""
     answer = refused.answer
     headers = {name: answer.headers[name] for name in ("retry-after",) if name in answer.headers}
-    try:
-        inner = answer.document()["error"]
-        message, code = str(inner["message"]), inner.get("code")
-    except (ApiError, KeyError, TypeError, AttributeError):
-        message, code = f"the engine answered with HTTP {answer.status}", None
-    text = f"{question.path}: {message}"
+    message = answer.error.get("message", f"the engine answered with HTTP {answer.status}")
+    text, code = f"{question.path}: {message}", answer.error.get("code")
     return ApiError(answer.status, text, param=question.path, code=code, headers=headers)

@@ -74,6 +74,15 @@ class Answer:
             raise ApiError(502, "the upstream's answer is not a JSON object")
         return document
 
+    @property
+    def error(self) -> dict[str, Any]:
+        """What the upstream says is wrong, in the one error body of all tiers; {} if nothing."""
+        try:
+            found = self.document().get("error")
+        except ApiError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
 
 class Upstream:
     """`name` is what errors call it; `patience_s` how long a failed request waits for its return.

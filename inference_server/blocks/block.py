@@ -145,12 +145,7 @@ class Block:
 
 
 def _is_draining(answer: Answer) -> bool:
-    if answer.status != 503 or answer.events is not None:
-        return False
-    try:
-        return bool(answer.document()["error"]["code"] == DRAINING)
-    except (ApiError, KeyError, TypeError):
-        return False
+    return answer.status == 503 and answer.error.get("code") == DRAINING
 
 
 def known_ids(blocks: Iterable[Block]) -> str:
