@@ -34,6 +34,18 @@ class Mount:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """A probe every `period_s`, answered within `timeout_s`; `failures` in a row count."""
+
+    period_s: int = 1
+    timeout_s: int = 1
+    failures: int = 3
+
+
+EACH_SECOND = Pace()
+
+
+@dataclass(frozen=True)
 class Probes:
     """What restarts a container (liveness, startup) and what sends it requests (readiness)."""
 
@@ -135,18 +147,18 @@ def http_probes(
     startup_s: float,
     readiness_path: str = "/readyz",
     startup_path: str = "/livez",
-    period_s: int = 1,
-    failures: int = 3,
+    readiness: Pace = EACH_SECOND,
+    liveness: Pace = EACH_SECOND,
 ) -> Probes:
-    """A process that stops answering is restarted after `failures` probes, `period_s` apart.
+    """A process that stops answering at the pace of `liveness` is restarted.
 
     Killed by liveness it gets one second: a stopped process ignores SIGTERM and would hold the
     whole drain time.
     """
     return Probes(
-        liveness=_probe(port, "/livez", failures=failures, grace=1, period_s=period_s),
-        readiness=_probe(port, readiness_path, failures=failures, period_s=period_s),
-        startup=_probe(port, startup_path, failures=math.ceil(startup_s), grace=1),
+        liveness=_probe(port, "/livez", liveness, grace=1),
+        readiness=_probe(port, readiness_path, readiness),
+        startup=_probe(port, startup_path, Pace(failures=math.ceil(startup_s)), grace=1),
     )
 
 
@@ -234,15 +246,13 @@ def _volumes(containers: Sequence[Container]) -> dict[str, core.VolumeArgs]:
     return {str(mount.volume.name): mount.volume for mount in mounts}
 
 
-def _probe(
-    port: int, path: str, *, failures: int, grace: int | None = None, period_s: int = 1
-) -> core.ProbeArgs:
+def _probe(port: int, path: str, pace: Pace, *, grace: int | None = None) -> core.ProbeArgs:
     return core.ProbeArgs(
         http_get=core.HTTPGetActionArgs(path=path, port=port, scheme="HTTP"),
-        period_seconds=period_s,
-        timeout_seconds=1,
+        period_seconds=pace.period_s,
+        timeout_seconds=pace.timeout_s,
         success_threshold=1,
-        failure_threshold=failures,
+        failure_threshold=pace.failures,
         termination_grace_period_seconds=grace,
     )
 

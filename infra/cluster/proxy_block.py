@@ -20,6 +20,7 @@ from infra.cluster.pods import (
     SPEC_FOLDER,
     Container,
     Mount,
+    Pace,
     Placement,
     config_map_mount,
     http_probes,
@@ -118,6 +119,8 @@ class ProxyBlockTier(Tier):
         )
 
     def _container(self) -> Container:
+        probe = self._block.probe
+        pace = Pace(period_s=probe.period_s, failures=probe.failure_threshold)
         mounts: list[Mount] = [config_map_mount(self.name)]
         command = python_module("proxy_block", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}")
         if self._keeps_histories:
@@ -135,8 +138,8 @@ class ProxyBlockTier(Tier):
                 self._block.port,
                 startup_s=STARTUP_S,
                 readiness_path="/readyz?self",
-                period_s=self._block.probe.period_s,
-                failures=self._block.probe.failure_threshold,
+                readiness=pace,
+                liveness=pace,
             ),
             cpu=self._block.cpu,
             quiet_s=QUIET_S,

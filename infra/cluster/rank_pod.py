@@ -12,6 +12,7 @@ from infra.cluster.pods import (
     SPEC_FOLDER,
     Container,
     Mount,
+    Pace,
     Placement,
     claim_mount,
     config_map_mount,
@@ -31,6 +32,9 @@ GPU = "nvidia.com/gpu"
 CLAIM = "gpu"
 MASTER_CORES = 1.0
 MASTER_MEMORY = 2**30
+# A throttled node that misses probes for a while must not cost a whole load. What this finds late
+# is found by others: a crash by the kubelet at once, a stall by the group's heartbeats.
+LIVENESS = Pace(period_s=10, timeout_s=5, failures=3)
 _CACHE = "model-cache"
 
 
@@ -110,6 +114,7 @@ def _stage(
             STAGE_HEALTH_PORT,
             startup_s=deployment.common_params.load_timeout_s,
             startup_path="/readyz",
+            liveness=LIVENESS,
         ),
         cpu=params.cpu,
         memory=params.memory,
@@ -127,7 +132,11 @@ def _master(deployment: DeploymentConfig, image: pulumi.Input[str], hub_token: b
         command=python_module("runner.master", *_arguments()),
         ports={"group": deployment.common_params.master_port, "http": MASTER_HTTP_PORT},
         # Ready is the whole group; without a stage the master lives and says what is missing.
-        probes=http_probes(MASTER_HTTP_PORT, startup_s=deployment.common_params.load_timeout_s),
+        probes=http_probes(
+            MASTER_HTTP_PORT,
+            startup_s=deployment.common_params.load_timeout_s,
+            liveness=LIVENESS,
+        ),
         cpu=MASTER_CORES,
         memory=MASTER_MEMORY,
         # Images based on CUDA's ask for every GPU, and the master uses none.

@@ -235,9 +235,11 @@ def test_probes_of_ranks(tmp_path):
     for container, port, startup in ((master, 8080, "/livez"), (stage, 8081, "/readyz")):
         liveness = container["livenessProbe"]
         assert liveness["httpGet"] == {"path": "/livez", "port": port, "scheme": "HTTP"}
-        assert (liveness["periodSeconds"], liveness["timeoutSeconds"]) == (1, 1)
+        assert (liveness["periodSeconds"], liveness["timeoutSeconds"]) == (10, 5)
         assert (liveness["failureThreshold"], liveness["terminationGracePeriodSeconds"]) == (3, 1)
         assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+        for probe in ("readinessProbe", "startupProbe"):  # their answers are wanted soon
+            assert container[probe]["periodSeconds"] == container[probe]["timeoutSeconds"] == 1
         assert container["startupProbe"]["httpGet"]["path"] == startup
         assert container["startupProbe"]["failureThreshold"] == 91
 
