@@ -143,6 +143,7 @@ class Stages:
         self.token = secrets.token_hex(16).encode()
         self.spec_file = self._write("spec.json", render(self.spec))
         self.token_file = self._write("token", self.token.decode())
+        self.module = "runner.stage"
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def _write(self, name: str, text: str) -> Path:
@@ -154,7 +155,7 @@ class Stages:
         self, rank: int, *, token_file: Path | None = None, spec_file: Path | None = None
     ) -> subprocess.Popen[bytes]:
         """A stage's process; its log is appended to stage-RANK.log."""
-        command = [sys.executable, "-m", "runner.stage", "--rank", str(rank)]
+        command = [sys.executable, "-m", self.module, "--rank", str(rank)]
         command += ["--spec", str(spec_file or self.spec_file)]
         command += ["--token-file", str(token_file or self.token_file)]
         with (self.state / f"stage-{rank}.log").open("ab") as log:

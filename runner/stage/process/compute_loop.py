@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import torch
 
 from runner.stage.cpu.allocator import give_back_freed
 from runner.stage.model.stage_model import StageModel
+from runner.stage.process.device import device_of
 from runner.stage.process.epoch_links import Arrival, NewEpoch, Stop, Work
+from runner.stage.process.error_kind import ErrorKind, error_kind
 from runner.stage.sampling.sampler import Sampler
 from runner.steps import StageTime, Step
 from runner.transport.frames import DTYPES, Epoch
@@ -23,18 +26,43 @@ logger = logging.getLogger(__name__)
 BEAT_INTERVAL_S = 0.5
 STUCK_AFTER_S = 10.0
 IDLE_AFTER_S = 5.0  # without a token to compute: freed memory goes back to the system
+_LONGEST_REASON = 400  # characters
+
+_Answer = tuple[bytes, memoryview | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What is kept of a step's exception: its traceback would hold the step's tensors."""
+
+    kind: ErrorKind
+    what: str
 
 
 class ComputeLoop:
-    """Runs steps of the epoch that is open; `fail` is told of a step that raised."""
+    """Runs steps of the epoch that is open; `fail` is told of a step that raised.
+
+    Two errors are the device's. Without memory a step is computed once more, all that was kept
+    given back. After any other, nothing that this process computes can be trusted: `end_process`
+    is told why, and does not return outside of tests.
+    """
 
     def __init__(
-        self, rank: int, model: StageModel, device: str, fail: Callable[[Epoch, str], None]
+        self,
+        rank: int,
+        model: StageModel,
+        device: str,
+        *,
+        fail: Callable[[Epoch, str], None],
+        end_process: Callable[[str], None],
     ) -> None:
         self.inbox: SimpleQueue[Work] = SimpleQueue()
-        self._rank, self._model, self._fail = rank, model, fail
-        self._device = torch.device(device)
-        self._sampler = Sampler(model.vocab_size, self._device) if model.is_last else None
+        self.device_error = ""
+        self._rank, self._model = rank, model
+        self._fail, self._end_process = fail, end_process
+        self._place = torch.device(device)
+        self._device = device_of(self._place)
+        self._sampler = Sampler(model.vocab_size, self._place) if model.is_last else None
         self._beat = time.monotonic()
         self._current: Arrival | None = None
         self._busy_at: float | None = None  # the last step with tokens; None: given back since
@@ -54,14 +82,15 @@ class ComputeLoop:
         return time.monotonic() - since > STUCK_AFTER_S
 
     def run(self) -> None:
-        """Until Stop."""
+        """Until Stop, or until the device is broken."""
         waiting_since = time.perf_counter_ns()
-        while True:
+        while not self.device_error:
             self._beat = time.monotonic()
             self._give_back_when_idle()
             try:
                 work = self.inbox.get(timeout=BEAT_INTERVAL_S)
             except Empty:
+                self._ask_the_device()
                 continue
             if isinstance(work, Stop):
                 return
@@ -80,6 +109,16 @@ class ComputeLoop:
             give_back_freed()
             self._busy_at = None
 
+    def _ask_the_device(self) -> None:
+        try:
+            self._device.ask()
+        except Exception as error:  # whatever it says, it says it of itself
+            self._break(f"failed while idle: {_told(error)}")
+
+    def _break(self, what: str) -> None:
+        self.device_error = f"rank {self._rank}: its device {self._place} {what}"
+        self._end_process(self.device_error)
+
     def _reset(self) -> None:
         self._model.reset()
         if self._sampler is not None:
@@ -87,21 +126,44 @@ class ComputeLoop:
 
     def _answer(self, arrival: Arrival, waiting_since: int) -> None:
         began = time.perf_counter_ns()
-        step = arrival.frame.step
+        wait_ns = began - waiting_since
+        outcome = self._attempt(arrival, began, wait_ns)
+        if isinstance(outcome, _Failure) and outcome.kind is ErrorKind.MEMORY:
+            outcome = self._attempt(arrival, began, wait_ns, again=True)
+        if isinstance(outcome, _Failure):
+            self._give_up(arrival, outcome)
+        else:
+            arrival.links.answer(arrival, *outcome)
+
+    def _attempt(
+        self, arrival: Arrival, began: int, wait_ns: int, *, again: bool = False
+    ) -> _Answer | _Failure:
+        """`again`: a step may be computed twice, since all that it changes is told by the step:
+        an admission starts its request over, keys, values and known ids are written by position,
+        and a draw is a function of its position. The buffer that it came in is not written to.
+        """
         try:
-            front, tensor = self._compute(arrival, began, began - waiting_since)
+            if again:
+                self._device.give_back()
+            return self._compute(arrival, began, wait_ns)
         except Exception as error:
-            logger.exception("step %d failed", step.number)
-            arrival.links.halt()
-            what = f"rank {self._rank} could not compute step {step.number}"
-            self._fail(arrival.links.epoch, f"{what}: {type(error).__name__}: {error}"[:500])
+            logger.exception("step %d failed%s", arrival.frame.step.number, " again" * again)
+            return _Failure(error_kind(error), _told(error))
+
+    def _give_up(self, arrival: Arrival, failure: _Failure) -> None:
+        """Of a step without memory the whole epoch: the master is who can make a smaller one."""
+        arrival.links.halt()
+        number = arrival.frame.step.number
+        if failure.kind is ErrorKind.DEVICE:
+            self._break(f"failed in step {number}: {failure.what}")
             return
-        arrival.links.answer(arrival, front, tensor)
+        what = f"rank {self._rank} could not compute step {number}"
+        if failure.kind is ErrorKind.MEMORY:
+            what = f"rank {self._rank} is out of memory, twice in step {number}"
+        self._fail(arrival.links.epoch, f"{what}: {failure.what}")
 
     @torch.inference_mode()
-    def _compute(
-        self, arrival: Arrival, began: int, wait_ns: int
-    ) -> tuple[bytes, memoryview | None]:
+    def _compute(self, arrival: Arrival, began: int, wait_ns: int) -> _Answer:
         """The answer's frame and tensor: hidden states, or on the last stage sampled tokens."""
         frame, model = arrival.frame, self._model
         step = frame.step
@@ -137,4 +199,8 @@ class ComputeLoop:
             return None
         kind: torch.dtype = getattr(torch, DTYPES[dtype])
         flat = torch.frombuffer(tensor, dtype=kind)
-        return flat.view(-1, self._model.hidden_size).to(self._device)
+        return flat.view(-1, self._model.hidden_size).to(self._place)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_LONGEST_REASON]

@@ -9,7 +9,7 @@ import os
 import secrets
 import threading
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from contract.specs import GroupSpec, RankSpec, spec_hash
 from runner.stage.process.control_link import ControlLink
@@ -124,6 +124,21 @@ class ControlThread(threading.Thread):
 
         self._wait_for(report())
 
+    def end_process(self, reason: str) -> NoReturn:
+        """The device is broken, and no process mends its own context: tell the master, at most
+        2 s long, and end with code 1. The kubelet or the local stack starts a new one."""
+
+        async def report() -> None:
+            self._epochs.report_end(reason)
+            await self._link.flush()
+
+        try:
+            logger.critical("%s", reason)
+            self._wait_for(report())
+            logging.shutdown()
+        finally:
+            os._exit(1)
+
     def leave(self) -> None:
         """SIGTERM: announce it, and stop computing once the group does without this stage.
 
@@ -204,9 +219,11 @@ class ControlThread(threading.Thread):
             self._compute.inbox.put(Stop())
 
     def _livez(self) -> str:
-        if self._compute is not None and self._compute.stuck():
-            return "the compute loop does not turn"
-        return ""
+        if self._compute is None:
+            return ""
+        if self._compute.device_error:
+            return self._compute.device_error
+        return "the compute loop does not turn" if self._compute.stuck() else ""
 
     def _readyz(self) -> str:
         if self._failure:

@@ -91,6 +91,11 @@ class Epochs:
         if epoch == self._epoch:
             self._send(message)
 
+    def report_end(self, reason: str) -> None:
+        """This process ends at once, whichever epoch it is in."""
+        if self._epoch is not None:
+            self._send(EpochFailed(self._epoch.counter, reason))
+
     def judge(self, hello: Hello) -> str:
         """Why a data connection is refused, "" accepts."""
         before = self._rank - 1 if self._rank else MASTER_RANK

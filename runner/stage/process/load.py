@@ -31,7 +31,13 @@ def load_stage(spec: GroupSpec, rank: RankSpec, control: ControlThread) -> Compu
     commit = control.wait_for_commit()
     model = _load(spec, rank, commit)
     info = _describe(spec, rank, commit, model)
-    compute = ComputeLoop(rank.rank, model, rank.device, control.fail_epoch)
+    compute = ComputeLoop(
+        rank.rank,
+        model,
+        rank.device,
+        fail=control.fail_epoch,
+        end_process=control.end_process,
+    )
 
     def leave(_signal: int, _frame: object) -> None:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # asked twice: at once

@@ -6,6 +6,8 @@ import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from runner.sampling_parameters import SamplingParameters
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel
@@ -75,7 +77,11 @@ class StagePipeline:
         step = Step(number, tuple(segments), token_ids)
         hidden = None
         for stage in self.stages:
-            hidden = stage.forward(step, hidden)
+            received = None if hidden is None else hidden.clone()
+            output = stage.forward(step, hidden)
+            if received is not None:  # a stage computes from it again when memory was short
+                assert torch.equal(received, hidden)
+            hidden = output
         assert hidden is not None
         assert hidden.shape == (step.sampled_rows, self.stages[-1].vocab_size)
         best = iter(hidden.argmax(-1).tolist())
