@@ -395,7 +395,7 @@ def test_the_preview_shows_the_plan(tmp_path):
     )  # fmt: skip
     lines = table.splitlines()
     assert lines[1].startswith(f"small: {DEMO} (llama, float32) over 2 ranks")
-    rows = [line.split() for line in lines[5:7]]
+    rows = [line.split() for line in lines[4:6]]
     assert [row[:5] for row in rows] == [
         ["0", "-", "cpu", "x2", "0-18"], ["1", "-", "cpu", "x2", "19-29"]
     ]  # fmt: skip
