@@ -59,7 +59,8 @@ def build_app(
         Middleware(Access, keys=keys, limited=(INFER_PATH, *OPENAI_PATHS)),
     ]
     app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
-    install_error_handlers(app)
+    # What who asks for another path is told.
+    install_error_handlers(app, (INFER_PATH, *OPENAI_PATHS, "/v1/models", "/openapi.json"))
     return app
 
 

@@ -87,6 +87,7 @@ class OpenAIApi:
             "created": self._server.started,
             "owned_by": self._server.spec.deployment_name,
             "names": sorted(await block.model_names() or ()),
+            "max_model_len": await block.max_model_len(),
         }
 
     def _finish(self, exchange: Exchange, answer: Answer) -> None:

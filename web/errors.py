@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
@@ -86,8 +87,11 @@ def error_response(
     return JSONResponse(body, status, headers=headers)
 
 
-def install_error_handlers(app: Starlette) -> None:
-    """ApiError, unknown paths and methods, and defects of our own all answer with this body."""
+def install_error_handlers(app: Starlette, served: Sequence[str] = ()) -> None:
+    """ApiError, unknown paths and methods, and defects of our own all answer with this body.
+
+    `served` are the paths that a client may have meant when it asks for one that is not here.
+    """
 
     async def api_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -96,6 +100,8 @@ def install_error_handlers(app: Starlette) -> None:
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        if error.status_code == HTTPStatus.NOT_FOUND and served:
+            message += f"; served here are {', '.join(served)}"
         return error_response(error.status_code, message, headers=error.headers)
 
     async def client_left(_: Request, __: Exception) -> Response:

@@ -28,7 +28,7 @@ class Block:
         self._replicas: dict[str, Replica] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self.gone = False
-        self._names = Remembered(self._ask_names)
+        self._models = Remembered(self._ask_models)
         self._component = Remembered(self._ask_component)
         self.update(spec)
 
@@ -72,7 +72,13 @@ class Block:
 
     async def model_names(self) -> frozenset[str] | None:
         """What its /v1/models lists; None until it has answered once."""
-        return await self._names.get()
+        models = await self._models.get()
+        return None if models is None else frozenset(models)
+
+    async def max_model_len(self) -> int | None:
+        """In tokens, what its /v1/models says of its first model; None where that is not known."""
+        models = await self._models.get()
+        return next(iter((models or {}).values()), None)
 
     async def component(self) -> dict[str, Any]:
         """Its component.json; empty until it has answered once."""
@@ -116,15 +122,15 @@ class Block:
         in_turn = [one for one in left if not one.avoided] or left
         return min(in_turn, key=lambda one: (one.in_flight, one.rank(affinity)))
 
-    async def _ask_names(self) -> frozenset[str] | None:
-        """None where nobody answers; a block without models has no names."""
+    async def _ask_models(self) -> dict[str, int | None] | None:
+        """Name -> max_model_len. None where nobody answers; a block without models has none."""
         document = await self._get("/v1/models")
         if document is None:
             return None
         try:
-            return frozenset(str(entry["id"]) for entry in document["data"])
+            return {str(entry["id"]): _length(entry) for entry in document["data"]}
         except (KeyError, TypeError):
-            return frozenset()
+            return {}
 
     async def _ask_component(self) -> dict[str, Any] | None:
         return await self._get("/component.json")
@@ -142,6 +148,11 @@ class Block:
         task = asyncio.create_task(replica.retire())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+
+
+def _length(model: dict[str, Any]) -> int | None:
+    length = model.get("max_model_len")
+    return length if isinstance(length, int) else None
 
 
 def _is_draining(answer: Answer) -> bool:

@@ -44,6 +44,7 @@ REQUEST: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[SmallUpstream]:
     with SmallUpstream() as upstream:
+        upstream.max_model_len = 100_000
         yield upstream
 
 
@@ -98,6 +99,12 @@ def test_the_openai_client_works_unchanged(server: TierProcess, name: str) -> No
     completion = client.completions.create(model=name, prompt="hello")
     assert completion.choices[0].text == "0 messages: hello"
     assert client.models.list().data[0].id == BLOCK
+
+
+def test_models_say_how_long_a_request_may_be(server: TierProcess) -> None:
+    models = httpx.get(f"{server.url}/v1/models").json()["data"]
+    found = {model["id"]: model["max_model_len"] for model in models}
+    assert found == {BLOCK: 100_000, "dead-block": None}
 
 
 @pytest.mark.parametrize("path", ["/v1/infer", "/v1/chat/completions"])
@@ -232,6 +239,14 @@ def test_unknown_paths_and_methods(
     answer = httpx.request(method, server.url + path)
     assert answer.status_code == status
     assert path in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/tokenize", "/v1/embeddings"])
+def test_who_asks_for_another_api_is_told_what_is_served(server: TierProcess, path: str) -> None:
+    response = httpx.post(f"{server.url}{path}", json={})
+    assert response.status_code == 404
+    message = response.json()["error"]["message"]
+    assert "/v1/infer, /v1/chat/completions, /v1/completions" in message
 
 
 def test_a_busy_port_and_a_bad_spec_are_exit_code_2(server: TierProcess, tmp_path: Path) -> None:

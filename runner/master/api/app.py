@@ -32,6 +32,8 @@ Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 # A watcher is told of changes no oftener, and hears of an idle pipeline no less often.
 CHANGE_S = 0.25
 REPEAT_S = 3.0
+# What who asks for another path is told.
+SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/generate", "/set_config")
 
 
 def create_app(
@@ -62,7 +64,7 @@ def create_app(
     state.prompts = Prompts(spec, engine, text, state.defaults)
     state.metrics = Metrics(spec.model_name, engine.statistics)
     state.created = int(time.time())
-    install_error_handlers(app)
+    install_error_handlers(app, SERVED)
     install_failure_handler(app)
     return app
 
