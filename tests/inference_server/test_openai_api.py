@@ -35,6 +35,16 @@ def test_the_usage_chunk_goes_to_whom_asked_for_it(pass_usage: bool) -> None:
     assert meter.text is None
 
 
+@pytest.mark.parametrize("pass_usage", [True, False])
+def test_usage_in_each_chunk_is_passed_and_counted(pass_usage: bool) -> None:
+    meter = StreamMeter(pass_usage=pass_usage, keep_text=False)
+    choice = {"index": 0, "delta": {"content": "a"}}
+    so_far = [{**USAGE, "completion_tokens": tokens} for tokens in (1, 2)]
+    events = b"".join(event({"choices": [choice], "usage": usage}) for usage in so_far)
+    assert meter.push(events) == events
+    assert (meter.prompt_tokens, meter.completion_tokens) == (7, 2)
+
+
 def test_text_that_looks_like_usage_is_passed_on() -> None:
     meter = StreamMeter(pass_usage=False, keep_text=False)
     events = piece('{"choices": [], "usage": {"prompt_tokens": 1}}') + piece("x\n\n")

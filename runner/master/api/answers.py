@@ -93,7 +93,7 @@ async def _encoded(events: Events) -> EncodedEvents:
 
 class OpenAIAnswer(ABC):
     """An answer in OpenAI's shape. With include_usage each chunk says `usage: null`, and a last
-    one without choices says the sum."""
+    one without choices says the sum; with continuous_usage_stats each says what it is so far."""
 
     def __init__(
         self, body: OpenAIBody, requests: Sequence[TextRequest], kind: str, prefix: str
@@ -105,7 +105,7 @@ class OpenAIAnswer(ABC):
             "created": int(time.time()),
             "model": body.model,
         }
-        self._include_usage = body.include_usage
+        self._include_usage, self._continuous_usage = body.include_usage, body.continuous_usage
         self._prompt_tokens = prompt_tokens(requests, body.n)
         self._tokens: dict[int, int] = {}  # of the choices that have begun
 
@@ -130,7 +130,11 @@ class OpenAIAnswer(ABC):
         self._tokens[piece.index] = piece.tokens
         for delta in self.deltas(piece, begins=begins):
             chunk = {**self._head, "choices": [delta]}
-            yield {**chunk, "usage": None} if self._include_usage else chunk
+            if self._continuous_usage:
+                chunk["usage"] = self._usage()
+            elif self._include_usage:
+                chunk["usage"] = None
+            yield chunk
 
     def last(self) -> Iterable[Document]:
         if self._include_usage:

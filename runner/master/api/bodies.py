@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from contract.faults import faults_of
 from contract.generation import MAX_STOP_LENGTH, MAX_STOP_STRINGS
 from runner.errors import InvalidField
+from runner.master.api.messages import conversation
+from runner.master.api.unserved import CHAT, COMPLETION, Table
 from runner.sampling_parameters import MAX_LOGIT_BIAS_ENTRIES, MAX_LOGPROBS
 
 # An object's keys, the body's own too: pydantic makes a fault of each unknown one, and a million
@@ -17,20 +20,28 @@ from runner.sampling_parameters import MAX_LOGIT_BIAS_ENTRIES, MAX_LOGPROBS
 MAX_KEYS = MAX_LOGIT_BIAS_ENTRIES
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
+# Of chat_template_kwargs as JSON, in characters: switches and a few words, not another prompt.
+MAX_TEMPLATE_ARGUMENTS = 16_384
 _SHOWN_FAULTS = 4
-Tokens: TypeAlias = Annotated[int, Field(ge=1)]
+
+
+def _whole(value: object) -> object:
+    """Languages with one kind of number send 16 as 16.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole: TypeAlias = Annotated[int, BeforeValidator(_whole)]
+Tokens: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 
 
 class RequestBody(BaseModel):
     """A JSON object whose fields are all known; null stands for "not given", as in OpenAI's API.
 
-    `ignored` fields are accepted because clients send them and nothing depends on them.
-    `refused` fields are known but not supported: only the values listed with the rule pass.
+    `unserved` fields are known and not served: what asks for nothing there passes.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    ignored: ClassVar[frozenset[str]] = frozenset()
-    refused: ClassVar[Mapping[str, tuple[tuple[Any, ...], str]]] = {}
+    unserved: ClassVar[Table] = {}
 
     def check(self) -> None:
         """The rules that pydantic does not know; raises InvalidField."""
@@ -41,20 +52,20 @@ class GenerationBody(RequestBody):
     checks the bounds."""
 
     temperature: float | None = None
-    top_k: int | None = None
+    top_k: Whole | None = None
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     stop: Any = None
 
 
 class SamplingBody(GenerationBody):
     """The fields that every generating endpoint takes."""
 
-    stop_token_ids: list[int] | None = Field(default=None, fail_fast=True)
+    stop_token_ids: list[Whole] | None = Field(default=None, fail_fast=True)
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool = False
 
@@ -105,18 +116,19 @@ class GenerateBody(SamplingBody):
 
 
 class StreamOptions(BaseModel):
+    """`continuous_usage_stats`: each chunk says the usage so far."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class OpenAIBody(SamplingBody):
-    """What both endpoints take. `ignored` is what the tiers in front make use of: whom a request
-    is for, and which belong together."""
+    """What both endpoints take."""
 
-    ignored = frozenset({"user"})
     model: str
-    n: int = 1
+    n: Whole = 1
     max_tokens: Tokens | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -133,18 +145,20 @@ class OpenAIBody(SamplingBody):
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        options = self.stream_options
+        return options is not None and bool(options.continuous_usage_stats)
 
 
 class CompletionBody(OpenAIBody):
-    refused = {
-        "suffix": ((), "is not supported: the text is written from left to right"),
-        "best_of": ((1,), "is not supported: ask for n choices"),
-    }
+    unserved = COMPLETION
     usual_tokens = 16
     prompt: Any
     echo: bool = False
-    logprobs: int | None = None
+    logprobs: Whole | None = None
 
     def check(self) -> None:
         super().check()
@@ -175,46 +189,25 @@ class CompletionBody(OpenAIBody):
 
 
 class ChatBody(OpenAIBody):
-    ignored = frozenset({"user", "safety_identifier", "prompt_cache_key"})
-    _no_tools: ClassVar[str] = "is not supported: this server does not call tools"
-    _no_store: ClassVar[str] = "is not supported: answers are not stored"
-    _no_cache: ClassVar[str] = "is not supported: prompts are not kept for later requests"
-    refused = {
-        "tools": (([],), _no_tools),
-        "tool_choice": (("none",), _no_tools),
-        "functions": (([],), _no_tools),
-        "function_call": (("none",), _no_tools),
-        "parallel_tool_calls": ((), _no_tools),
-        "store": ((False,), _no_store),
-        "metadata": (({},), _no_store),
-        "prompt_cache_retention": ((), _no_cache),
-        "prompt_cache_options": ((), _no_cache),
-        "service_tier": (("auto", "default"), "is not supported: there is one tier"),
-        "moderation": ((), "is not supported: nothing is moderated here"),
-        "response_format": (({"type": "text"},), 'is not supported: only {"type": "text"} is'),
-        "modalities": ((["text"],), 'is not supported: only ["text"] is'),
-        "audio": ((), "is not supported: text only"),
-        "prediction": ((), "is not supported"),
-        "reasoning_effort": ((), "is not supported"),
-        "verbosity": ((), "is not supported"),
-        "web_search_options": ((), "is not supported: this server does not search"),
-    }
+    unserved = CHAT
     token_fields = ("max_completion_tokens", "max_tokens")
     messages: list[dict[str, Any]] = Field(fail_fast=True)
     max_completion_tokens: Tokens | None = None
     logprobs: bool = False
-    top_logprobs: int | None = None
+    top_logprobs: Whole | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def check(self) -> None:
         super().check()
         if self.top_logprobs is not None:
             _check_alternatives("top_logprobs", self.top_logprobs)
-            if not self.logprobs:
+            if self.top_logprobs and not self.logprobs:
                 rule = "is allowed only with logprobs true"
                 raise InvalidField("top_logprobs", self.top_logprobs, rule)
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             rule = "must not be given beside max_completion_tokens, its newer name"
             raise InvalidField("max_tokens", self.max_tokens, rule)
+        _check_template_arguments(self.chat_template_kwargs)
 
     @property
     def alternatives(self) -> int:
@@ -222,9 +215,7 @@ class ChatBody(OpenAIBody):
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages with content as text; raises InvalidField naming the one that is wrong."""
-        if not self.messages:
-            raise InvalidField("messages", [], "must have at least one message")
-        return [_message(f"messages[{place}]", item) for place, item in enumerate(self.messages)]
+        return conversation(self.messages)
 
 
 Body = TypeVar("Body", bound=RequestBody)
@@ -236,15 +227,13 @@ def parse_body(kind: type[Body], document: Mapping[str, Any]) -> Body:
     _check_keys("body", document)
     for name, value in document.items():
         _check_keys(name, value)
-        if value is None or name in kind.ignored:
-            if name not in kind.ignored | kind.refused.keys() | kind.model_fields.keys():
-                raise InvalidField(name, value, "is not a field of this request")
+        row = kind.unserved.get(name)
+        if row is None and value is None and name not in kind.model_fields:
+            raise InvalidField(name, value, "is not a field of this request")
+        if value is None or (row is not None and row.asks_nothing(value)):
             continue
-        if name in kind.refused:
-            harmless, rule = kind.refused[name]
-            if value not in harmless:
-                raise InvalidField(name, value, rule)
-            continue
+        if row is not None and row.why is not None:
+            raise InvalidField(name, value, row.why)
         given[name] = value
     try:
         body = kind.model_validate(given)
@@ -274,42 +263,6 @@ def _check_keys(name: str, value: object) -> None:
         raise InvalidField(name, f"{len(value)} keys", f"must have at most {MAX_KEYS} keys")
 
 
-def _message(field: str, message: dict[str, Any]) -> dict[str, Any]:
-    known = ("role", "content", "name", "refusal", "reasoning_content", "tool_calls")
-    for name, value in message.items():
-        if name not in known:
-            raise InvalidField(f"{field}.{name}", value, "is not a field of a message")
-        if name in ("tool_calls", "refusal") and value:
-            raise InvalidField(f"{field}.{name}", value, "is not supported")
-        if name in ("name", "reasoning_content") and not isinstance(value, str | None):
-            raise InvalidField(f"{field}.{name}", value, "must be a string")
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        rule = 'must be a string such as "system", "user" or "assistant"'
-        raise InvalidField(f"{field}.role", role, rule)
-    text = _content(f"{field}.content", message.get("content"))
-    names = [name for name in ("name", "reasoning_content") if name in message]
-    kept: dict[str, Any] = {name: message[name] for name in names}
-    # OpenAI's newer word for system; the templates of open models know only the older.
-    return {"role": "system" if role == "developer" else role, "content": text, **kept}
-
-
-def _content(field: str, content: object) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not content:
-        raise InvalidField(field, content, "must be a string or a list of parts of type text")
-    texts: list[str] = []
-    for place, part in enumerate(content):
-        path = f"{field}[{place}]"
-        if not isinstance(part, dict) or part.get("type") != "text":
-            raise InvalidField(path, part, 'must be {"type": "text", "text": ...}: text only')
-        if not isinstance(part.get("text"), str):
-            raise InvalidField(f"{path}.text", part.get("text"), "must be a string")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
 def _are_ids(value: object) -> bool:
     """Whether this is one prompt as token ids; an empty list is none."""
     return (
@@ -317,6 +270,17 @@ def _are_ids(value: object) -> bool:
         and bool(value)
         and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
     )
+
+
+def _check_template_arguments(arguments: dict[str, Any] | None) -> None:
+    field = "chat_template_kwargs"
+    try:
+        characters = len(json.dumps(arguments, ensure_ascii=False))
+    except RecursionError as error:
+        raise InvalidField(field, arguments, "is nested too deeply") from error
+    if characters > MAX_TEMPLATE_ARGUMENTS:
+        rule = f"must be at most {MAX_TEMPLATE_ARGUMENTS} characters of JSON"
+        raise InvalidField(field, f"{characters} characters", rule)
 
 
 def _check_alternatives(field: str, value: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from contract.generation import ENGINE_BOUNDS, MEANS_SAMPLING
+from contract.generation import ENGINE_BOUNDS, MEANS_SAMPLING, SEED_LIMIT
 from runner.master.api.bodies import (
     ConfigurationBody,
     GenerateBody,
+    OpenAIBody,
     SamplingBody,
     parse_body,
     stop_strings,
@@ -48,18 +50,23 @@ class GenerationDefaults:
     def sampling(self, body: SamplingBody, eos_ids: tuple[int, ...]) -> SamplingParameters:
         """The request's sampling parameters; raises InvalidField."""
         given = body.given(*SAMPLING_FIELDS)
+        # A nucleus of nothing is the one most probable token, as in the block protocol.
+        one_token = isinstance(body, OpenAIBody) and given.get("top_p") == 0
+        if one_token:
+            given["top_p"] = 1.0
         arguments = _sampling_arguments({**self._model, **self._set, **given})
         if not self._samples(body):
             arguments["temperature"] = 0
         stop_ids = tuple(body.stop_token_ids or ())
         if not body.ignore_eos:
             stop_ids += eos_ids
-        return SamplingParameters(
+        parameters = SamplingParameters(
             **arguments,
             stop_token_ids=stop_ids,
             logit_bias=parse_logit_bias(body.logit_bias or {}),
             logprobs=body.alternatives,
         )
+        return replace(parameters, top_k=1) if one_token else parameters
 
     def _samples(self, body: SamplingBody) -> bool:
         """Whether the request samples: as asked, else when it names a filter or a temperature,
@@ -88,4 +95,9 @@ def _sampling_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {name: values[name] for name in SAMPLING_FIELDS if values.get(name) is not None}
     if arguments.get("top_k") == -1:  # vLLM's word for off
         arguments["top_k"] = 0
+    seed = arguments.get("seed", 0)
+    if seed == -1:  # llama.cpp's and others' word for "draw one"
+        del arguments["seed"]
+    elif -SEED_LIMIT <= seed < 0:
+        arguments["seed"] = seed % SEED_LIMIT
     return arguments

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 from contract.specs import GroupSpec
@@ -68,7 +69,8 @@ class Prompts:
         messages = body.conversation()
         length = sum(len(message["content"]) for message in messages)
         around = _AROUND_MESSAGE * len(messages)
-        ids = await self._encoded("messages", self._text.encode_chat, messages, length, around)
+        encode = partial(self._text.encode_chat, arguments=body.chat_template_kwargs or {})
+        ids = await self._encoded("messages", encode, messages, length, around)
         return self._requests(body, "messages", ids, sampling)
 
     def _sampling(self, body: Body) -> SamplingParameters:

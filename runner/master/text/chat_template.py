@@ -18,6 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from contract.faults import path_of
 from runner.errors import InvalidField, ModelUnavailable
 
 
@@ -112,9 +113,16 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> str:
         """The prompt's text; raises InvalidField with the template's own words when it refuses.
+
+        `arguments` are further names for the template, such as enable_thinking; one that stands
+        for something else already is refused.
 
         Keys whose value is None are left out, as transformers does: templates take a missing
         key, not None.
@@ -123,14 +131,21 @@ class ChatTemplate:
             {key: value for key, value in message.items() if value is not None}
             for message in messages
         ]
+        own = {
+            "messages": plain,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            **self._special_tokens,
+        }
+        arguments = arguments or {}
+        for name in arguments:
+            if name in own or name in self._template.globals:
+                rule = "is not the request's to set: it means something else in a chat template"
+                path = path_of(("chat_template_kwargs", name))
+                raise InvalidField(path, arguments[name], rule)
         try:
-            return self._template.render(
-                messages=plain,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-            )
+            return self._template.render({**arguments, **own})
         except Exception as error:  # a template is foreign code and may raise anything
             rule = f"the model's chat template refuses them: {error}"
             raise InvalidField("messages", f"{len(plain)} messages", rule) from error

@@ -87,8 +87,12 @@ class ModelText:
         """Ids of a bare prompt, with the tokens that the model's tokenizer adds around one."""
         return self._encode(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None
+    ) -> tuple[int, ...]:
         """Ids of a conversation up to where the assistant's answer begins; raises InvalidField.
+
+        `arguments` are the request's own names for the template (chat_template_kwargs).
 
         The template writes the begin-of-sequence token itself, so none is added.
         """
@@ -98,7 +102,7 @@ class ModelText:
                 "use /v1/completions or /generate"
             )
             raise InvalidField("messages", f"{len(messages)} messages", rule)
-        text = self.chat_template.render(messages)
+        text = self.chat_template.render(messages, arguments)
         return self._encode(text, add_special_tokens=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:

@@ -230,7 +230,7 @@ def test_whatever_a_field_holds_the_answer_is_an_answer_or_names_it(
 ) -> None:
     kind: Any
     kind, required = BODIES[path]
-    names = sorted({*kind.model_fields, *kind.refused} - {"stream", "enable_streaming"})
+    names = sorted({*kind.model_fields, *kind.unserved} - {"stream", "enable_streaming"})
     name = data.draw(st.sampled_from(names))
     document = {**required, name: data.draw(JSON_VALUES)}
     response = httpx.post(f"{url}{path}", json=document)

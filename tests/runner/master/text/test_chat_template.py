@@ -56,6 +56,20 @@ def rendered_by_transformers(template: str, messages: list[dict[str, Any]]) -> s
     return texts[0]
 
 
+def test_a_request_may_name_what_the_template_reads() -> None:
+    template = ChatTemplate("{{ bos_token }}{{ 'T' if enable_thinking else 'N' }}", SPECIAL_TOKENS)
+    assert template.render(CONVERSATION) == "<s>N"
+    assert template.render(CONVERSATION, {"enable_thinking": True, "self": 1}) == "<s>T"
+
+
+@pytest.mark.parametrize(
+    "name", ["messages", "tools", "add_generation_prompt", "bos_token", "raise_exception", "range"]
+)
+def test_what_a_template_is_given_anyway_is_not_a_requests_to_set(name: str) -> None:
+    with pytest.raises(InvalidField, match=f"chat_template_kwargs.{name}"):
+        ChatTemplate("x", SPECIAL_TOKENS).render(CONVERSATION, {name: None})
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_renders_as_transformers_does(name: str) -> None:
     template = TEMPLATES[name]

@@ -1,0 +1,118 @@
+"""What clients send and this server has no work for: the values that pass, and why others do not.
+
+One rule for every field: a value that asks for what is done anyway passes, one that would change
+the answer and is not served is refused by name. null is "not given" and always passes.
+docs/compatibility.md is written from these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
+
+
+class Unserved(NamedTuple):
+    """One field. `nothing` are the values that ask for nothing here; with `anything` every one.
+
+    `why` is the rule that a refusal gives, or why nothing depends on the field; None where the
+    other values are served.
+    """
+
+    why: str | None
+    nothing: tuple[object, ...] = ()
+    anything: bool = False
+
+    def asks_nothing(self, value: object) -> bool:
+        """true and false are no numbers: 0 log probabilities are not none."""
+        if value is None or self.anything:
+            return True
+        is_switch = isinstance(value, bool)
+        return any(value == one and is_switch == isinstance(one, bool) for one in self.nothing)
+
+
+Table: TypeAlias = Mapping[str, Unserved]
+
+_NO_TOOLS = "is not supported: this server does not call tools"
+_NO_STORE = "is not supported: answers are not stored"
+_NO_CACHE = "is not supported: prompts are not kept for later requests"
+_NO_BEAMS = "is not supported: there is no beam search"
+_NO_GRAMMAR = "is not supported: answers are not held to a form"
+_TEXT_ONLY = "is not supported: text only"
+_AS_TEXT = "is not supported: an answer is text, not token ids"
+_FOR_OTHERS = "is for the tiers in front: whom a request is for, what belongs together"
+_CACHE_CONTROL = Unserved("is a hint for a cache of prompts, and none is kept here", anything=True)
+
+# What OpenAI's clients and those of other engines send to both endpoints.
+OPENAI: Table = {
+    "user": Unserved(_FOR_OTHERS, anything=True),
+    "min_tokens": Unserved("is not supported: the model says where an answer ends", (0,)),
+    "skip_special_tokens": Unserved("must be true: texts have no special tokens", (True,)),
+    "spaces_between_special_tokens": Unserved("must be true or false", (True, False)),
+    "include_stop_str_in_output": Unserved("must be false: an answer ends before it", (False,)),
+    "use_beam_search": Unserved(_NO_BEAMS, (False,)),
+    "length_penalty": Unserved(_NO_BEAMS, (1,)),
+    "early_stopping": Unserved(_NO_BEAMS, (False,)),
+    "bad_words": Unserved("is not supported: use logit_bias", ([],)),
+    "allowed_token_ids": Unserved("is not supported: use logit_bias"),
+    "truncate_prompt_tokens": Unserved("is not supported: a prompt is taken whole or refused"),
+    "prompt_logprobs": Unserved("is not supported: the prompt has no log probabilities here"),
+    "priority": Unserved("is not supported: requests are served in the order they come", (0,)),
+    "return_token_ids": Unserved(_AS_TEXT, (False,)),
+    "return_tokens_as_token_ids": Unserved(_AS_TEXT, (False,)),
+    "guided_json": Unserved(_NO_GRAMMAR),
+    "guided_regex": Unserved(_NO_GRAMMAR),
+    "guided_choice": Unserved(_NO_GRAMMAR),
+    "guided_grammar": Unserved(_NO_GRAMMAR),
+    "structured_outputs": Unserved(_NO_GRAMMAR),
+}
+
+COMPLETION: Table = {
+    **OPENAI,
+    "suffix": Unserved("is not supported: the text is written from left to right", ("",)),
+    "best_of": Unserved("is not supported: ask for n choices", (1,)),
+    "add_special_tokens": Unserved("must be true: ask with token ids to choose them", (True,)),
+    "logprobs": Unserved(None, (False,)),
+}
+
+CHAT: Table = {
+    **OPENAI,
+    "safety_identifier": Unserved(_FOR_OTHERS, anything=True),
+    "prompt_cache_key": Unserved(_FOR_OTHERS, anything=True),
+    "tools": Unserved(_NO_TOOLS, ([],)),
+    "tool_choice": Unserved(_NO_TOOLS, ("none", "auto")),
+    "functions": Unserved(_NO_TOOLS, ([],)),
+    "function_call": Unserved(_NO_TOOLS, ("none", "auto")),
+    "parallel_tool_calls": Unserved(_NO_TOOLS, (True, False)),
+    "store": Unserved(_NO_STORE, (False,)),
+    "metadata": Unserved(_NO_STORE, ({},)),
+    "prompt_cache_retention": Unserved(_NO_CACHE),
+    "prompt_cache_options": Unserved(_NO_CACHE),
+    "service_tier": Unserved("is not supported: there is one tier", ("auto", "default")),
+    "moderation": Unserved("is not supported: nothing is moderated here"),
+    "response_format": Unserved('is not supported: only {"type": "text"} is', ({"type": "text"},)),
+    "modalities": Unserved('is not supported: only ["text"] is', (["text"],)),
+    "audio": Unserved(_TEXT_ONLY),
+    "prediction": Unserved("is not supported"),
+    "reasoning_effort": Unserved("is not supported", ("none",)),
+    "verbosity": Unserved("is not supported"),
+    "web_search_options": Unserved("is not supported: this server does not search"),
+    "add_generation_prompt": Unserved("must be true: the assistant answers", (True,)),
+    "continue_final_message": Unserved("must be false: the assistant answers", (False,)),
+    "add_special_tokens": Unserved("must be false: the chat template writes them", (False,)),
+    "chat_template": Unserved("is not supported: the model's own is used"),
+    "documents": Unserved("is not supported: put them into a message", ([],)),
+}
+
+# Of a message: what the official client's own dump of an answer has beside role and content.
+MESSAGE: Table = {
+    "refusal": Unserved("is not supported: an answer's words are its content", ("",)),
+    "annotations": Unserved("is not supported: this server does not search", ([],)),
+    "audio": Unserved(_TEXT_ONLY),
+    "function_call": Unserved(_NO_TOOLS),
+    "tool_calls": Unserved(_NO_TOOLS, ([],)),
+    "parsed": Unserved(_NO_GRAMMAR),
+    "cache_control": _CACHE_CONTROL,
+}
+
+# Of a content part of type text.
+PART: Table = {"cache_control": _CACHE_CONTROL}
