@@ -9,6 +9,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, TypeAlias
 
 from pydantic import ValidationError
@@ -18,12 +19,21 @@ MAX_SHOWN_VALUE = 80
 MISSING: Final = object()
 Location: TypeAlias = tuple[int | str, ...]
 
-_shorten = reprlib.Repr()
+
+class _Shorten(reprlib.Repr):
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        """The first entries as they stand: reprlib would sort all of them."""
+        return super().repr_dict(dict(islice(value.items(), self.maxdict + 1)), level)
+
+
+_shorten = _Shorten()
 _shorten.maxstring = _shorten.maxother = MAX_SHOWN_VALUE
+_WITHOUT_VALUE = {"missing", "json_invalid"}
 _UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}  # of models, of dataclasses
 # By pydantic's type of an error; what is not here is said in pydantic's own words.
 _RULES = {
     "missing": "is required",
+    "json_invalid": "is not JSON: {error}",
     "string_type": "must be a string",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
@@ -89,8 +99,10 @@ def faults_of(
     under: str = "",
     whole: str = "the body",
     unknown: Callable[[Location], str] = lambda _location: "is not a field of this request",
+    most: int | None = None,
 ) -> list[Fault]:
-    """Every complaint of pydantic's as a fault, in its order.
+    """The complaints of pydantic's as faults, in its order; `most` of them where they may be
+    hundreds of thousands.
 
     `whole` names the document where a fault is of no field, `unknown` words a key that the model
     does not have.
@@ -98,16 +110,18 @@ def faults_of(
     return [
         Fault(
             path_of(_keys(details), under) or whole,
-            MISSING if details["type"] == "missing" else details["input"],
+            MISSING if details["type"] in _WITHOUT_VALUE else details["input"],
             unknown(details["loc"]) if details["type"] in _UNKNOWN else _rule(details),
         )
-        for details in error.errors(include_url=False)
+        for details in error.errors(include_url=False)[:most]
     ]
 
 
 def _keys(details: ErrorDetails) -> Location:
     """pydantic's place, without the mark that it puts behind a key which is itself at fault."""
-    return tuple(item for item in details["loc"] if item != "[key]")
+    location = details["loc"]
+    marked = location[-1:] == ("[key]",) and details["type"] not in _UNKNOWN
+    return location[:-1] if marked else location
 
 
 def _rule(details: ErrorDetails) -> str:

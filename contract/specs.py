@@ -27,6 +27,7 @@ INFERENCE_PORT = 31504
 # What a master takes. The public API's limit is at most half of it: a block adds the history.
 LARGEST_BODY_BYTES = 32 * 2**20
 MINIMUM_TOKEN_BYTES = 16
+_UNKNOWN = "unknown key"
 
 
 class SpecError(ValueError):
@@ -171,8 +172,10 @@ def load(path: str | os.PathLike[str], kind: type[Spec]) -> Spec:
     except OSError as error:
         raise SpecError(f"--spec {path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        faults = faults_of(error, whole="the file", unknown=lambda _location: "unknown key")
-        raise SpecError(f"--spec {path}: " + "; ".join(map(str, faults))) from error
+        faults = faults_of(error, whole="the file", unknown=lambda _location: _UNKNOWN)
+        # What lies under a key that we do not know may be a secret.
+        shown = (f"{it.path}: {it.rule}" if it.rule == _UNKNOWN else str(it) for it in faults)
+        raise SpecError(f"--spec {path}: {'; '.join(shown)}") from None
 
 
 def read_token(path: str | os.PathLike[str]) -> bytes:

@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from contract.faults import Fault
 
+MAX_PATH = 200  # characters
+
 
 class RunnerError(Exception):
     """Anything that the runner raises on purpose.
@@ -25,8 +27,9 @@ class InvalidField(RunnerError):
     status, code = 400, "invalid_value"
 
     def __init__(self, field: str, value: object, rule: str) -> None:
-        self.field = field
-        super().__init__(str(Fault(field, value, rule)))
+        # A client's own key may be of megabytes.
+        self.field = field if len(field) <= MAX_PATH else field[: MAX_PATH - 3] + "..."
+        super().__init__(str(Fault(self.field, value, rule)))
 
 
 class PromptTooLong(InvalidField):

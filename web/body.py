@@ -16,6 +16,7 @@ from web.errors import ApiError
 
 # pydantic makes a fault of each unknown field, and a million of those cost seconds.
 MAX_KEYS = 1024
+_SHOWN_FAULTS = 5
 
 
 class Fields(BaseModel):
@@ -47,9 +48,9 @@ def parse(kind: type[Kind], document: Mapping[str, Any], under: str = "") -> Kin
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        faults = faults_of(error, under=under)
+        faults = faults_of(error, under=under, most=_SHOWN_FAULTS)
         first = faults[0]
-        message = "; ".join(map(str, faults[:5]))
+        message = "; ".join(map(str, faults))
         raise ApiError(
             400, message, param=first.path, code="invalid_value", value=first.value
         ) from error

@@ -34,5 +34,5 @@ def health_routes(not_ready: NotReady, registry: CollectorRegistry) -> list[Rout
 def metrics_response(
     registry: CollectorRegistry, content_type: str = CONTENT_TYPE_LATEST
 ) -> Response:
-    """The registry in Prometheus' text format."""
+    """The registry in Prometheus' text format, in the version that `content_type` says."""
     return Response(generate_latest(registry), headers={"Content-Type": content_type})

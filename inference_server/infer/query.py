@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from contract.faults import shown_value
 from contract.specs import BlockSpec
@@ -88,10 +88,17 @@ class AnyOf:
 Tree = Condition | AllOf | AnyOf
 
 
+def _few(labels: Any) -> Any:
+    """Before each of them is looked at: a million faults cost seconds."""
+    if isinstance(labels, dict) and len(labels) > MAX_CONDITIONS:
+        raise ValueError(f"must be at most {MAX_CONDITIONS}")
+    return labels
+
+
 class ShortForm(Fields):
     component: Text | None = None
     tags: Annotated[list[Text], Field(max_length=MAX_CONDITIONS)] = []
-    labels: Annotated[dict[Text, str], Field(max_length=MAX_CONDITIONS)] = {}
+    labels: Annotated[dict[Text, str], BeforeValidator(_few)] = {}
 
 
 def parse_selection_query(value: dict[str, Any]) -> Tree | None:

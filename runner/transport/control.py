@@ -174,8 +174,9 @@ def decode(body: bytes) -> Message:
     try:
         return _ADAPTER.validate_json(body)
     except ValidationError as error:
-        fault = faults_of(error, unknown=lambda _location: "is not a field of this message")[0]
-        raise ProtocolError(f"a control message: {fault}") from None
+        (fault,) = faults_of(error, whole="all of it", most=1)
+        # Without the value: a peer may send anything.
+        raise ProtocolError(f"a control message: {fault.path}: {fault.rule}") from None
 
 
 class ControlChannel:

@@ -38,12 +38,13 @@ async def dial_until_answered(
     back_off: BackOff,
     complain: Callable[[str], None],
 ) -> socket.socket:
-    """A proven connection, however often it takes; `complain` is told of each attempt in vain."""
+    """A proven connection, however often it takes; `complain` is told why each attempt failed: no
+    connection, or one that was refused by name."""
     while True:
         try:
             return await dial(host, port, token, hello)
         except (OSError, ProtocolError) as error:
-            complain(f"{host}:{port} cannot be reached: {error}")
+            complain(f"{host}:{port}: {error}")
         await back_off.wait()
 
 

@@ -70,3 +70,24 @@ def test_a_value_is_shown_short() -> None:
         assert len(shown_value(value)) <= 80
     assert str(Fault("a", MISSING, "is required")) == "a: is required"
     assert str(Fault("a", None, "must be a string")) == "a = None: must be a string"
+
+
+def test_of_very_many_faults_some_are_worded() -> None:
+    with pytest.raises(ValidationError) as raised:
+        Whole.model_validate({"name": "x", "by_name": dict.fromkeys(map(str, range(999)), "no")})
+    assert len(faults_of(raised.value)) == 999
+    assert [fault.path for fault in faults_of(raised.value, most=2)] == ["by_name.0", "by_name.1"]
+
+
+def test_a_document_that_is_no_json_is_not_shown() -> None:
+    with pytest.raises(ValidationError) as raised:
+        Whole.model_validate_json(b"a-secret")
+    (fault,) = faults_of(raised.value, whole="the file")
+    assert str(fault).startswith("the file: is not JSON: ")
+    assert "secret" not in str(fault)
+
+
+def test_a_key_named_like_pydantics_mark_is_named() -> None:
+    with pytest.raises(ValidationError) as raised:
+        Whole.model_validate({"name": "x", "[key]": 1})
+    assert [fault.path for fault in faults_of(raised.value)] == ["[key]"]

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.datastructures import State
@@ -27,6 +26,7 @@ from runner.master.metrics import Metrics
 from runner.master.text.model_text import ModelText
 from web.errors import install_error_handlers
 from web.events import Events, EventStream, event
+from web.health import metrics_response
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 # A watcher is told of changes no oftener, and hears of an idle pipeline no less often.
@@ -107,8 +107,7 @@ def _model(state: State, name: str) -> dict[str, Any]:
 
 
 async def metrics(request: Request) -> Response:
-    text = generate_latest(request.app.state.metrics.registry)
-    return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    return metrics_response(request.app.state.metrics.registry, CONTENT_TYPE_PLAIN_0_0_4)
 
 
 async def topology(request: Request) -> Response:

@@ -238,7 +238,7 @@ def parse_body(kind: type[Body], document: Mapping[str, Any]) -> Body:
     try:
         body = kind.model_validate(given)
     except ValidationError as error:
-        first, *others = faults_of(error, whole="body")[:_SHOWN_FAULTS]
+        first, *others = faults_of(error, whole="body", most=_SHOWN_FAULTS)
         rule = "; ".join([first.rule, *(f"{fault.path}: {fault.rule}" for fault in others)])
         raise InvalidField(first.path, first.value, rule) from error
     body.check()

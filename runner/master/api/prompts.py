@@ -64,8 +64,9 @@ class Prompts:
         self.check_model(body.model)
         sampling = self._sampling(body)
         self._engine.check_place(body.n)
-        # Each message becomes one token at least.
-        self._check_length("messages", len(body.messages), "messages", self._context)
+        if self._engine.max_model_len is not None:
+            # Each message becomes one token at least.
+            self._check_length("messages", len(body.messages), "messages", self._engine.context)
         messages = body.conversation()
         length = sum(len(message["content"]) for message in messages)
         around = _AROUND_MESSAGE * len(messages)
@@ -74,6 +75,7 @@ class Prompts:
         return self._requests(body, "messages", ids, sampling)
 
     def _sampling(self, body: Body) -> SamplingParameters:
+        self._defaults.stop(body.stop)  # refused now, and not once the prompt is tokens
         sampling = self._defaults.sampling(body, self._text.eos_ids)
         self._check_ids("logit_bias", sampling.logit_bias)
         return sampling
@@ -97,7 +99,7 @@ class Prompts:
         A text too long whatever its tokens is refused before they are made, which costs seconds: a
         context of nothing but longest tokens is the bound.
         """
-        limit = self._context * self._text.longest_token
+        limit = self._engine.context * self._text.longest_token
         self._check_length(field, characters, "characters", limit)
         if characters + around < _LONG_TEXT:
             return encode(source)
@@ -114,8 +116,8 @@ class Prompts:
         """`body.n` choices for one prompt, each with random numbers of its own."""
         if not ids:
             raise InvalidField(field, "", "must have at least one token")
-        self._check_length(field, len(ids), "tokens", self._context - 1)
-        most_tokens = self._most_tokens(body, self._context - len(ids))
+        self._check_length(field, len(ids), "tokens", self._engine.context - 1)
+        most_tokens = self._most_tokens(body, self._engine.context - len(ids))
         stop = self._defaults.stop(body.stop)
         deadline_s = remaining_s(self._spec.request_deadline_s)
         return [
@@ -140,16 +142,9 @@ class Prompts:
             raise PromptTooLong(field, asked, rule)
         return asked
 
-    @property
-    def _context(self) -> int:
-        """In tokens. Known once a group has formed; before, `check_place` refuses."""
-        limit = self._engine.max_model_len
-        assert limit is not None
-        return limit
-
     def _check_length(self, field: str, length: int, unit: str, limit: int) -> None:
         if length > limit:
-            rule = f"is beyond the model's context of {self._context} tokens"
+            rule = f"is beyond the model's context of {self._engine.context} tokens"
             raise PromptTooLong(field, f"{length} {unit}", rule)
 
     def _check_ids(self, field: str, ids: Collection[int]) -> None:

@@ -69,18 +69,25 @@ class Engine:
     def reason(self) -> str:
         return self._group.reason or "the first step of this epoch has not come back"
 
-    def validate(self, request: GenerationRequest) -> None:
-        """What the formed group cannot compute; raises InvalidField, PromptTooLong.
+    @property
+    def context(self) -> int:
+        """max_model_len, which the first group tells; raises NotServing before."""
+        if self.max_model_len is None:
+            raise NotServing(f"the rank group has not formed yet: {self.reason}")
+        return self.max_model_len
 
-        Lengths are judged where text becomes a request. Here they are judged for whoever else
-        makes one, and for a group that has formed since then with a smaller cache.
+    def validate(self, request: GenerationRequest) -> None:
+        """What the formed group cannot compute; raises InvalidField, PromptTooLong, NotServing.
+
+        Lengths are judged where text becomes a request, and here again: a group may have formed
+        since then with a smaller cache.
         """
         prompt_tokens = len(request.prompt_ids)
         needed = prompt_tokens + request.max_new_tokens
         assert 0 < prompt_tokens < needed
-        formation, context = self._formation, self.max_model_len
-        if formation is None or context is None:
-            return  # check_place refuses
+        context, formation = self.context, self._formation
+        if formation is None:
+            return  # judged again once one has formed
         vocabulary = min(stage.vocab_size for stage in formation.stages)
         for token_id in (min(request.prompt_ids), max(request.prompt_ids)):
             if not 0 <= token_id < vocabulary:
@@ -98,8 +105,6 @@ class Engine:
         places: cheap, so that an overload costs little a refusal."""
         if self._failed or self._forming_for_too_long():
             raise NotServing(self.reason)
-        if self.max_model_len is None:
-            raise NotServing(f"the rank group has not formed yet: {self.reason}")
         running = self._spec.max_concurrent_requests
         waiting = running * WAITING_PER_RUNNING
         if choices > running + waiting:

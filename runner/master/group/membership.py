@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from contract.specs import GroupSpec
 from runner.errors import ModelUnavailable, ProtocolError
@@ -125,6 +126,8 @@ class Membership:
             return
         member = self._enter(rank, join, channel)
         tasks = [asyncio.create_task(work(member)) for work in (self._welcome, self._watch)]
+        for task in tasks:
+            task.add_done_callback(partial(_let_go_on_fault, channel))
         reason = ""
         try:
             while True:
@@ -235,3 +238,10 @@ class Membership:
         logger.warning("rank %d is gone: %s", member.rank, reason)
         self._lost(member.rank, reason)
         self._changed()
+
+
+def _let_go_on_fault(channel: ControlChannel, task: asyncio.Task[None]) -> None:
+    """A member that nobody watches any more is let go: it dials again."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical("a member's watch stopped on a fault of its own", exc_info=error)
+        channel.abort()

@@ -58,10 +58,6 @@ class KVCache:
         elements = sum(shape.elements_per_token for shape in self._shapes.values())
         return elements * self._dtype.itemsize
 
-    @property
-    def bytes_reserved(self) -> int:
-        return sum(slot.capacity for slot in self._slots.values()) * self.bytes_per_token
-
     def admit(self, request: int, capacity: int) -> None:
         """Reserve `capacity` positions; a slot that the request already has is dropped."""
         self._slots.pop(request, None)

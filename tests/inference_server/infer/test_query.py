@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -145,3 +146,15 @@ def test_depth_is_bounded() -> None:
         query = {"conditions": [query]}
     with pytest.raises(ApiError, match="nested at most"):
         parse_selection_query(aios(query))
+
+
+def test_labels_by_the_hundred_thousand_are_one_fault() -> None:
+    labels = {str(number): number for number in range(200_000)}
+    began = time.process_time()
+    with pytest.raises(ApiError) as refused:
+        parse_selection_query({"labels": labels})
+    # Each of them worded would take seconds.
+    assert time.process_time() - began < 1.0
+    error = refused.value.body["error"]
+    assert (error["param"], refused.value.status) == ("selection_query.labels", 400)
+    assert len(error["message"]) < 300

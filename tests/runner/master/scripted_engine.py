@@ -29,8 +29,13 @@ class ScriptedEngine:
         self.fail_after = 0
 
     def check_place(self, choices: int = 1) -> None:
+        """There is always one."""
+
+    @property
+    def context(self) -> int:
         if self.max_model_len is None:
             raise NotServing(self.reason)
+        return self.max_model_len
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         self.requests.append(request)
