@@ -18,6 +18,7 @@ from transformers import (
 from runner.sampling_parameters import SamplingParameters
 from runner.stage.sampling.sampler import Sampler
 from runner.steps import Admission, Segment, Step
+from tests.lanes import examples
 
 torch.set_num_threads(1)
 VOCABULARY = 500
@@ -131,6 +132,9 @@ DISTRIBUTIONS = {
     "plain": {},
     "cold": {"temperature": 0.5},
     "hot": {"temperature": 1.7},
+    "hot_top_p": {"temperature": 2.0, "top_p": 0.9},
+    "hot_top_k": {"temperature": 1.3, "top_k": 20},
+    "cold_min_p": {"temperature": 0.7, "min_p": 0.02},
     "top_k": {"top_k": 5},
     "top_p": {"top_p": 0.8},
     "min_p": {"min_p": 0.1},
@@ -167,6 +171,27 @@ def test_the_distribution_is_that_of_transformers_processors(settings):
     chi_square = ((seen - expected * draws) ** 2 / (expected * draws))[likely].sum().item()
     freedom = int(likely.sum()) - 1
     assert chi_square < freedom + 5 * (2 * freedom) ** 0.5 + 5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.3},
+        {"temperature": 2.0, "top_p": 0.9},
+        {"top_k": 50, "top_p": 0.95},
+        {"min_p": 0.02},
+        {"frequency_penalty": 0.5, "logit_bias": {3: 5.0}},
+    ],
+    ids=str,
+)
+def test_scores_with_other_last_bits_give_the_same_tokens(settings):
+    changed = 0
+    for seed in range(examples(400)):
+        logits = scores(seed)
+        near = logits * (1 + 1e-6 * scores(seed + 1, spread=1.0))
+        one, other = (first_token(row, seed=seed, **settings) for row in (logits, near))
+        changed += one.token_id != other.token_id
+    assert changed <= examples(400) / 1000
 
 
 def test_seed_choice_and_position_each_change_the_number():
