@@ -20,6 +20,10 @@ from jinja2.utils import Namespace
 
 from contract.faults import path_of
 from runner.errors import InvalidField, ModelUnavailable
+from runner.master.text.message_forms import MessageForms, Messages
+
+# What every template is given.
+_NAMES = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 class _GenerationTag(Extension):
@@ -111,6 +115,7 @@ class ChatTemplate:
                 f"the model's chat template does not compile: {error}"
             ) from error
         self._special_tokens = dict(special_tokens)
+        self._forms = MessageForms.found(self._rendered)
 
     def render(
         self,
@@ -124,28 +129,36 @@ class ChatTemplate:
         `arguments` are further names for the template, such as enable_thinking; one that stands
         for something else already is refused.
 
-        Keys whose value is None are left out, as transformers does: templates take a missing
-        key, not None.
+        Content is text, and goes in the form that the template reads. Keys whose value is None are
+        left out, as transformers does: templates take a missing key, not None.
         """
         plain = [
             {key: value for key, value in message.items() if value is not None}
             for message in messages
         ]
-        own = {
-            "messages": plain,
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-            **self._special_tokens,
-        }
-        arguments = arguments or {}
-        for name in arguments:
-            if name in own or name in self._template.globals:
-                rule = "is not the request's to set: it means something else in a chat template"
-                path = path_of(("chat_template_kwargs", name))
-                raise InvalidField(path, arguments[name], rule)
+        further = self._checked(arguments or {})
         try:
-            return self._template.render({**arguments, **own})
+            return self._rendered(self._forms.apply(plain), add_generation_prompt, **further)
         except Exception as error:  # a template is foreign code and may raise anything
             rule = f"the model's chat template refuses them: {error}"
             raise InvalidField("messages", f"{len(plain)} messages", rule) from error
+
+    def _checked(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        own = {*_NAMES, *self._special_tokens, *self._template.globals}
+        for name in arguments:
+            if name in own:
+                rule = "is not the request's to set: it means something else in a chat template"
+                path = path_of(("chat_template_kwargs", name))
+                raise InvalidField(path, arguments[name], rule)
+        return arguments
+
+    def _rendered(
+        self, messages: Messages, add_generation_prompt: bool = True, **further: Any
+    ) -> str:
+        names = {
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return self._template.render(further | names | self._special_tokens)

@@ -78,6 +78,54 @@ def test_renders_as_transformers_does(name: str) -> None:
     assert ours
 
 
+# Loops over content: a string's characters have no type, and its text is left out without a word.
+READS_PARTS = (
+    "{% for m in messages %}<{{ m.role }}>{% for part in m.content | "
+    "selectattr('type', 'equalto', 'text') %}{{ part.text | trim }}{% endfor %}{% endfor %}"
+)
+READS_EITHER = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% endfor %}"
+)
+READS_USERS_PARTS = (
+    "{% if messages[0].role == 'system' %}<{{ messages[0].content.strip() }}>"
+    "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}"
+    "{% if m.role == 'assistant' %}{{ m.content + eos_token }}"
+    "{% else %}{{ m.content[0].text }}{% endif %}{% endfor %}"
+)
+ALL_ROLES = frozenset({"system", "user", "assistant"})
+
+
+@pytest.mark.parametrize(
+    ("template", "parts"),
+    [
+        (READS_PARTS, ALL_ROLES),
+        (READS_EITHER, frozenset()),
+        (READS_USERS_PARTS, {"user"}),
+        (TEMPLATES["whitespace and blocks"], frozenset()),
+        (TEMPLATES["date"], frozenset()),
+    ],
+)
+def test_content_goes_in_the_form_that_the_template_reads(
+    template: str, parts: frozenset[str]
+) -> None:
+    expected = [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if message["role"] in parts
+        else message
+        for message in CONVERSATION
+    ]
+    ours = ChatTemplate(template, SPECIAL_TOKENS).render(CONVERSATION)
+    assert ours == rendered_by_transformers(template, expected)
+    if template != TEMPLATES["date"]:
+        assert all(message["content"].strip() in ours for message in CONVERSATION)
+
+
+def test_a_role_without_a_form_of_its_own_goes_in_the_users() -> None:
+    ours = ChatTemplate(READS_PARTS, {}).render([{"role": "tool", "content": "42"}])
+    assert ours == "<tool>42"
+
+
 def test_a_template_that_refuses_says_so_in_its_own_words() -> None:
     template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InvalidField, match=re.escape("roles must alternate")):

@@ -1,0 +1,79 @@
+"""The form in which a chat template reads messages, found by rendering probes when it is loaded.
+
+A template that gets a form which it does not read leaves the text out without a word: loops over
+a string's characters for parts of type text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Messages: TypeAlias = list[dict[str, Any]]
+Render: TypeAlias = Callable[[Messages], str]
+
+# Small letters only: a template may trim, or change what looks like markup.
+_PROBE = "wxprobeqz"
+_FILLING = "hello"
+
+
+@dataclass(frozen=True, slots=True)
+class MessageForms:
+    """Which roles' content is read as a list of parts.
+
+    `parts` are role names; a role that is not among `known` goes in the user's form.
+    """
+
+    parts: frozenset[str]
+    known: frozenset[str]
+
+    @classmethod
+    def found(cls, render: Render) -> MessageForms:
+        """Of the template behind `render`, which may raise anything.
+
+        A template that shows a user's text in neither form tells nothing; it gets all as it is.
+        """
+        forms: dict[str, bool | None] = {"user": _form(render, "user", user_parts=False)}
+        user_parts = bool(forms["user"])
+        for role in ("system", "assistant"):
+            forms[role] = _form(render, role, user_parts=user_parts)
+        return cls(
+            parts=frozenset(role for role, parts in forms.items() if parts),
+            known=frozenset(role for role, parts in forms.items() if parts is not None),
+        )
+
+    def apply(self, messages: Sequence[dict[str, Any]]) -> Messages:
+        """`messages`, content as text, as the template reads them."""
+        return [
+            {**message, "content": _parts(message["content"])}
+            if self._takes_parts(message)
+            else message
+            for message in messages
+        ]
+
+    def _takes_parts(self, message: dict[str, Any]) -> bool:
+        role = message["role"] if message["role"] in self.known else "user"
+        return role in self.parts and isinstance(message.get("content"), str)
+
+
+def _form(render: Render, role: str, *, user_parts: bool) -> bool | None:
+    """Whether the template reads this role's content as parts; None if in neither form."""
+    user = {"role": "user", "content": _parts(_FILLING) if user_parts else _FILLING}
+    for parts in (False, True):
+        probe = {"role": role, "content": _parts(_PROBE) if parts else _PROBE}
+        conversations = {"user": [probe], "system": [probe, user], "assistant": [user, probe, user]}
+        if _shows(render, conversations[role]):
+            return parts
+    return None
+
+
+def _shows(render: Render, conversation: Messages) -> bool:
+    try:
+        return _PROBE in render(conversation)
+    except Exception:  # a template is foreign code; to refuse is an answer too
+        return False
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}]
