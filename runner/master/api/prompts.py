@@ -76,7 +76,8 @@ class Prompts:
 
     def _sampling(self, body: Body) -> SamplingParameters:
         self._defaults.stop(body.stop)  # refused now, and not once the prompt is tokens
-        sampling = self._defaults.sampling(body, self._text.eos_ids)
+        ends = self._text.chat_eos_ids if isinstance(body, ChatBody) else self._text.eos_ids
+        sampling = self._defaults.sampling(body, ends)
         self._check_ids("logit_bias", sampling.logit_bias)
         return sampling
 

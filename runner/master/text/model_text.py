@@ -34,8 +34,9 @@ class ModelText:
 
     `longest_token` is in characters: a text of n times as many has at least n tokens. Byte-level
     pieces have a character for each byte, so they are never shorter than their text.
-    `chat_template` is None for a base model. `generation_defaults` are the sampling values of the
-    model's generation_config.json, those that it sets.
+    `chat_template` is None for a base model. `eos_ids` end a text; a turn in a chat ends at
+    `chat_eos_ids`, which has the tokenizer's eos_token too. `generation_defaults` are the sampling
+    values of the model's generation_config.json, those that it sets.
     """
 
     tokenizer: Tokenizer
@@ -43,6 +44,7 @@ class ModelText:
     token_bytes: TokenBytes
     chat_template: ChatTemplate | None
     eos_ids: tuple[int, ...]
+    chat_eos_ids: tuple[int, ...]
     generation_defaults: Mapping[str, Any]
 
     @classmethod
@@ -62,12 +64,15 @@ class ModelText:
         tokenizer.no_padding()
         generation = _read_object(folder / "generation_config.json")
         special_tokens = _special_tokens(folder)
+        own_eos_ids = _own_eos_ids(special_tokens, tokenizer)
+        eos_ids = _eos_ids(folder, generation) or own_eos_ids
         return cls(
             tokenizer=tokenizer,
             longest_token=max(map(len, tokenizer.get_vocab()), default=1),
             token_bytes=TokenBytes(tokenizer),
             chat_template=_chat_template(folder, special_tokens),
-            eos_ids=_eos_ids(folder, generation, special_tokens, tokenizer),
+            eos_ids=eos_ids,
+            chat_eos_ids=tuple(dict.fromkeys(eos_ids + own_eos_ids)),
             generation_defaults={
                 name: generation[name]
                 for name in _DEFAULT_PARAMETERS
@@ -186,22 +191,24 @@ def _chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTempl
     return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
 
 
-def _eos_ids(
-    folder: Path,
-    generation: Mapping[str, Any],
-    special_tokens: Mapping[str, str],
-    tokenizer: Tokenizer,
-) -> tuple[int, ...]:
-    """generation_config.json's, else config.json's, else the tokenizer's end-of-sequence token.
-
-    As in transformers, the first file that names any decides.
-    """
+def _eos_ids(folder: Path, generation: Mapping[str, Any]) -> tuple[int, ...]:
+    """generation_config.json's, else config.json's: as in transformers, the first that names any
+    decides."""
     for source in (generation, _read_object(folder / "config.json")):
         value = source.get("eos_token_id")
         ids = value if isinstance(value, list) else [value]
         known = tuple(item for item in ids if isinstance(item, int) and item >= 0)
         if known:
             return known
+    return ()
+
+
+def _own_eos_ids(special_tokens: Mapping[str, str], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The id of the tokenizer's eos_token, if it has one.
+
+    Fine-tunes for chat often make their end of a turn the eos_token and leave the base model's
+    generation_config.json as it was.
+    """
     token = special_tokens.get("eos_token")
     token_id = tokenizer.token_to_id(token) if token is not None else None
     return () if token_id is None else (token_id,)

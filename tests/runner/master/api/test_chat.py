@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from runner.errors import DeadlineExceeded, EngineFull, NotServing
 from runner.master.text.model_text import ModelText
 from tests.runner.master.conftest import ANSWER
 from tests.runner.master.scripted_engine import ScriptedEngine
-from tests.runner.master.serving import DEPLOYMENT, MODEL
+from tests.runner.master.serving import DEPLOYMENT, MODEL, served_engine
 
 MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -59,6 +60,24 @@ def test_events_are_sent_as_they_come_and_end_with_done(url: str, engine: Script
     assert lines[-1] == "data: [DONE]"
     assert all(line.startswith("data: ") for line in lines)
     json.loads(lines[0].removeprefix("data: "))
+
+
+def test_only_a_turn_ends_at_the_tokenizers_own_end_token(
+    engine: ScriptedEngine, demo_text: ModelText
+) -> None:
+    text = replace(demo_text, eos_ids=(0,), chat_eos_ids=(0, *demo_text.eos_ids))
+    said, invented = (demo_text.tokenizer.encode(part).ids for part in ("Paris.", " And me?"))
+    engine.script = lambda _request: [*said, *demo_text.eos_ids, *invented, 0]
+    with served_engine(engine, text) as url:
+        body = {"model": MODEL, "messages": MESSAGES}
+        chat = httpx.post(f"{url}/v1/chat/completions", json=body).json()
+        completion = httpx.post(
+            f"{url}/v1/completions", json={"model": MODEL, "prompt": "x", "max_tokens": 99}
+        ).json()
+    assert chat["choices"][0]["message"]["content"] == "Paris."
+    assert chat["choices"][0]["finish_reason"] == "stop"
+    assert chat["usage"]["completion_tokens"] == len(said) + 1
+    assert completion["choices"][0]["text"] == "Paris. And me?"
 
 
 def test_several_choices_side_by_side(

@@ -88,6 +88,16 @@ def test_the_tokenizers_own_end_token_is_the_last_resort(folder: Path) -> None:
     assert text.eos_ids == (text.tokenizer.token_to_id("<|im_end|>"),)
 
 
+def test_a_turn_in_a_chat_ends_at_the_tokenizers_own_end_token_too(folder: Path) -> None:
+    write(folder / "generation_config.json", eos_token_id=[0])
+    write(folder / "tokenizer_config.json", eos_token="<|im_end|>")
+    text = ModelText.load(folder)
+    assert text.eos_ids == (0,)
+    assert text.chat_eos_ids == (0, text.tokenizer.token_to_id("<|im_end|>"))
+    write(folder / "generation_config.json", eos_token_id=list(text.chat_eos_ids))
+    assert ModelText.load(folder).chat_eos_ids == text.chat_eos_ids
+
+
 def test_a_base_model_has_no_conversation(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(InvalidField, match="no chat template"):
