@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,9 @@ from tokenizers import Tokenizer
 from contract.generation import MEANS_SAMPLING
 from runner.errors import InvalidField, ModelUnavailable
 from runner.master.text.chat_template import ChatTemplate
+from runner.master.text.model_files import read_object
+from runner.master.text.named_tokens import NamedTokens
 
-_SPECIAL_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 _DEFAULT_PARAMETERS = ("do_sample", *MEANS_SAMPLING, "repetition_penalty")
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -34,7 +26,8 @@ class ModelText:
 
     `longest_token` is in characters: a text of n times as many has at least n tokens. Byte-level
     pieces have a character for each byte, so they are never shorter than their text.
-    `chat_template` is None for a base model. `eos_ids` end a text; a turn in a chat ends at
+    `special_tokens` are texts by name. `chat_template` is None for a base model. `eos_ids` end a
+    text; a turn in a chat ends at
     `chat_eos_ids`, which has the tokenizer's eos_token too. `generation_defaults` are the sampling
     values of the model's generation_config.json, those that it sets.
     """
@@ -42,6 +35,7 @@ class ModelText:
     tokenizer: Tokenizer
     longest_token: int
     token_bytes: TokenBytes
+    special_tokens: Mapping[str, str]
     chat_template: ChatTemplate | None
     eos_ids: tuple[int, ...]
     chat_eos_ids: tuple[int, ...]
@@ -62,14 +56,17 @@ class ModelText:
             raise ModelUnavailable(f"{path} cannot be read: {error}") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        generation = _read_object(folder / "generation_config.json")
-        special_tokens = _special_tokens(folder)
+        generation = read_object(folder / "generation_config.json")
+        named_tokens = NamedTokens.read(folder)
+        named_tokens.add_to(tokenizer)
+        special_tokens = named_tokens.contents()
         own_eos_ids = _own_eos_ids(special_tokens, tokenizer)
         eos_ids = _eos_ids(folder, generation) or own_eos_ids
         return cls(
             tokenizer=tokenizer,
             longest_token=max(map(len, tokenizer.get_vocab()), default=1),
             token_bytes=TokenBytes(tokenizer),
+            special_tokens=special_tokens,
             chat_template=_chat_template(folder, special_tokens),
             eos_ids=eos_ids,
             chat_eos_ids=tuple(dict.fromkeys(eos_ids + own_eos_ids)),
@@ -154,37 +151,12 @@ def _byte_level_alphabet() -> dict[str, int]:
     return alphabet
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelUnavailable(f"{path} is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ModelUnavailable(f"{path} is not a JSON object")
-    return document
-
-
-def _special_tokens(folder: Path) -> dict[str, str]:
-    """Names the template may use; a token stands as text or as {"content": text}."""
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        document = _read_object(folder / name)
-        for key in _SPECIAL_TOKENS:
-            value = document.get(key)
-            content = value.get("content") if isinstance(value, dict) else value
-            if isinstance(content, str):
-                found[key] = content
-    return found
-
-
 def _chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
     """chat_template.jinja goes before the template inside tokenizer_config.json."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return ChatTemplate(file.read_text("utf-8"), special_tokens)
-    source = _read_object(folder / "tokenizer_config.json").get("chat_template")
+    source = read_object(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(source, list):  # several named ones
         named = {item["name"]: item["template"] for item in source}
         source = named.get("default")
@@ -194,7 +166,7 @@ def _chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTempl
 def _eos_ids(folder: Path, generation: Mapping[str, Any]) -> tuple[int, ...]:
     """generation_config.json's, else config.json's: as in transformers, the first that names any
     decides."""
-    for source in (generation, _read_object(folder / "config.json")):
+    for source in (generation, read_object(folder / "config.json")):
         value = source.get("eos_token_id")
         ids = value if isinstance(value, list) else [value]
         known = tuple(item for item in ids if isinstance(item, int) and item >= 0)

@@ -1,0 +1,22 @@
+"""The JSON files of a model folder, each of which may be missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from runner.errors import ModelUnavailable
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """{} without the file; raises ModelUnavailable naming it when it holds anything else."""
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ModelUnavailable(f"{path} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ModelUnavailable(f"{path} is not a JSON object")
+    return document
