@@ -177,7 +177,10 @@ def chat_logprobs(events: Sequence[TokenEvent], token_bytes: TokenBytes) -> dict
 def completion_logprobs(
     events: Sequence[TokenEvent], token_bytes: TokenBytes, text_offset: int
 ) -> tuple[dict[str, Any], int]:
-    """`choices[].logprobs` of a completion, and the offset where the next tokens go on."""
+    """`choices[].logprobs` of a completion, and the offset where the next tokens go on.
+
+    `top_logprobs` have the sampled token beside the best ones, where it is none of them.
+    """
     tokens, offsets, logprobs, alternatives = [], [], [], []
     for event in events:
         token = _token(event.token_id, token_bytes)
@@ -189,12 +192,13 @@ def completion_logprobs(
                 _token(token_id, token_bytes): _finite(logprob)
                 for token_id, logprob in event.alternatives
             }
+            | {token: logprobs[-1]}
         )
         text_offset += len(token)
     return {
         "tokens": tokens,
         "token_logprobs": logprobs,
-        "top_logprobs": alternatives if any(alternatives) else None,
+        "top_logprobs": alternatives if any(event.alternatives for event in events) else None,
         "text_offset": offsets,
     }, text_offset
 

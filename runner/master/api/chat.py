@@ -25,7 +25,7 @@ async def chat_completions(request: Request) -> Response:
 
 class ChatAnswer(OpenAIAnswer):
     """In a stream the role of a choice comes with its first text, its finish_reason in a chunk
-    without text."""
+    without text, which has the log probabilities of last tokens that gave none."""
 
     def __init__(
         self, body: ChatBody, requests: Sequence[TextRequest], token_bytes: TokenBytes
@@ -57,7 +57,7 @@ class ChatAnswer(OpenAIAnswer):
             yield {
                 "index": piece.index,
                 "delta": {},
-                "logprobs": None,
+                "logprobs": self._logprobs(piece) if piece.events and not delta else None,
                 "finish_reason": piece.finish_reason,
             }
 

@@ -114,6 +114,31 @@ def test_log_probabilities_name_tokens_and_their_bytes(client: OpenAI) -> None:
     assert streamed == whole.content
 
 
+@pytest.mark.parametrize("max_tokens", [1, 3])
+def test_a_last_token_without_text_keeps_its_log_probabilities(
+    client: OpenAI, engine: ScriptedEngine, demo_text: ModelText, max_tokens: int
+) -> None:
+    special = demo_text.tokenizer.token_to_id("<|im_start|>")
+    assert special is not None
+    ids = [*demo_text.tokenizer.encode("Paris is").ids[:2], special][-max_tokens:]
+    engine.script = lambda _request: ids
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=MESSAGES,
+        max_tokens=max_tokens,
+        stream=True,
+        logprobs=True,
+        top_logprobs=1,
+    )
+    entries = [
+        entry.token
+        for chunk in stream
+        if chunk.choices[0].logprobs is not None
+        for entry in chunk.choices[0].logprobs.content or []
+    ]
+    assert entries == [demo_text.token_bytes.of(token_id).decode() for token_id in ids]
+
+
 def test_a_stop_string_ends_text_generation_and_count(
     client: OpenAI, engine: ScriptedEngine, demo_text: ModelText
 ) -> None:

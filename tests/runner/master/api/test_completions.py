@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from openai import OpenAI
 
+from runner.master.api.answers import completion_logprobs
+from runner.master.engine.requests import TokenEvent
 from runner.master.text.model_text import ModelText
 from tests.runner.master.conftest import ANSWER
 from tests.runner.master.scripted_engine import ScriptedEngine
@@ -90,6 +93,16 @@ def test_log_probabilities_and_where_their_tokens_lie(client: OpenAI) -> None:
         tokens += logprobs.tokens or []
         offsets += logprobs.text_offset or []
     assert (tokens, offsets) == (whole.logprobs.tokens, whole.logprobs.text_offset)
+
+
+def test_the_sampled_token_is_among_the_best_ones() -> None:
+    token_bytes: Any = SimpleNamespace(of=lambda token_id: b"abcd"[token_id : token_id + 1])
+    best = ((0, -0.1), (1, -2.5))
+    events = [TokenEvent(0, -0.1, best), TokenEvent(3, -4.0, best)]
+    logprobs, _ = completion_logprobs(events, token_bytes, 0)
+    assert logprobs["top_logprobs"] == [{"a": -0.1, "b": -2.5}, {"a": -0.1, "b": -2.5, "d": -4.0}]
+    without, _ = completion_logprobs([TokenEvent(3, -4.0)], token_bytes, 0)
+    assert without["top_logprobs"] is None
 
 
 @pytest.mark.parametrize(
