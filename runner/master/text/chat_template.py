@@ -7,6 +7,7 @@ transformers.utils.chat_template_utils; a test holds the two equal.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -24,6 +25,7 @@ from runner.master.text.message_forms import MessageForms, Messages
 
 # What every template is given.
 _NAMES = ("messages", "tools", "documents", "add_generation_prompt")
+_log = logging.getLogger(__name__)
 
 
 class _GenerationTag(Extension):
@@ -116,6 +118,11 @@ class ChatTemplate:
             ) from error
         self._special_tokens = dict(special_tokens)
         self._forms = MessageForms.found(self._rendered)
+        if not self._forms.takes_system:
+            _log.warning(
+                "the model's chat template reads no system messages: "
+                "they are put before the first user message, as a part of it"
+            )
 
     def render(
         self,

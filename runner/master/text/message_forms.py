@@ -1,7 +1,7 @@
 """The form in which a chat template reads messages, found by rendering probes when it is loaded.
 
 A template that gets a form which it does not read leaves the text out without a word: loops over
-a string's characters for parts of type text.
+a string's characters for parts of type text, or has no branch for system messages.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from runner.errors import InvalidField
 
 Messages: TypeAlias = list[dict[str, Any]]
 Render: TypeAlias = Callable[[Messages], str]
@@ -20,13 +22,14 @@ _FILLING = "hello"
 
 @dataclass(frozen=True, slots=True)
 class MessageForms:
-    """Which roles' content is read as a list of parts.
+    """Which roles' content is read as a list of parts, and whether system messages are read.
 
     `parts` are role names; a role that is not among `known` goes in the user's form.
     """
 
     parts: frozenset[str]
     known: frozenset[str]
+    takes_system: bool
 
     @classmethod
     def found(cls, render: Render) -> MessageForms:
@@ -41,10 +44,17 @@ class MessageForms:
         return cls(
             parts=frozenset(role for role, parts in forms.items() if parts),
             known=frozenset(role for role, parts in forms.items() if parts is not None),
+            takes_system=forms["user"] is None or forms["system"] is not None,
         )
 
     def apply(self, messages: Sequence[dict[str, Any]]) -> Messages:
-        """`messages`, content as text, as the template reads them."""
+        """`messages`, content as text, as the template reads them.
+
+        Where it reads no system messages, those that lead are merged into the user's message after
+        them; raises InvalidField for others.
+        """
+        if not self.takes_system:
+            messages = _without_system(messages)
         return [
             {**message, "content": _parts(message["content"])}
             if self._takes_parts(message)
@@ -77,3 +87,20 @@ def _shows(render: Render, conversation: Messages) -> bool:
 
 def _parts(content: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}]
+
+
+def _without_system(messages: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    places = [place for place, message in enumerate(messages) if message["role"] == "system"]
+    if not places:
+        return messages
+    leading, rest = messages[: len(places)], messages[len(places) :]
+    all_lead = places[-1] < len(places)
+    if not all_lead or not rest or rest[0]["role"] != "user":
+        rule = (
+            "is not read by the model's chat template: served are only system messages at the "
+            "beginning that a user's message follows, as a part of it"
+        )
+        place = places[0] if all_lead else places[-1]
+        raise InvalidField(f"messages[{place}].role", "system", rule)
+    text = "\n\n".join(message["content"] for message in (*leading, rest[0]))
+    return [{**rest[0], "content": text}, *rest[1:]]

@@ -126,6 +126,63 @@ def test_a_role_without_a_form_of_its_own_goes_in_the_users() -> None:
     assert ours == "<tool>42"
 
 
+REFUSES_SYSTEM = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}"
+    "{% endif %}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}</turn>"
+    "{% endfor %}"
+)
+LEAVES_SYSTEM_OUT = (
+    "{% for m in messages %}{% if m.role == 'user' %}[U]{% for part in m.content %}"
+    "{{ part.text }}{% endfor %}{% elif m.role == 'assistant' %}[A]{{ m.content }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def test_a_template_without_system_messages_gets_them_before_the_first_users(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    system, user, answer, last = CONVERSATION
+    merged = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
+    template = ChatTemplate(REFUSES_SYSTEM, SPECIAL_TOKENS)
+    assert "reads no system messages" in caplog.text
+    expected = rendered_by_transformers(REFUSES_SYSTEM, [merged, answer, last])
+    assert template.render(CONVERSATION) == expected
+    assert template.render([user]) == rendered_by_transformers(REFUSES_SYSTEM, [user])
+    leaves_out = ChatTemplate(LEAVES_SYSTEM_OUT, {})
+    assert leaves_out.render([system, system, *CONVERSATION[1:]]) == (
+        f"[U]{system['content']}\n\n{system['content']}\n\n{user['content']}"
+        f"[A]{answer['content']}[U]{last['content']}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("roles", "place"),
+    [
+        (["system"], 0),
+        (["system", "assistant"], 0),
+        (["user", "system", "user"], 1),
+        (["system", "user", "system"], 2),
+    ],
+)
+@pytest.mark.parametrize("template", [REFUSES_SYSTEM, LEAVES_SYSTEM_OUT])
+def test_a_system_message_that_has_no_place_is_refused_by_name(
+    template: str, roles: list[str], place: int
+) -> None:
+    messages = [{"role": role, "content": "x"} for role in roles]
+    with pytest.raises(InvalidField, match=re.escape(f"messages[{place}].role")):
+        ChatTemplate(template, {}).render(messages)
+
+
+def test_a_template_that_takes_system_messages_says_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for template in (READS_PARTS, READS_USERS_PARTS, *TEMPLATES.values()):
+        ChatTemplate(template, SPECIAL_TOKENS)
+    assert not caplog.text
+
+
 def test_a_template_that_refuses_says_so_in_its_own_words() -> None:
     template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InvalidField, match=re.escape("roles must alternate")):
