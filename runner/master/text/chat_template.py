@@ -144,8 +144,9 @@ class ChatTemplate:
             for message in messages
         ]
         further = self._checked(arguments or {})
+        read = self._forms.apply(plain)
         try:
-            return self._rendered(self._forms.apply(plain), add_generation_prompt, **further)
+            return self._rendered(read, add_generation_prompt, **further)
         except Exception as error:  # a template is foreign code and may raise anything
             rule = f"the model's chat template refuses them: {error}"
             raise InvalidField("messages", f"{len(plain)} messages", rule) from error
