@@ -146,7 +146,7 @@ class ChatTemplate:
         further = self._checked(arguments or {})
         read = self._forms.apply(plain)
         try:
-            return self._rendered(read, add_generation_prompt, **further)
+            return self._rendered(read, add_generation_prompt, further)
         except Exception as error:  # a template is foreign code and may raise anything
             rule = f"the model's chat template refuses them: {error}"
             raise InvalidField("messages", f"{len(plain)} messages", rule) from error
@@ -161,7 +161,10 @@ class ChatTemplate:
         return arguments
 
     def _rendered(
-        self, messages: Messages, add_generation_prompt: bool = True, **further: Any
+        self,
+        messages: Messages,
+        add_generation_prompt: bool = True,
+        further: Mapping[str, Any] | None = None,
     ) -> str:
         names = {
             "messages": messages,
@@ -169,4 +172,4 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        return self._template.render(further | names | self._special_tokens)
+        return self._template.render({**(further or {}), **names, **self._special_tokens})
