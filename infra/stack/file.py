@@ -144,7 +144,8 @@ def read_stack_document(path: str | Path) -> dict[str, Any]:
         document = read_yaml(text)
     except MarkedYAMLError as error:
         # Of a key that is given twice it shows both values, which may be secrets.
-        rule = f"broken YAML: {str(error.problem).partition(' with value ')[0]}"
+        problem = re.split(" with value |, if necessary", str(error.problem))[0]
+        rule = f"broken YAML: {problem}"
         line = error.problem_mark.line + 1
         raise StackConfigError(source, [Fault(f"line {line}", MISSING, rule)]) from None
     except YAMLError as error:

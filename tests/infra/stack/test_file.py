@@ -1,6 +1,10 @@
 """Reading stack files, `--set`, every fault at once."""
 
+import contextlib
 import copy
+import tempfile
+import warnings
+from pathlib import Path
 
 import pytest
 import yaml
@@ -91,13 +95,19 @@ def test_other_keys_and_secrets_are_ignored(tmp_path):
         ("config: 3\n", "config = 3: must be a mapping"),
         ("config: {a: 1}\n", "splitstack:deployment: is required"),
         ("config: {splitstack:deployment: 1}\n", "splitstack:deployment = 1: must be a mapping"),
-        ("config: {1: {[a]: 1}, [b]: 2}\n", "splitstack:deployment: is required"),
+        ("config: {1: {[a]: 1}, [b]: 2}\n", "line 1: broken YAML: found unhashable key"),
+        (
+            "a: " + "[" * 300,
+            "line 1: broken YAML: maximum depth of data structure exceeded (101)\n",
+        ),
+        ('a: "\\U00110000"', "the file: broken YAML: is not YAML"),
+        ("a: 2024-99-99\n", "line 1: broken YAML: found no timestamp"),
         ("\x00", "broken YAML"),
     ],
 )
 def test_files_that_are_none(tmp_path, text, told):
     error = refusal(load_stack_file, write(tmp_path, text))
-    assert told in str(error)
+    assert told in f"{error}\n"
     assert str(error).startswith(f"{tmp_path}/Pulumi.mine.yaml: 1 fault")
 
 
@@ -150,6 +160,8 @@ def test_sets():
         ("a..b=1", "a..b: is no path"),
         ("a[x]=1", "a[x]: is no path"),
         ("nnodes=[", "nnodes = '[': the value is not YAML"),
+        ("nnodes=2024-99-99", "nnodes = '2024-99-99': the value is not YAML"),
+        ('nnodes="\\U00110000"', "the value is not YAML"),
     ],
 )
 def test_wrong_sets(item, told):
@@ -211,3 +223,28 @@ def test_no_nonsense_raises_anything_else(changes):
         except StackConfigError as error:
             faults += error.faults
     assert all(fault.path and fault.rule for fault in faults)
+
+
+# What YAML is made of, and what ruamel has tripped over.
+PIECES = r"""
+    config:N__ a :_ :N N N__ N-_ -_ ?_ [ ] { } ,_ &a_ *a << ! % ' " | > # T ---N = ~ true 1e999 0x
+    !!int_ !!map_ !!omap_ !!set_ !!float_ !!bool_ !!timestamp_ !foo_ 2024-99-99 \U00110000
+"""
+
+
+def _text(pieces):
+    return "".join(pieces).replace("_", " ").replace("N", "\n").replace("T", "\t")
+
+
+@settings(max_examples=examples(300), deadline=None)
+@given(st.lists(st.sampled_from(PIECES.split()), max_size=12).map(_text) | st.text(max_size=20))
+def test_no_text_raises_anything_else(text):
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = Path(folder, "Pulumi.mine.yaml")
+        path.write_text(text, "utf-8", errors="surrogatepass")
+        with pytest.raises(StackConfigError) as raised:
+            load_stack_file(path)
+        assert len(raised.value.faults) == 1
+        with contextlib.suppress(StackConfigError):
+            apply_sets(MINIMAL, [f"nnodes={text}"])
