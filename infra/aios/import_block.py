@@ -8,6 +8,7 @@ from typing import Any
 
 from contract.faults import MISSING, Fault
 from infra.aios.block_policies import map_policies
+from infra.stack.comments import comment_below_kept, commented
 from infra.stack.config import DEPLOYMENT_KEY
 from infra.stack.document import yaml_text
 from infra.stack.faults import StackConfigError
@@ -148,18 +149,23 @@ def _basic_keys(spec: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
 
 def _put(deployment: dict[str, Any], block: dict[str, Any], warnings: list[str]) -> None:
     """Merge the block into its list, in place of the one that `import-split` made up."""
-    blocks = deployment.setdefault("proxy_blocks", [])
+    blocks = deployment.get("proxy_blocks", [])
     if not isinstance(blocks, list):
         return  # validation says so
-    made_up = {"block_id": deployment.get("deployment_name")}
-    if blocks == [made_up] and block["block_id"] != made_up["block_id"]:
-        warnings.append(
-            f"proxy_blocks[0].block_id = {made_up['block_id']!r}: replaced by this block; it was "
-            "the stack's only one and nothing was said of it but its name"
-        )
-        blocks.clear()
     for one in blocks:
         if isinstance(one, dict) and one.get("block_id") == block["block_id"]:
-            one.update(block)
+            with comment_below_kept(one):
+                one.update(commented(block))
             return
-    blocks.append(block)
+    with comment_below_kept(deployment, "proxy_blocks"):
+        made_up = {"block_id": deployment.get("deployment_name")}
+        if blocks == [made_up]:
+            warnings.append(
+                f"proxy_blocks[0].block_id = {made_up['block_id']!r}: replaced by this block; it "
+                "was the stack's only one and nothing was said of it but its name"
+            )
+            blocks.clear()
+        if blocks:
+            blocks.append(commented(block))
+        else:
+            deployment["proxy_blocks"] = commented([block])

@@ -130,6 +130,38 @@ def test_comments_and_quotes_stay() -> None:
     assert any(line.lstrip().startswith("#") for line in lines)
 
 
+BEHIND = "\n    # What comes next.\n    nnodes: 1\n  other: 2\n"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "merged"),
+    [
+        ("proxy_blocks:\n      - block_id: a # beside\n", None),
+        ("proxy_blocks:\n    - block_id: a\n      probe:\n        period_s: 1 # beside\n", None),
+        ("proxy_blocks:\n      - {block_id: a} # beside\n", None),
+        ("proxy_blocks:\n      - block_id: a\n        system_message: |\n          text\n", None),
+        ("proxy_blocks:\n      - block_id: a\n        system_message: >-\n          text\n", None),
+        ("proxy_blocks: []\n", "proxy_blocks:\n      - block_id: new\n"),
+        ("proxy_blocks:\n      - block_id: mine\n", "proxy_blocks:\n      - block_id: new\n"),
+        ("proxy_blocks:\n      - block_id: new\n", "proxy_blocks:\n      - block_id: new\n"),
+    ],
+)
+def test_a_comment_before_the_next_section_stays_before_it(blocks: str, merged: str | None) -> None:
+    head = "config:\n  splitstack:deployment:\n    deployment_name: mine\n"
+    head += "    common_params: {model_name: m}\n    "
+    dash = " " * (4 if "\n    - " in blocks else 6) + "- block_id: new\n"
+    found = import_block({"blockId": "new"}, read_yaml(head + blocks + BEHIND)).text
+    assert found == head + (merged or blocks + dash) + BEHIND
+
+
+def test_a_first_list_of_blocks_comes_before_the_comment_of_what_follows() -> None:
+    head = "config:\n  splitstack:deployment:\n    deployment_name: mine\n    nnodes: 1\n"
+    head += "    inference_server: {enabled: false}\n    common_params: {model_name: m}\n"
+    behind = "\n  # Another program's.\n  other: 2\n"
+    found = import_block({"blockId": "new"}, read_yaml(head + behind)).text
+    assert found == head + "    proxy_blocks:\n      - block_id: new\n" + behind
+
+
 def test_a_block_that_says_little() -> None:
     deployment, warnings = imported({"blockId": "little"}, read_stack_document(LOCAL))
     assert deployment["proxy_blocks"][-1] == {"block_id": "little"}
