@@ -145,6 +145,24 @@ def test_an_image_holds_its_own_tier_and_its_dependencies_only(tier):
     }
 
 
+def test_the_stage_that_bakes_a_model_copies_what_that_imports():
+    """Less breaks the build; more makes the model anew with every edit."""
+    program = (
+        "import sys, runner.models.demo\n"
+        "for name, module in sorted(sys.modules.items()):\n"
+        "    if name.partition('.')[0] in ('contract', 'web', 'runner'): print(module.__file__)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    imported = {str(Path(line).relative_to(REPOSITORY)) for line in found.stdout.split()}
+    dockerfile = (REPOSITORY / "runner" / "Dockerfile").read_text()
+    (stage,) = re.findall(r"^FROM packages AS model$(.*?)^FROM", dockerfile, re.M | re.S)
+    lines = [line.split() for line in re.findall(r"^COPY (.*)", stage, re.M)]
+    assert {file for *files, _ in lines for file in files} == imported
+    assert all(f"{Path(file).parent}/" == folder for *files, folder in lines for file in files)
+
+
 @pytest.mark.parametrize("tier", TIERS)
 def test_images_run_as_the_user_of_the_pods(tier):
     dockerfile = (REPOSITORY / tier / "Dockerfile").read_text()
