@@ -15,6 +15,31 @@ from infra.cluster.stack import ClusterStack
 from infra.plan.stack_plan import StackPlan
 from infra.stack.config import DeploymentConfig
 
+# The API's name of every kind that the program declares. Of another nobody knows the path.
+PLURALS = {
+    "ConfigMap": "configmaps",
+    "Deployment": "deployments",
+    "HorizontalPodAutoscaler": "horizontalpodautoscalers",
+    "Namespace": "namespaces",
+    "NetworkPolicy": "networkpolicies",
+    "PersistentVolumeClaim": "persistentvolumeclaims",
+    "Pod": "pods",
+    "PodDisruptionBudget": "poddisruptionbudgets",
+    "PodMonitor": "podmonitors",
+    "PrometheusRule": "prometheusrules",
+    "ResourceClaimTemplate": "resourceclaimtemplates",
+    "Role": "roles",
+    "RoleBinding": "rolebindings",
+    "Secret": "secrets",
+    "Service": "services",
+    "ServiceAccount": "serviceaccounts",
+    "StatefulSet": "statefulsets",
+}
+
+
+class ProgramError(Exception):
+    """The program of a stack does not run to its end, or declares what nobody can look for."""
+
 
 @dataclass(frozen=True)
 class DeclaredObject:
@@ -34,8 +59,7 @@ class DeclaredObject:
     @property
     def resource(self) -> str:
         """The plural in the API's paths."""
-        plural = f"{self.kind.lower()}s"
-        return f"{plural[:-2]}ies" if plural.endswith("ys") else plural
+        return PLURALS[self.kind]
 
     @property
     def path(self) -> str:
@@ -46,7 +70,10 @@ class DeclaredObject:
 
 
 def declared_objects(deployment: DeploymentConfig, plan: StackPlan) -> list[DeclaredObject]:
-    """Namespaces first. `deployment` is fitted; as if the stack had every secret it may have."""
+    """Namespaces first. `deployment` is fitted; as if the stack had every secret it may have.
+
+    Raises ProgramError.
+    """
 
     def program() -> None:
         secrets = secret_outputs({field.name: "" for field in fields(StackSecrets)})
@@ -54,7 +81,10 @@ def declared_objects(deployment: DeploymentConfig, plan: StackPlan) -> list[Decl
         deploy(ClusterStack(deployment, plan, secrets, kubeconfigs))
 
     recorder = Recorder()
-    recorder.run(program)
+    try:
+        recorder.run(program)
+    except Exception as error:  # whatever a resource makes of its arguments
+        raise ProgramError(f"{type(error).__name__}: {error}") from error
     found = [_declared(item) for item in recorder.registrations if item.is_object]
     places = stack_places(deployment)
 
@@ -68,6 +98,8 @@ def declared_objects(deployment: DeploymentConfig, plan: StackPlan) -> list[Decl
 def _declared(item: Registration) -> DeclaredObject:
     inputs = rpc.deserialize_properties(item.request.object)
     metadata = inputs["metadata"]
+    if inputs["kind"] not in PLURALS:
+        raise ProgramError(f"the API's plural of {inputs['kind']} is not in PLURALS")
     return DeclaredObject(
         item.cluster,
         inputs["apiVersion"],

@@ -14,7 +14,7 @@ from infra.inspection.client import (
     Finding,
     open_cluster,
 )
-from infra.inspection.declared import DeclaredObject, declared_objects
+from infra.inspection.declared import DeclaredObject, ProgramError, declared_objects
 from infra.inspection.nodes import check_nodes
 from infra.inspection.objects import check_names, check_needed
 from infra.inspection.registry import check_registries
@@ -31,23 +31,32 @@ def examine(deployment: DeploymentConfig) -> Iterator[Finding]:
         for fault in error.faults:
             yield Finding("fault", "stack file", str(fault))
         return
-    objects = declared_objects(fitted, plan)
+    declared: list[DeclaredObject] | None = None
     for cluster_id in rank_clusters(deployment):
         try:
-            yield from _examine_cluster(open_cluster(deployment, cluster_id), fitted, objects)
+            cluster = open_cluster(deployment, cluster_id)
+            yield _answer(cluster)
+            declared = declared_objects(fitted, plan) if declared is None else declared
+            objects = [item for item in declared if item.cluster == cluster_id]
+            yield from _examine_cluster(cluster, fitted, objects)
         except ClusterError as error:
             yield Finding("fault", f"cluster {cluster_id}", _without(str(error), cluster_id))
+        except ProgramError as error:
+            yield Finding("fault", "the program", str(error))
+            break
     yield from check_registries(deployment)
 
 
-def _examine_cluster(
-    cluster: ClusterClient, deployment: DeploymentConfig, declared: Sequence[DeclaredObject]
-) -> Iterator[Finding]:
+def _answer(cluster: ClusterClient) -> Finding:
     with cluster.asked_to("ask for its version"):
         version = client.VersionApi(cluster.api).get_code(_request_timeout=REQUEST_TIMEOUT)
     text = f"Kubernetes {version.git_version} answers at {cluster.kubeconfig.server}"
-    yield cluster.finding("fine", text)
-    objects = [item for item in declared if item.cluster == cluster.cluster_id]
+    return cluster.finding("fine", text)
+
+
+def _examine_cluster(
+    cluster: ClusterClient, deployment: DeploymentConfig, objects: Sequence[DeclaredObject]
+) -> Iterator[Finding]:
     found: list[Finding] = []
     for checked in (
         check_rights(cluster, deployment, objects),

@@ -24,6 +24,7 @@ from infra.cluster.labels import (
 )
 from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
 from infra.inspection.diagnosis import Pod, diagnose, is_ready
+from infra.plan.table import table_lines
 from infra.stack.config import DeploymentConfig
 
 _HEADINGS = ("pod", "cluster", "node", "phase", "ready", "restarts")
@@ -90,11 +91,7 @@ def render_cluster_status(status: ClusterStatus) -> str:
         )
         for pod in status.pods
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = table_lines(rows)
     alike = groupby((pod for pod in status.pods if pod.reason), lambda pod: (pod.reason, pod.log))
     for (reason, log), pods in alike:
         names = ", ".join(pod.name for pod in pods)

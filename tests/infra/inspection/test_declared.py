@@ -5,9 +5,9 @@ from __future__ import annotations
 import pulumi
 
 from infra.cluster.fit import plan_on_clusters
-from infra.inspection.declared import DeclaredObject, declared_objects
+from infra.inspection.declared import PLURALS, DeclaredObject, declared_objects
 from infra.stack.file import parse_deployment
-from tests.infra.program_stacks import matrix
+from tests.infra.program_stacks import NAMES, matrix
 
 
 def declared(folder, name) -> list[DeclaredObject]:
@@ -26,6 +26,16 @@ def test_paths_are_those_of_the_api(tmp_path):
     assert paths["networkpolicies"].startswith("/apis/networking.k8s.io/v1/namespaces/")
     assert paths["horizontalpodautoscalers"].startswith("/apis/autoscaling/v2/namespaces/blocks/")
     assert paths["resourceclaimtemplates"].startswith("/apis/resource.k8s.io/v1/namespaces/splits/")
+
+
+def test_the_written_plurals_are_those_of_every_kind_that_some_stack_has(tmp_path):
+    stacks = matrix(tmp_path)
+    kinds = {
+        item.kind
+        for name in NAMES
+        for item in declared_objects(*plan_on_clusters(parse_deployment(stacks[name])))
+    }
+    assert kinds == set(PLURALS)
 
 
 def test_objects_of_both_clusters(tmp_path):
