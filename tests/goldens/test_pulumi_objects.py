@@ -98,6 +98,11 @@ def resource(item: Recorded) -> dict[str, Any]:
         "delete_before_replace": item.delete_before_replace,
         "replace_on_changes": list(item.replace_on_changes),
         "replacement_trigger": item.replacement_trigger,
+        "aliases": list(item.aliases),
+        "protect": item.protect,
+        "retain_on_delete": item.retain_on_delete,
+        "ignore_changes": list(item.ignore_changes),
+        "additional_secret_outputs": list(item.additional_secret_outputs),
         "timeouts": list(filter(None, item.timeouts)) and list(item.timeouts),
     }
     return {key: value for key, value in found.items() if value}

@@ -13,6 +13,7 @@ import pulumi
 import yaml
 from google.protobuf import json_format, struct_pb2
 from pulumi.runtime import rpc
+from pulumi.runtime.proto import alias_pb2
 
 from infra.cluster.recorded import Recorder, Registration
 
@@ -44,6 +45,11 @@ class Recorded:
     replace_on_changes: tuple[str, ...]
     replacement_trigger: str
     timeouts: tuple[str, str, str]
+    aliases: tuple[str, ...]
+    protect: bool
+    retain_on_delete: bool
+    ignore_changes: tuple[str, ...]
+    additional_secret_outputs: tuple[str, ...]
 
     @property
     def short_kind(self) -> str:
@@ -159,6 +165,11 @@ def _recorded(item: Registration) -> Recorded:
         replace_on_changes=tuple(request.replaceOnChanges),
         replacement_trigger=_trigger(request.replacement_trigger),
         timeouts=(timeouts.create, timeouts.update, timeouts.delete),
+        aliases=tuple(map(_alias, request.aliases)) + tuple(request.aliasURNs),
+        protect=request.protect,
+        retain_on_delete=request.retainOnDelete,
+        ignore_changes=tuple(request.ignoreChanges),
+        additional_secret_outputs=tuple(request.additionalSecretOutputs),
     )
 
 
@@ -202,6 +213,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _alias(alias: alias_pb2.Alias) -> str:
+    """A URN, or what of one is said to have been otherwise."""
+    said = json_format.MessageToDict(alias.spec)
+    return alias.urn or ", ".join(f"{key}={said[key]}" for key in sorted(said) if said[key])
 
 
 def _trigger(value: struct_pb2.Value) -> str:
