@@ -248,3 +248,13 @@ def test_no_text_raises_anything_else(text):
         assert len(raised.value.faults) == 1
         with contextlib.suppress(StackConfigError):
             apply_sets(MINIMAL, [f"nnodes={text}"])
+
+
+def test_numbers_where_a_text_is_meant_are_those_that_pulumi_hands_on(tmp_path):
+    text = (
+        "config:\n  splitstack:deployment:\n    deployment_name: mine\n    nnodes: 1\n"
+        "    common_params: {model_name: m}\n    inference_server: {enabled: false}\n"
+        "    extra_env: {A: 1e3, B: 1.0, C: 010, D: 1.50, E: 1e21}\n"
+    )
+    found = load_stack_file(write(tmp_path, text)).deployment.extra_env
+    assert found == {"A": "1000", "B": "1", "C": "8", "D": "1.5", "E": "1e+21"}
