@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from contract.faults import MISSING, Fault
 from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
-from infra.stack.config import DeploymentConfig, RankParams
+from infra.stack.config import DeploymentConfig
+from infra.stack.device_rules import device_faults
 from infra.stack.image_names import registry_of
 
 NAME_LIMIT = 63
@@ -20,34 +21,12 @@ _TAKEN_PORTS = {
     STAGE_DATA_PORT: "the stage",
     STAGE_HEALTH_PORT: "the stage's health",
 }
-_DEVICE_KEYS = ("nvidia_visible_devices", "cuda_visible_devices", "device_uuid", "device_memory")
-# What each mode needs of a rank and what it takes at all.
-_NEEDED_KEYS = {
-    "visible-devices": ("node_id", "nvidia_visible_devices"),
-    "resource": ("node_id",),
-    "dra": ("device_uuid",),
-    "none": (),
-}
-_TAKEN_KEYS = {
-    "visible-devices": ("nvidia_visible_devices", "cuda_visible_devices", "device_memory"),
-    "resource": ("device_memory",),
-    "dra": ("device_uuid", "device_memory"),
-    "none": (),
-}
-_WHY_REFUSED = {
-    "visible-devices": "device_uuid belongs to gpu_pinning dra",
-    "resource": "the device plugin chooses and would overwrite it",
-    "dra": "the claim chooses the device by device_uuid",
-    "none": "ranks compute on CPU; set gpu_pinning to visible-devices, resource or dra",
-}
 
 
 def deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     """Faults that matter on one machine and on clusters alike."""
     yield from _rank_number_faults(deployment)
-    for index, params in enumerate(deployment.per_rank_params):
-        yield from _device_faults(deployment, f"per_rank_params[{index}]", params)
-    yield from _double_booking_faults(deployment)
+    yield from device_faults(deployment)
     yield from _name_faults(deployment)
     yield from _cluster_faults(deployment)
     yield from _layer_faults(deployment)
@@ -140,69 +119,6 @@ def _rank_number_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
         ranks = ("rank " if len(unlisted) == 1 else "ranks ") + ", ".join(unlisted[:8])
         rule = f"does not list {ranks}; only gpu_pinning none has defaults for unlisted ranks"
         yield Fault("per_rank_params", MISSING, rule)
-
-
-def _device_faults(deployment: DeploymentConfig, path: str, params: RankParams) -> Iterator[Fault]:
-    mode = deployment.gpu_pinning
-    for key in _NEEDED_KEYS[mode]:
-        if not getattr(params, key):
-            yield Fault(f"{path}.{key}", MISSING, f"is required with gpu_pinning {mode}")
-    for key in _DEVICE_KEYS:
-        value = getattr(params, key)
-        if value and key not in _TAKEN_KEYS[mode]:
-            rule = f"is refused with gpu_pinning {mode}: {_WHY_REFUSED[mode]}"
-            yield Fault(f"{path}.{key}", value, rule)
-    if mode == "visible-devices" and params.nvidia_visible_devices:
-        yield from _visible_device_faults(path, params)
-    if mode == "dra" and "," in params.device_uuid:
-        yield Fault(f"{path}.device_uuid", params.device_uuid, "must name one device")
-
-
-def _visible_device_faults(path: str, params: RankParams) -> Iterator[Fault]:
-    devices = params.nvidia_visible_devices.split(",")
-    if set(devices) & {"all", "none", "void"}:
-        rule = 'must list devices by index or UUID, as in "0" or "0,1"'
-        yield Fault(f"{path}.nvidia_visible_devices", params.nvidia_visible_devices, rule)
-        return
-    if all(device.isdecimal() for device in devices) and devices != sorted(devices, key=int):
-        rule = "must list indices in ascending order: within a container they are numbered so"
-        yield Fault(f"{path}.nvidia_visible_devices", params.nvidia_visible_devices, rule)
-    if len(set(devices)) < len(devices):
-        rule = "lists a device twice"
-        yield Fault(f"{path}.nvidia_visible_devices", params.nvidia_visible_devices, rule)
-    shown = params.cuda_visible_devices
-    ordinals = [int(item) for item in shown.split(",") if item]
-    beyond = [str(ordinal) for ordinal in ordinals if ordinal >= len(devices)]
-    if beyond:
-        rule = (
-            f"ordinal {', '.join(beyond)} does not exist: it counts from 0 within "
-            f'nvidia_visible_devices "{params.nvidia_visible_devices}" '
-            f"({len(devices)} visible device{'s' if len(devices) > 1 else ''})"
-        )
-        yield Fault(f"{path}.cuda_visible_devices", shown, rule)
-    elif len(ordinals) > 1:
-        yield Fault(f"{path}.cuda_visible_devices", shown, "a stage uses exactly one device")
-    elif not ordinals and len(devices) > 1:
-        rule = f"is required: one ordinal, 0 to {len(devices) - 1}, of the visible devices"
-        yield Fault(f"{path}.cuda_visible_devices", MISSING, rule)
-
-
-def _double_booking_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
-    holder: dict[tuple[str, str, str], int] = {}
-    for index, params in enumerate(deployment.per_rank_params):
-        cluster = params.cluster_id or deployment.cluster_of(params.rank)
-        if deployment.gpu_pinning == "visible-devices":
-            key, device, node = "nvidia_visible_devices", params.physical_device, params.node_id
-        elif deployment.gpu_pinning == "dra":
-            key, device, node = "device_uuid", params.device_uuid, ""
-        else:
-            return
-        if not device or (key == "nvidia_visible_devices" and not node):
-            continue
-        if (other := holder.setdefault((cluster, node, device), params.rank)) != params.rank:
-            where = f"device {device}" + (f" of node {node}" if node else "")
-            rule = f"rank {params.rank} would hold {where}, which rank {other} holds"
-            yield Fault(f"per_rank_params[{index}].{key}", getattr(params, key), rule)
 
 
 def _name_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
