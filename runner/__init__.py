@@ -23,8 +23,10 @@ are loaded the master says `form`: each stage drops its KV cache, dials the next
 the master) and says `formed`. A probe goes round, and the group is ready. A link that breaks, a
 peer that is silent for 3 s, a step that is overdue or raises: the epoch is lost, every link is
 shut, the next one forms with the weights that are still loaded, and every open request is sent
-again, prompt and emitted ids. Three epochs in a row without a token of progress are the end. A step
-that finds too little memory is computed once more first; a stage whose device broke ends as well.
+again, prompt and emitted ids. After three epochs in a row without a token of progress the next
+try waits, 10 s to 300 s. What was being computed in two lost epochs in a row is tried alone, and
+ended when that is lost too. A fault of the master's own ends its process, a broken device a
+stage's. A step that finds too little memory is computed once more first.
 
 Who may import whom: master | stage -> transport | models -> steps -> sampling_parameters -> errors
 (pyproject.toml holds it).

@@ -58,7 +58,16 @@ class NotServing(RunnerError):
     """Starting, forming, draining or failed; says which."""
 
     status, code = 503, "not_serving"
-    retry_after_s = 1
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class RequestEndsTheGroup(RunnerError):
+    """The group was lost each time that the request was computed."""
+
+    code = "request_ends_the_group"
 
 
 class DeadlineExceeded(RunnerError):

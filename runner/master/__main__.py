@@ -15,6 +15,7 @@ from runner.errors import ModelUnavailable
 from runner.master.api.app import create_app
 from runner.master.engine.engine import Engine
 from runner.master.group.group import Group
+from runner.master.own_fault import end_process
 from runner.master.text.model_text import ModelText
 from runner.models.folder import resolve_model
 from web.listener import PortError, bind
@@ -23,7 +24,10 @@ from web.serve import EXIT_USAGE, serve
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until SIGTERM. Returns 0 after a drain; 2 for what the user can mend: one sentence."""
+    """Serve until SIGTERM. Returns 0 after a drain; 2 for what the user can mend: one sentence.
+
+    A fault in the tasks of group and engine ends the process with 1 (own_fault.end_process).
+    """
     parser = argparse.ArgumentParser(prog="python -m runner.master", description=__doc__)
     parser.add_argument("--spec", type=Path, required=True, help="the rank group's spec, JSON")
     parser.add_argument("--token-file", type=Path, required=True, help="the group's shared token")
@@ -43,8 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(spec: GroupSpec, token: bytes, text: ModelText) -> int:
-    group = Group(spec, token)
-    engine = Engine(spec, group)
+    group = Group(spec, token, on_fault=end_process)
+    engine = Engine(spec, group, on_fault=end_process)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:

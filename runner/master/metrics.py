@@ -198,6 +198,7 @@ class EngineCollector(Collector):
             "vllm:num_requests_waiting": ("Requests that wait for a place", now.waiting),
             "vllm:kv_cache_usage_perc": ("Share of the KV cache reserved, 0 to 1", usage),
             "splitstack_group_ready": ("1 while requests are served", now.ready),
+            "splitstack_group_failed": ("1 while three groups in a row have failed", now.failed),
             "splitstack_epoch": ("Life of the rank group in force", now.epoch),
             "splitstack_micro_batches": ("Micro-batches kept in flight", now.micro_batches),
             "splitstack_steps_in_flight": ("Steps in the pipeline", now.steps_in_flight),

@@ -17,6 +17,7 @@ from runner.errors import (
     InvalidField,
     NotServing,
     PromptTooLong,
+    RequestEndsTheGroup,
     RunnerError,
 )
 from tests.goldens.conftest import BLOCK, KEY, MAX_BODY_BYTES, WatchedEngine
@@ -161,6 +162,7 @@ def test_failures_of_the_engine(path: str, master: str, engine: WatchedEngine) -
         DeadlineExceeded("late"),
         InvalidField("top_k", 5, "is not"),
         PromptTooLong("prompt", 5, "is too long"),
+        RequestEndsTheGroup("it was lost each time"),
         RunnerError("something"),
     )
     found = {}

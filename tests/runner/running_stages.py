@@ -22,6 +22,21 @@ from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, Segment, Step, StepResult
 from tests.waiting import free_ports
 
+_DEADLY = """
+import os, sys
+import runner.stage.__main__ as stage
+from runner.stage.process.compute_loop import ComputeLoop
+
+compute = ComputeLoop._compute
+
+def deadly(self, arrival, *times):
+    if {token_id} in list(arrival.frame.step.token_ids):
+        os._exit(70)
+    return compute(self, arrival, *times)
+
+ComputeLoop._compute = deadly
+sys.exit(stage.main())
+"""
 GREEDY = SamplingParameters(temperature=0)
 
 
@@ -32,7 +47,7 @@ class Recorder:
         self.formations: list[Formation] = []
         self.results: asyncio.Queue[StepResult] = asyncio.Queue()
         self.losses: list[str] = []
-        self.failure = ""
+        self.announced: list[bool] = []
 
     def group_formed(self, formation: Formation) -> None:
         self.formations.append(formation)
@@ -40,11 +55,9 @@ class Recorder:
     def step_returned(self, result: StepResult) -> None:
         self.results.put_nowait(result)
 
-    def group_lost(self, reason: str) -> None:
+    def group_lost(self, reason: str, *, announced: bool) -> None:
         self.losses.append(reason)
-
-    def group_failed(self, reason: str) -> None:
-        self.failure = reason
+        self.announced.append(announced)
 
 
 class Master:
@@ -160,6 +173,21 @@ class Stages:
         command += ["--token-file", str(token_file or self.token_file)]
         with (self.state / f"stage-{rank}.log").open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log)
+
+    def start_deadly(self, rank: int, token_id: int) -> None:
+        """A stage whose process ends at once when it is to compute a step with `token_id`."""
+        program = _DEADLY.format(token_id=token_id)
+        command = [sys.executable, "-c", program, "--rank", str(rank)]
+        command += ["--spec", str(self.spec_file), "--token-file", str(self.token_file)]
+        with (self.state / f"stage-{rank}.log").open("ab") as log:
+            self.processes[rank] = subprocess.Popen(command, stdout=log, stderr=log)
+
+    async def keep_alive(self, rank: int, start: Callable[[], None]) -> None:
+        """What a kubelet does with a process that ends."""
+        while True:
+            if self.processes[rank].poll() is not None:
+                start()
+            await asyncio.sleep(0.05)
 
     def start(self, *ranks: int) -> None:
         for rank in ranks or range(len(self.spec.ranks)):

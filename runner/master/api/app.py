@@ -74,12 +74,13 @@ async def livez(_request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """200 while requests are served; 503 with the reason while starting, draining or failed."""
+    """200 while requests are served; 503 with the reason and Retry-After while not."""
     engine: Engine = request.app.state.engine
     if engine.ready:
         return JSONResponse({"ready": True})
     state = {"ready": False, "state": engine.state, "reason": engine.reason}
-    return JSONResponse(state, status_code=503)
+    headers = {"Retry-After": str(engine.retry_after_s)}
+    return JSONResponse(state, status_code=503, headers=headers)
 
 
 async def models(request: Request) -> Response:

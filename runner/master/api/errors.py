@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 def _api_error(error: Exception) -> ApiError:
     """`error` in the words of HTTP; the log has what is a defect of ours."""
-    if not isinstance(error, RunnerError) or error.status == RunnerError.status:
+    if not isinstance(error, RunnerError) or error.code == RunnerError.code:
         _log.error("a request failed", exc_info=error)
         message = "the master failed to serve this request; its log says why"
         return ApiError(RunnerError.status, message, code=RunnerError.code)

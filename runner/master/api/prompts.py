@@ -21,6 +21,7 @@ from runner.master.text.choice import TextRequest
 from runner.master.text.model_text import ModelText
 from runner.sampling_parameters import SamplingParameters
 from web.deadline import remaining_s
+from web.request_id import current_request_id
 
 Source = TypeVar("Source")
 Body: TypeAlias = GenerateBody | CompletionBody | ChatBody
@@ -123,7 +124,9 @@ class Prompts:
         deadline_s = remaining_s(self._spec.request_deadline_s)
         return [
             TextRequest(
-                GenerationRequest(ids, most_tokens, sampling, choice, deadline_s),
+                GenerationRequest(
+                    ids, most_tokens, sampling, choice, deadline_s, current_request_id() or ""
+                ),
                 stop,
                 continues_prompt=not isinstance(body, ChatBody),
                 index=first_index + choice,

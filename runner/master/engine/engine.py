@@ -15,6 +15,7 @@ from runner.errors import (
     InvalidField,
     NotServing,
     PromptTooLong,
+    RequestEndsTheGroup,
     RunnerError,
 )
 from runner.master.engine.micro_batches import MicroBatches
@@ -29,6 +30,7 @@ from runner.master.engine.scheduler import Scheduler
 from runner.master.engine.step_cost import StepCost
 from runner.master.engine.watch import Watch
 from runner.master.group.formation import Formation, RankGroup
+from runner.master.own_fault import OnFault, own_work, raise_fault
 from runner.steps import Step, StepResult
 
 logger = logging.getLogger(__name__)
@@ -37,18 +39,22 @@ WAITING_PER_RUNNING = 4
 
 
 class Engine:
-    """Owns the ledger and each epoch's scheduler; the group's listener. All on one event loop."""
+    """Owns the ledger and each epoch's scheduler; the group's listener. All on one event loop.
 
-    def __init__(self, spec: GroupSpec, group: RankGroup) -> None:
-        self._spec, self._group = spec, group
+    A fault in what it does by itself, for no request in particular, goes to `on_fault`.
+    """
+
+    def __init__(
+        self, spec: GroupSpec, group: RankGroup, *, on_fault: OnFault = raise_fault
+    ) -> None:
+        self._spec, self._group, self._on_fault = spec, group, on_fault
         self._ledger = RequestLedger()
         self._cost = StepCost(len(spec.ranks))
         self._micro_batches = MicroBatches(self._cost)
         self._scheduler: Scheduler | None = None
         self._counters = EngineStatistics()
         self._formation: Formation | None = None
-        self._watch = Watch(group, submit=self._submit, refuse=self._refuse_open)
-        self._failed = False
+        self._watch = Watch(group, submit=self._submit, on_fault=on_fault)
         self._turned = False
         self._pump_due = False
         self.max_model_len: int | None = None
@@ -62,12 +68,17 @@ class Engine:
 
     @property
     def state(self) -> str:
-        """The group's: starting, forming, ready or failed (the end)."""
+        """The group's: starting, forming, ready or failed (it waits before it tries again)."""
         return self._group.state
 
     @property
     def reason(self) -> str:
         return self._group.reason or "the first step of this epoch has not come back"
+
+    @property
+    def retry_after_s(self) -> int:
+        """In how many seconds to ask again while not ready."""
+        return self._group.retry_after_s
 
     @property
     def context(self) -> int:
@@ -103,8 +114,8 @@ class Engine:
     def check_place(self, choices: int = 1) -> None:
         """Raises NotServing, EngineFull, InvalidField for more choices than there will ever be
         places: cheap, so that an overload costs little a refusal."""
-        if self._failed or self._forming_for_too_long():
-            raise NotServing(self.reason)
+        if self._group.state == "failed" or self._watch.forming_for_too_long:
+            raise NotServing(self.reason, self.retry_after_s)
         running = self._spec.max_concurrent_requests
         waiting = running * WAITING_PER_RUNNING
         if choices > running + waiting:
@@ -133,7 +144,8 @@ class Engine:
         def overdue() -> None:
             # Whoever asks for the tokens may be waiting for a client that does not read.
             self._end(entry)
-            late = DeadlineExceeded(f"not finished within its deadline of {limit_s:g} s")
+            why = "" if self.ready else f": {self.reason}"
+            late = DeadlineExceeded(f"not finished within its deadline of {limit_s:g} s{why}")
             arrived.put_nowait(late)
 
         deadline = loop.call_later(limit_s, overdue)
@@ -154,7 +166,12 @@ class Engine:
 
     def statistics(self) -> EngineStatistics:
         """Counters since the start, and the present."""
-        known = replace(self._counters, ready=self.ready, waiting=len(self._ledger.open))
+        known = replace(
+            self._counters,
+            ready=self.ready,
+            failed=self.state == "failed",
+            waiting=len(self._ledger.open),
+        )
         return take_statistics(known, self._group, self._cost, self._scheduler)
 
     def topology(self) -> dict[str, object]:
@@ -189,12 +206,13 @@ class Engine:
             cost=self._cost,
             micro_batches=self._micro_batches,
         )
-        for entry in list(self._ledger.open.values()):
+        for entry in self._ledger.in_turn():
             self._enter_again(entry, self._scheduler)
         self._submit(self._scheduler.probe(time.monotonic()))
         self._pump()
         self._watch.formed(self._scheduler)
 
+    @own_work
     def step_returned(self, result: StepResult) -> None:
         scheduler = self._scheduler
         if scheduler is None:
@@ -215,24 +233,33 @@ class Engine:
             self._group.note_progress()
         self._pump()
 
-    def group_lost(self, reason: str) -> None:
+    def group_lost(self, reason: str, *, announced: bool) -> None:
         logger.warning("the group is lost: %s; %d open requests", reason, len(self._ledger.open))
         self._counters.losses += 1
+        if self._scheduler is not None and not announced:
+            for entry in self._ledger.blame(self._scheduler.being_computed()):
+                self._end_culprit(entry)
         self._scheduler, self._turned = None, False
         for entry in self._ledger.open.values():
             entry.start_over()
         self._watch.lost()
 
-    def group_failed(self, reason: str) -> None:
-        self._failed = True
-        self._scheduler, self._turned = None, False
-        self._watch.end()
-        self._refuse_open(reason)
-
     # Inside
 
-    def _forming_for_too_long(self) -> bool:
-        return self._watch.forming_for_too_long
+    def _end_culprit(self, entry: OpenRequest) -> None:
+        """The group was lost once more, and nothing else was being computed."""
+        name = entry.request_id or f"number {entry.number}"
+        sentence = "request %s ends the group: it is not tried again; its prompt has %d tokens"
+        fields = {"request_id": entry.request_id}
+        logger.error(sentence, name, len(entry.prompt_ids), extra={"fields": fields})
+        # With it goes what kept the group from its tokens.
+        self._group.note_progress()
+        entry.deliver(
+            RequestEndsTheGroup(
+                f"the rank group was lost {entry.losses} times in a row while this request was"
+                " computed, the last time with nothing beside it: it is not tried again"
+            )
+        )
 
     def _enter_again(self, entry: OpenRequest, scheduler: Scheduler) -> None:
         """A restarted stage may have less room than before: what can never fit must not stand at
@@ -246,11 +273,7 @@ class Engine:
         self._counters.replays += bool(entry.emitted)
         scheduler.submit(entry)
 
-    def _refuse_open(self, reason: str) -> None:
-        for entry in list(self._ledger.open.values()):
-            self._ledger.remove(entry.number)
-            entry.deliver(NotServing(reason))
-
+    @own_work
     def _end(self, entry: OpenRequest) -> None:
         """The client has what it wanted, or left."""
         if self._ledger.remove(entry.number) is not None and self._scheduler is not None:
@@ -263,6 +286,7 @@ class Engine:
             self._pump_due = True
             asyncio.get_running_loop().call_soon(self._pump)
 
+    @own_work
     def _pump(self) -> None:
         self._pump_due = False
         # A group that has just lost its epoch says so in its state first, and tells us after.

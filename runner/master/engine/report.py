@@ -40,6 +40,7 @@ class EngineStatistics:
     steps_in_flight: int = 0
     micro_batches: int = 0
     ready: bool = False
+    failed: bool = False
     ranks: Sequence[RankStatistics] = ()
 
 

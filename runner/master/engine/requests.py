@@ -7,7 +7,7 @@ to finish every open request, whatever is lost.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from contract.generation import SEED_LIMIT
@@ -17,6 +17,7 @@ from runner.steps import Admission, SampledToken
 
 FINISHED_BY_STOP = "stop"
 FINISHED_BY_LENGTH = "length"
+LOSSES_TOGETHER = 2  # from then on a request is tried alone; one more loss is its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class GenerationRequest:
 
     Generation ends at an id of `sampling.stop_token_ids` (the API puts the model's end-of-sequence
     ids there) or after `max_new_tokens`. The choices of one API request are requests of their own
-    that differ in `choice` only, so that each has random numbers of its own.
+    that differ in `choice` only, so that each has random numbers of its own. `request_id` is what
+    the log calls it.
     """
 
     prompt_ids: tuple[int, ...]
@@ -33,6 +35,7 @@ class GenerationRequest:
     sampling: SamplingParameters
     choice: int = 0
     deadline_s: float | None = None
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,9 @@ class OpenRequest:
     of this epoch keep a place for it. `sent` counts the known ids they have been sent since its
     last admission, `prefilled` is set once those were all, and `awaiting` while the token after
     the last known id is being computed.
+
+    `losses` counts the epochs that were lost while it was being computed, since it last got beyond
+    what was computed then: the positions below `doubted`.
     """
 
     number: int
@@ -72,6 +78,9 @@ class OpenRequest:
     awaiting: bool = False
     long_class: bool = False
     chunk_tokens: int = 0
+    request_id: str = ""
+    losses: int = 0
+    doubted: int = 0
 
     @property
     def known(self) -> int:
@@ -109,6 +118,21 @@ class OpenRequest:
         """Admit it again, from position 0: what the stages keep of it is dropped then."""
         self.sent, self.prefilled = 0, False
 
+    @property
+    def tried_alone(self) -> bool:
+        """Nothing may be computed beside it, until it has got beyond what is in doubt."""
+        return self.losses >= LOSSES_TOGETHER
+
+    def lost_at(self, position: int) -> None:
+        """The epoch was lost while its positions below `position` were being computed."""
+        self.losses += 1
+        self.doubted = max(self.doubted, position)
+
+    def came_back(self, position: int) -> None:
+        """Its positions below `position` are computed."""
+        if position >= self.doubted:
+            self.losses = self.doubted = 0
+
     def accept(self, token: SampledToken) -> TokenEvent | None:
         """The next token of this request, or None for one that is not: late, or seen before."""
         if not self.awaiting or token.position != self.known:
@@ -145,6 +169,7 @@ class RequestLedger:
             choice=request.choice,
             seed=seed,
             deliver=deliver,
+            request_id=request.request_id,
         )
         self._next += 1
         self.open[entry.number] = entry
@@ -152,3 +177,22 @@ class RequestLedger:
 
     def remove(self, number: int) -> OpenRequest | None:
         return self.open.pop(number, None)
+
+    def in_turn(self) -> list[OpenRequest]:
+        """All, to be entered into a new epoch: those in doubt first, then by arrival."""
+        return sorted(self.open.values(), key=lambda request: not request.tried_alone)
+
+    def blame(self, computed: Mapping[int, int]) -> list[OpenRequest]:
+        """An epoch was lost while requests were being computed, by number up to a position.
+
+        Removes and returns those that were alone then. Whose client has left is passed over.
+        """
+        ended = []
+        for number, position in computed.items():
+            request = self.open.get(number)
+            if request is None:
+                continue
+            if request.tried_alone:
+                ended.append(self.open.pop(number))
+            request.lost_at(position)
+        return ended

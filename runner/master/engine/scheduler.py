@@ -3,6 +3,9 @@
 Pure and synchronous: it is told what came back and when, and asked for the next step. Decoding
 requests go first; a step is filled up with a chunk of a prompt. A decoding request needs its
 sampled token back before it can go on, the chunks of a prompt follow one another without waiting.
+
+A request that may be what ends the group is computed with nothing beside it, in no step on its
+way, until it has got beyond what is in doubt.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ class Scheduler:
         self._rope_boundary = rope_boundary
         self._ready: deque[OpenRequest] = deque()
         self._releases: list[int] = []
+        self._alone: OpenRequest | None = None
         self._decode_steps = 0
         self._next_number = 1
 
@@ -79,6 +83,8 @@ class Scheduler:
 
     def remove(self, request: OpenRequest) -> None:
         """The request ended or its client left: its place is free from the next step on."""
+        if request is self._alone:
+            self._alone = None
         if self.running.pop(request.number, None) is None:
             self.waiting.remove(request)
             return
@@ -91,6 +97,8 @@ class Scheduler:
     def next_step(self, now: float) -> Step | None:
         """The next step to submit, or None while there is nothing to do or enough is in flight."""
         self._start_waiting()
+        if self._alone is not None and self.being_computed().keys() - {self._alone.number}:
+            return None
         decodes = self._take_decodes()
         admissions: list[Admission] = []
         segments = [self._decode(request) for request in decodes]
@@ -131,6 +139,12 @@ class Scheduler:
             if request is not None and event is not None:
                 self._ready.append(request)
                 events.append((request, event))
+        for segment in step.segments:
+            request = self.running.get(segment.request)
+            if request is not None:
+                request.came_back(segment.start + segment.length)
+        if self._alone is not None and not self._alone.tried_alone:
+            self._alone = None
         if step.segments:
             prefilling = sum(not request.prefilled for request in self.running.values())
             self.micro_batches.returned(
@@ -141,19 +155,33 @@ class Scheduler:
             )
         return events
 
+    def being_computed(self) -> dict[int, int]:
+        """The requests in the steps on their way, by number: up to which position."""
+        found: dict[int, int] = {}
+        for flight in self.in_flight.values():
+            for segment in flight.step.segments:
+                end = segment.start + segment.length
+                found[segment.request] = max(end, found.get(segment.request, 0))
+        return found
+
     def _start_waiting(self) -> None:
-        while self.waiting and len(self.running) < self._max_running:
+        while self._alone is None and self.waiting and len(self.running) < self._max_running:
             request = self.waiting[0]
             if self.kv_reserved + request.capacity > self.kv_tokens:
                 return
             self.waiting.popleft()
             self.running[request.number] = request
             self.kv_reserved += request.capacity
+            if request.tried_alone:
+                self._alone = request
 
     def _take_decodes(self) -> list[OpenRequest]:
-        """One micro-batch of those whose token has come back, oldest first."""
+        """One micro-batch of those whose token has come back, oldest first.
+
+        Who is tried alone is no longer so when its token comes back: until then nobody decodes.
+        """
         count = self.micro_batches.count
-        if self._decode_steps >= count or not self._ready:
+        if self._alone is not None or self._decode_steps >= count or not self._ready:
             return []
         prefilling = sum(not request.prefilled for request in self.running.values())
         size = max(1, -(-(len(self.running) - prefilling) // count))
@@ -178,7 +206,7 @@ class Scheduler:
 
     def _chunks(self, budget: int, admissions: list[Admission]) -> list[Segment]:
         segments = []
-        for request in self.running.values():
+        for request in self.running.values() if self._alone is None else (self._alone,):
             if budget <= 0:
                 break
             if not request.prefilled:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from runner.master.engine.scheduler import Scheduler
 from runner.master.group.formation import RankGroup
+from runner.master.own_fault import OnFault, own_work
 from runner.steps import Step
 
-REFUSE_AFTER_S = 120.0  # without a group: open requests end, and new ones are not taken
+REFUSE_AFTER_S = 120.0  # without a group: new requests are not taken, open ones wait on
 PROBE_AFTER_S = 2.0
 WATCH_INTERVAL_S = 0.25
 
@@ -18,7 +19,7 @@ WATCH_INTERVAL_S = 0.25
 class Watch:
     """Looks for a step that is overdue, an idle pipeline to be probed, a group that does not form.
 
-    `submit` sends a probe on its way, `refuse` ends every open request with a sentence.
+    `submit` sends a probe on its way. A fault of its own goes to `on_fault`.
     """
 
     def __init__(
@@ -26,9 +27,9 @@ class Watch:
         group: RankGroup,
         *,
         submit: Callable[[Step], None],
-        refuse: Callable[[str], None],
+        on_fault: OnFault,
     ) -> None:
-        self._group, self._submit, self._refuse = group, submit, refuse
+        self._group, self._submit, self._on_fault = group, submit, on_fault
         self._scheduler: Scheduler | None = None
         self._lost_at: float | None = None
         self._returned_at = 0.0
@@ -49,23 +50,16 @@ class Watch:
         self._scheduler, self._lost_at = None, time.monotonic()
         self._look_soon()
 
-    def end(self) -> None:
-        """The group will not form again: nothing is left to look for."""
+    def _look_soon(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-
-    def _look_soon(self) -> None:
-        self.end()
         self._timer = asyncio.get_running_loop().call_later(WATCH_INTERVAL_S, self._look)
 
+    @own_work
     def _look(self) -> None:
         self._look_soon()
         now, scheduler = time.monotonic(), self._scheduler
-        if scheduler is None:
-            if self.forming_for_too_long:
-                limit = f"the group has not formed for {REFUSE_AFTER_S:.0f} s"
-                self._refuse(f"{limit}: {self._group.reason}")
-        elif self._group.state == "ready":
+        if scheduler is not None and self._group.state == "ready":
             if (overdue := scheduler.overdue(now)) is not None:
                 self._group.abandon_epoch(overdue)
             elif not scheduler.in_flight and now - self._returned_at > PROBE_AFTER_S:

@@ -17,6 +17,14 @@ class Formation:
     stages: tuple[StageInfo, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Why an epoch ended; `announced` as in GroupListener.group_lost."""
+
+    reason: str
+    announced: bool = False
+
+
 class GroupListener(Protocol):
     """The engine, as the group sees it. Called on the master's event loop, never re-entered."""
 
@@ -26,11 +34,11 @@ class GroupListener(Protocol):
     def step_returned(self, result: StepResult) -> None:
         """A step of the current epoch has come back."""
 
-    def group_lost(self, reason: str) -> None:
-        """The epoch is over; the group forms again by itself. Open requests wait for replay."""
+    def group_lost(self, reason: str, *, announced: bool) -> None:
+        """The epoch is over; the group forms again by itself. Open requests wait for replay.
 
-    def group_failed(self, reason: str) -> None:
-        """The group will not form again: the end state."""
+        `announced`: a stage said that it is ending, which is no request's doing.
+        """
 
 
 class RankGroup(Protocol):
@@ -40,6 +48,8 @@ class RankGroup(Protocol):
     def state(self) -> str: ...
     @property
     def reason(self) -> str: ...
+    @property
+    def retry_after_s(self) -> int: ...
     @property
     def epoch(self) -> int: ...
     @property

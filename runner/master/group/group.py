@@ -7,14 +7,18 @@ from within a call that it makes itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import secrets
 from typing import Literal
 
 from contract.specs import GroupSpec, spec_hash
-from runner.master.group.formation import Formation, GroupListener
+from runner.master.group.barren_epochs import BarrenEpochs
+from runner.master.group.formation import Formation, GroupListener, Loss
 from runner.master.group.membership import Member, Membership
 from runner.master.group.pipeline_ends import PipelineEnds
+from runner.master.own_fault import OnFault, own_work, raise_fault
 from runner.steps import Step, StepResult
 from runner.transport.connection import Proven, ProvingListener
 from runner.transport.control import (
@@ -37,20 +41,20 @@ logger = logging.getLogger(__name__)
 State = Literal["starting", "forming", "ready", "failed"]
 FORMING_LIMIT_S = 10.0  # a stage may be in the middle of a long step of the epoch before
 FIRST_DELAY_S, LAST_DELAY_S = 0.2, 5.0
-MAX_BARREN_EPOCHS = 3
 # Whoever ends the whole stack signals the master within this time of the stages.
 LEAVING_GRACE_S = 0.5
 
 
 class Group:
-    """`state` is starting (waiting for stages), forming, ready or failed; `reason` says why it is
-    not ready. `epoch` is the counter of the epoch in force or last tried; `formations` counts the
-    epochs that were formed."""
+    """`state` is starting (waiting for stages), forming, ready or failed (three groups in a row, it
+    waits before it tries again); `reason` says why it is not ready. `epoch` is the counter of the
+    epoch in force or last tried; `formations` counts the epochs that were formed. A fault in its
+    own tasks goes to `on_fault`."""
 
     _listener: GroupListener
 
-    def __init__(self, spec: GroupSpec, token: bytes) -> None:
-        self._spec, self._token = spec, token
+    def __init__(self, spec: GroupSpec, token: bytes, *, on_fault: OnFault = raise_fault) -> None:
+        self._spec, self._token, self._on_fault = spec, token, on_fault
         self.state: State = "starting"
         self.reason = "starting"
         self.epoch = 0
@@ -64,10 +68,10 @@ class Group:
             received=self._received,
         )
         self._ends: PipelineEnds | None = None
-        self._loss: asyncio.Future[str] | None = None
+        self._loss: asyncio.Future[Loss] | None = None
         self._formed: set[int] = set()
-        self._barren_epochs = 0
-        self._counts = True
+        self._barren = BarrenEpochs()
+        self._retry_at = 0.0
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -89,6 +93,7 @@ class Group:
 
     async def stop(self) -> None:
         """Tell the stages that all is drained, and close everything."""
+        self._set_state("starting", "the master is ending")
         members = list(self._membership.members.values())
         for member in members:
             member.channel.send(Released("drained"))
@@ -116,8 +121,14 @@ class Group:
 
     def note_progress(self) -> None:
         """A token advanced: this epoch is not barren."""
-        self._barren_epochs = 0
-        self._counts = False
+        self._barren.progressed()
+
+    @property
+    def retry_after_s(self) -> int:
+        """In how many seconds to ask again, at most, while not ready."""
+        if self.state != "failed":
+            return 1
+        return max(1, math.ceil(self._retry_at - asyncio.get_running_loop().time()))
 
     def stages(self) -> tuple[StageInfo | None, ...]:
         """By rank; None where a rank has not joined or loaded."""
@@ -135,8 +146,7 @@ class Group:
                 await back_off.wait()
                 continue
             back_off.reset()
-            if not await self._serve():
-                return
+            await self._serve()
 
     async def _wait_for_stages(self) -> None:
         while missing := self._membership.missing():
@@ -153,7 +163,7 @@ class Group:
             self._set_state("forming", f"forming epoch {self.epoch}")
         self._loss = asyncio.get_running_loop().create_future()
         self._formed.clear()
-        self._counts = True
+        self._barren.begin()
         forming = asyncio.create_task(self._form(epoch))
         waiting: set[asyncio.Future[object]] = {forming, self._loss}  # type: ignore[arg-type]
         try:
@@ -170,7 +180,8 @@ class Group:
         await asyncio.gather(forming, return_exceptions=True)
         unformed = [item.rank for item in self._spec.ranks if item.rank not in self._formed]
         self._lose(f"not formed within {FORMING_LIMIT_S:g} s: ranks {unformed} did not answer")
-        self._set_state("forming", f"epoch {self.epoch} was not formed: {self._loss.result()}")
+        why = self._loss.result().reason
+        self._set_state("forming", f"epoch {self.epoch} was not formed: {why}")
         return False
 
     async def _form(self, epoch: Epoch) -> None:
@@ -190,37 +201,46 @@ class Group:
             self._change.clear()
             await self._change.wait()
 
-    async def _serve(self) -> bool:
-        """From formed to lost; False where this was the end."""
+    async def _serve(self) -> None:
+        """From formed to lost, and the pause after a loss too many."""
         assert self._loss is not None
         self.formations += 1
+        processes = self._membership.instances()
         self._set_state("ready", "")
         stages = tuple(stage for stage in self.stages() if stage is not None)
         self._listener.group_formed(Formation(self.epoch, stages))
-        reason = await self._loss
-        self._listener.group_lost(reason)
-        if self._counts:
-            self._barren_epochs += 1
-        if self._barren_epochs < MAX_BARREN_EPOCHS:
-            return True
-        self._set_state(
-            "failed",
-            f"{MAX_BARREN_EPOCHS} groups in a row failed before any token advanced, the last one:"
-            f" {reason}; restart the master to try again",
-        )
-        self._listener.group_failed(self.reason)
-        return False
+        loss = await self._loss
+        self._listener.group_lost(loss.reason, announced=loss.announced)
+        if pause_s := self._barren.lost():
+            await self._pause(pause_s, loss.reason, processes)
 
-    def _lose(self, reason: str, *, counts: bool = True) -> None:
+    async def _pause(self, pause_s: float, reason: str, processes: frozenset[str]) -> None:
+        """Wait in the state failed, `pause_s` or until a process joins that is none of those."""
+        failed = (
+            f"{self._barren.in_a_row} groups in a row failed before any token advanced, the last"
+            f" one: {reason}"
+        )
+        self._retry_at = asyncio.get_running_loop().time() + pause_s
+        wait = f"; the next try is in {pause_s:g} s, or when a stage's process is a new one"
+        self._set_state("failed", failed + wait)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                while self._membership.instances() <= processes:
+                    self._change.clear()
+                    await self._change.wait()
+        self._set_state("forming", failed)
+
+    @own_work
+    def _lose(self, reason: str, *, announced: bool = False) -> None:
         """End the epoch in force, at once; the listener is told by our own task."""
         if self._loss is None or self._loss.done():
             return
-        if not counts:
-            self._counts = False
+        if announced:
+            self._barren.excuse()
         if self._ends is not None:
             self._ends.close()
             self._ends = None
-        self._loss.set_result(reason)
+        self._loss.set_result(Loss(reason, announced))
         self._set_state("forming", f"epoch {self.epoch} was lost: {reason}")
         self._membership.broadcast(EpochFailed(self.epoch, reason))
 
@@ -234,12 +254,13 @@ class Group:
             loop = asyncio.get_running_loop()
             loop.call_later(LEAVING_GRACE_S, self._let_go, member)
 
+    @own_work
     def _let_go(self, member: Member) -> None:
         """A stage wants to leave: alone it may, with the whole stack when all is drained."""
         if self._draining or self._membership.members.get(member.rank) is not member:
             return
         member.leaving = True
-        self._lose(f"rank {member.rank} is ending", counts=False)
+        self._lose(f"rank {member.rank} is ending", announced=True)
         member.channel.send(Released("the group forms again without this process"))
         self._change.set()
 
@@ -278,9 +299,5 @@ class Group:
         self.state, self.reason = state, reason
 
     def _check_task(self, task: asyncio.Task[None]) -> None:
-        """None of our tasks may raise: without it the group would hang without a word."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.critical("the group stopped on a fault of its own", exc_info=error)
-            self._lose("a fault of the master's own")
-            self._set_state("failed", f"a fault of the master's own: {error!r}")
-            self._listener.group_failed(self.reason)
+            self._on_fault(error)

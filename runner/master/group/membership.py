@@ -102,6 +102,10 @@ class Membership:
         """By rank: how often another process took it over, in this master's life."""
         return tuple(self._restarts[item.rank] for item in self._spec.ranks)
 
+    def instances(self) -> frozenset[str]:
+        """The processes that hold a rank now."""
+        return frozenset(member.join.instance for member in self.members.values())
+
     def broadcast(self, message: Message) -> None:
         for member in self.members.values():
             member.channel.send(message)

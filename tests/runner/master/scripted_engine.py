@@ -21,6 +21,7 @@ class ScriptedEngine:
     def __init__(self, script: Callable[[GenerationRequest], list[int]]) -> None:
         self.script = script
         self.ready, self.state, self.reason = True, "ready", ""
+        self.retry_after_s = 1
         self.max_model_len: int | None = 512
         self.requests: list[GenerationRequest] = []
         self.open = 0

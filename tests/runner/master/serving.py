@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from contract.specs import GroupSpec, RankSpec
 from runner.master.api.app import Lifespan, create_app
@@ -31,7 +31,7 @@ def group_spec(**changes: Any) -> GroupSpec:
 
 
 @contextmanager
-def served(app: Starlette) -> Iterator[str]:
+def served(app: ASGIApp) -> Iterator[str]:
     """The base URL; the server has ended when the block ends."""
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -26,16 +27,34 @@ print([name for name in ("torch", "transformers", "numpy") if name in sys.module
 """
 
 
+FAULTY = """
+import asyncio, math, sys
+from pathlib import Path
+from runner.master import __main__, own_fault
+from runner.master.group.group import Group
+
+async def live(group):
+    await asyncio.sleep(0.1)
+    math.sqrt(-1.0)
+
+Group._live = live
+own_fault.TERMINATION_LOG = Path(sys.argv.pop(1))
+sys.exit(__main__.main())
+"""
+
+
 @pytest.fixture
 def spec(demo_folder: Path) -> GroupSpec:
     master_port, http_port = free_ports(2)
     return group_spec(model_name=DEMO_MODEL, master_port=master_port, http_port=http_port)
 
 
-def start(folder: Path, spec: GroupSpec | str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, spec: GroupSpec | str, program: tuple[str, ...] = ("-m", "runner.master")
+) -> subprocess.Popen[str]:
     (folder / "spec.json").write_text(spec if isinstance(spec, str) else render(spec))
     (folder / "token").write_text("0123456789abcdef")
-    command = [sys.executable, "-m", "runner.master", "--spec", str(folder / "spec.json")]
+    command = [sys.executable, *program, "--spec", str(folder / "spec.json")]
     return subprocess.Popen(
         [*command, "--token-file", str(folder / "token")], stderr=subprocess.PIPE, text=True
     )
@@ -89,6 +108,24 @@ def test_without_its_stages_it_lives_is_not_ready_and_says_who_is_missing(
 def test_sigterm_ends_it_with_zero(master: subprocess.Popen[str]) -> None:
     master.send_signal(signal.SIGTERM)
     assert master.wait(10) == 0
+
+
+@pytest.mark.parametrize("container", [True, False])
+def test_a_fault_of_its_own_ends_it_with_one_and_says_which(
+    tmp_path: Path, spec: GroupSpec, container: bool
+) -> None:
+    message = tmp_path / "termination-log"
+    if container:
+        message.write_text("of the life before")
+    process = start(tmp_path, spec, ("-c", FAULTY, str(message)))
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 1
+    [line] = [line for line in text.splitlines() if '"critical"' in line]
+    assert "ValueError: math domain error" in json.loads(line)["trace"]
+    assert message.exists() == container
+    if container:
+        assert message.read_text().startswith("Traceback")
+        assert message.read_text().endswith("ValueError: math domain error\n")
 
 
 @pytest.mark.parametrize("port", ["master_port", "http_port"])

@@ -11,10 +11,18 @@ import pytest
 from openai import OpenAI
 from starlette.applications import Starlette
 
+from runner.master.api.app import create_app
 from runner.master.engine.engine import Engine
 from runner.master.text.model_text import ModelText
 from tests.runner.master.engine.stand_in_group import StandInGroup, expected_tokens
-from tests.runner.master.serving import MODEL, group_spec, served_engine, wait_until
+from tests.runner.master.serving import (
+    MODEL,
+    group_spec,
+    served,
+    served_engine,
+    wait_until,
+)
+from web.request_id import RequestIdMiddleware
 
 PROMPT = "The capital of France is"
 
@@ -137,18 +145,49 @@ def test_a_full_engine_answers_429_and_goes_on(engine_url: str, stack: Stack) ->
         assert client.post(f"{engine_url}/generate", json=small).status_code == 200
 
 
-def test_a_failed_group_ends_streams_with_its_reason(engine_url: str, stack: Stack) -> None:
-    body = {"prompt": PROMPT, "max_new_tokens": 3000, "ignore_eos": True, "enable_streaming": True}
+def test_a_failed_group_is_a_pause_for_streams_and_503_for_new_requests(
+    engine_url: str, stack: Stack
+) -> None:
+    reason = "3 groups in a row failed"
+    body = {"prompt": PROMPT, "max_new_tokens": 60, "ignore_eos": True, "enable_streaming": True}
     with httpx.stream("POST", f"{engine_url}/generate", json=body) as response:
         lines = response.iter_lines()
         next(lines)
-        stack.loop.call_soon_threadsafe(stack.group.fail, "three epochs in a row failed")
+        stack.loop.call_soon_threadsafe(stack.group.fail, reason)
+        wait_until(lambda: not stack.engine.ready)
+        refused = httpx.post(f"{engine_url}/generate", json=body)
+        ready = httpx.get(f"{engine_url}/readyz")
+        text = httpx.get(f"{engine_url}/metrics").text
+        stack.loop.call_soon_threadsafe(stack.group.form)
         rest = list(lines)
-    assert "three epochs in a row failed" in rest[-2] + rest[-1]
-    assert "[DONE]" not in "".join(rest)
-    ready = httpx.get(f"{engine_url}/readyz")
-    assert ready.status_code == 503
-    assert ready.json()["reason"] == "three epochs in a row failed"
+    for answer in (refused, ready):
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "20")
+    assert refused.json()["error"]["message"] == reason
+    assert ready.json() == {"ready": False, "state": "failed", "reason": reason}
+    assert f'splitstack_group_failed{{model_name="{MODEL}"}} 1.0' in text
+    assert "[DONE]" in "".join(rest)
+    assert "error" not in "".join(rest)
+
+
+def test_a_request_that_ends_the_group_is_answered_and_named_by_its_id(
+    stack: Stack, demo_text: ModelText, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompt = "A striped zebra"
+    stack.group.deadly = {demo_text.encode_prompt(prompt)[-1]}
+    # As web.serve has it.
+    app = RequestIdMiddleware(create_app(stack.spec, stack.engine, demo_text, stack.lifespan))
+    headers = {"X-Request-Id": "the-culprit"}
+    with served(app) as url, httpx.Client(base_url=url, headers=headers) as client:
+        wait_until(lambda: stack.engine.ready)
+        answer = client.post("/generate", json={"prompt": prompt, "max_new_tokens": 5})
+        assert answer.status_code == 500
+        assert answer.json()["error"]["code"] == "request_ends_the_group"
+        assert stack.engine.statistics().losses == 3
+        [line] = [item for item in caplog.messages if "ends the group" in item]
+        assert "the-culprit" in line
+        assert "zebra" not in caplog.text
+        answer = client.post("/generate", json={"prompt": PROMPT, "max_new_tokens": 3})
+        assert answer.status_code == 200
 
 
 def test_metrics_and_topology_show_the_engine(engine_url: str) -> None:

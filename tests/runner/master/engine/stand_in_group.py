@@ -81,6 +81,8 @@ class StandInGroup:
         self.pipeline = Pipeline(kv_tokens)
         self.frozen = self.frozen_segments = False
         self.abandoned: list[str] = []
+        self.retry_after_s = 1
+        self.deadly: set[int] = set()  # token ids; a stage dies of a step that has one
         self._queue: list[Step] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -117,14 +119,15 @@ class StandInGroup:
         stages = tuple(stage for stage in self.stages() if stage is not None)
         self.listener.group_formed(Formation(self.epoch, stages))
 
-    def lose(self, reason: str = "rank 1: killed") -> None:
+    def lose(self, reason: str = "rank 1: killed", *, announced: bool = False) -> None:
         self.state, self.reason = "starting", reason
         self._queue.clear()
-        self.listener.group_lost(reason)
+        self.listener.group_lost(reason, announced=announced)
 
     def fail(self, reason: str) -> None:
-        self.state, self.reason = "failed", reason
-        self.listener.group_failed(reason)
+        """Lost once too often: it waits before it tries again."""
+        self.lose(reason)
+        self.state, self.retry_after_s = "failed", 20
 
     def submit(self, step: Step) -> None:
         assert self.state == "ready"
@@ -140,6 +143,11 @@ class StandInGroup:
                 if self.frozen_segments and self._queue[0].segments:
                     continue  # a probe before it has passed, this does not
                 step = self._queue.pop(0)
+                if self.deadly.intersection(step.token_ids):
+                    self._queue.insert(0, step)
+                    self.lose(f"rank 1: died of step {step.number}")
+                    asyncio.get_running_loop().call_soon(self.form)
+                    continue
                 times = tuple(StageTime(rank, 1_000_000, 0) for rank in range(self.ranks))
                 tokens = tuple(self.pipeline.run(step))
                 self.listener.step_returned(StepResult(step.number, tokens, times))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +22,7 @@ from runner.errors import (
 from runner.master.engine import watch
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import GenerationRequest
+from runner.master.engine.scheduler import Scheduler
 from runner.sampling_parameters import SamplingParameters
 from tests.runner.master.engine.stand_in_group import VOCABULARY, StandInGroup, expected_tokens
 
@@ -83,10 +87,11 @@ def test_no_token_lost_or_twice_over_random_losses(seed: int) -> None:
         requests = [make_request(dice.randrange(1, 90), 20, number) for number in range(6)]
 
         async def break_it() -> None:
-            for _ in range(4):
+            for number in range(4):
                 for _ in range(dice.randrange(1, 25)):
                     await asyncio.sleep(0)
-                group.lose()
+                # A third one, of a request that is alone and has not advanced, would be its end.
+                group.lose(announced=number % 2 == 0)
                 await asyncio.sleep(0)
                 group.form()
 
@@ -179,12 +184,35 @@ def test_refusals() -> None:
         await asyncio.sleep(0.01)
         with pytest.raises(EngineFull):
             await collect(engine, make_request(3, 3))
-        group.fail("three epochs in a row ended before any token")
-        for task in tasks:
-            with pytest.raises(NotServing, match="three epochs"):
-                await task
-        with pytest.raises(NotServing, match="three epochs"):
+        await asyncio.gather(*(cancelled(task) for task in tasks))
+
+    run(body)
+
+
+async def cancelled(task: asyncio.Task[list[int]]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def test_a_failed_group_refuses_new_requests_and_keeps_the_open_ones() -> None:
+    async def body() -> None:
+        engine, group = make_engine(delay_s=0.001)
+        group.form()
+        request = make_request(5, 40)
+        events = engine.generate(request)
+        got = [(await anext(events)).token_id]
+        group.fail("3 groups in a row failed")
+        with pytest.raises(NotServing, match="3 groups in a row") as refused:
             await collect(engine, make_request(3, 3))
+        assert refused.value.retry_after_s == 20
+        assert engine.statistics().failed
+        assert not engine.ready
+        await asyncio.sleep(0.05)
+        group.form()
+        got += [event.token_id async for event in events]
+        assert got == wanted(request)
+        assert not engine.statistics().failed
 
     run(body)
 
@@ -290,6 +318,29 @@ def test_probes_count_as_progress_only_while_nothing_is_asked() -> None:
     run(body)
 
 
+@pytest.mark.parametrize("what", ["next_step", "returned", "overdue", "remove"])
+def test_a_fault_in_scheduling_is_told(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "WATCH_INTERVAL_S", 0.01)
+
+    def fault(*_arguments: object) -> None:
+        math.sqrt(-1.0)
+
+    async def body() -> None:
+        told: list[BaseException] = []
+        group = StandInGroup(delay_s=0.001)
+        group.listener = engine = Engine(make_spec(), group, on_fault=told.append)
+        group.form()
+        task = asyncio.create_task(collect(engine, make_request(5, 1000)))
+        await asyncio.sleep(0.02)
+        assert not told
+        monkeypatch.setattr(Scheduler, what, fault)
+        await asyncio.sleep(0.05)
+        await cancelled(task)
+        assert {str(error) for error in told} == {"math domain error"}
+
+    run(body)
+
+
 def test_deadline() -> None:
     async def body() -> None:
         engine, group = make_engine(make_spec(request_deadline_s=0.05), delay_s=0.01)
@@ -359,18 +410,30 @@ def test_idle_pipeline_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     run(body)
 
 
-def test_group_that_does_not_form_ends_open_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_requests_wait_for_a_group_until_their_own_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(watch, "REFUSE_AFTER_S", 0.2)
 
     async def body() -> None:
         engine, group = make_engine(delay_s=0.001)
         group.form()
-        task = asyncio.create_task(collect(engine, make_request(5, 4000)))
+        patient = make_request(5, 40)
+        hasty = replace(make_request(6, 4000), deadline_s=0.3)
+        tasks = [asyncio.create_task(collect(engine, item)) for item in (patient, hasty)]
         await asyncio.sleep(0.02)
         group.lose("rank 1: killed")
-        with pytest.raises(NotServing, match="rank 1"):
-            await task
-        with pytest.raises(NotServing):
+        late = make_request(7, 3)
+        tasks.append(asyncio.create_task(collect(engine, late)))
+        await asyncio.sleep(0.25)
+        with pytest.raises(NotServing, match="rank 1: killed"):
             await collect(engine, make_request(3, 3))
+        with pytest.raises(DeadlineExceeded, match=r"0\.3 s: rank 1: killed"):
+            await tasks[1]
+        group.form()
+        assert await tasks[0] == wanted(patient)
+        assert await tasks[2] == wanted(late)
+        after = make_request(3, 3)
+        assert await collect(engine, after) == wanted(after)
 
     run(body)

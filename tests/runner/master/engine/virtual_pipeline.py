@@ -58,7 +58,7 @@ class VirtualPipeline:
             cost=self.cost,
             micro_batches=self.micro_batches,
         )
-        for request in self.ledger.open.values():
+        for request in self.ledger.in_turn():
             request.start_over()
             self.scheduler.submit(request)
 

@@ -13,6 +13,11 @@ from typing import Any
 import pytest
 
 from contract.specs import spec_hash
+from runner.errors import RequestEndsTheGroup
+from runner.master.engine.engine import Engine
+from runner.master.engine.requests import GenerationRequest
+from runner.master.group import barren_epochs
+from runner.master.group.group import Group
 from runner.steps import Segment
 from runner.transport.connection import HANDSHAKE_LIMIT_S
 from runner.transport.control import ControlChannel, Join, Refusal
@@ -21,7 +26,7 @@ from runner.transport.frames import Epoch
 from runner.transport.handshake import MASTER_RANK, NO_EPOCH, Hello, Refused, Role
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.lanes import each_value
-from tests.runner.running_stages import Stages
+from tests.runner.running_stages import GREEDY, Recorder, Stages
 
 pytestmark = pytest.mark.slow
 LAYERS = [(0, 2), (2, 4), (4, 6)]
@@ -171,7 +176,11 @@ def test_an_abandoned_epoch_forms_again(stages: Stages, expected: list[int]) -> 
     run(work())
 
 
-def test_three_barren_epochs_are_the_end(stages: Stages) -> None:
+def test_three_barren_epochs_are_a_pause_that_grows(
+    stages: Stages, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(barren_epochs, "FIRST_PAUSE_S", 1.0)
+
     async def work() -> None:
         async with stages.master() as master:
             for _ in range(2):
@@ -183,14 +192,82 @@ def test_three_barren_epochs_are_the_end(stages: Stages) -> None:
             for _ in range(2):
                 await master.until_formed(10)
                 master.group.abandon_epoch("lost again")
-            await master.until_formed(10)
-            master.group.abandon_epoch("the last straw")
-            await master.until(lambda: master.recorder.failure, 5, "failed")
-            assert master.group.state == "failed"
-            assert "3 groups in a row" in master.group.reason
-            assert "the last straw" in master.group.reason
+            for count, pause_s in ((3, 1), (4, 2)):
+                await master.until_formed(10)
+                master.group.abandon_epoch("the last straw")
+                await master.until(lambda: master.group.state == "failed", 5, "failed")
+                assert f"{count} groups in a row" in master.group.reason
+                assert "the last straw" in master.group.reason
+                assert f"the next try is in {pause_s} s" in master.group.reason
+                assert master.group.retry_after_s == pause_s
+                ready = lambda: master.group.state == "ready"  # noqa: E731
+                took = await master.until(ready, pause_s + 5, "tried again")
+                assert took > pause_s - 0.1
+            assert await master.generate(1, PROMPT, COUNT) == expected
+            master.group.note_progress()
+            master.group.abandon_epoch("lost after a token")
+            await master.until_formed(5)
 
     run(work())
+
+
+def test_a_new_process_ends_the_pause(
+    stages: Stages, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(barren_epochs, "FIRST_PAUSE_S", 120.0)
+
+    async def work() -> None:
+        async with stages.master() as master:
+            for _ in range(3):
+                await master.until_formed(60)
+                master.group.abandon_epoch("lost at once")
+            await master.until(lambda: master.group.state == "failed", 5, "failed")
+            await asyncio.sleep(0.5)
+            assert master.group.state == "failed"
+            assert 100 < master.group.retry_after_s <= 120
+            stages.restart(1)
+            await master.until_formed(60)
+            assert await master.generate(1, PROMPT, COUNT) == expected
+
+    run(work())
+
+
+@pytest.mark.long
+def test_a_request_that_kills_a_stage_ends_and_the_others_go_on(
+    small_llama: Path, tmp_path: Path, expected: list[int]
+) -> None:
+    """The process of a stage ends whenever it is to compute one token id."""
+
+    async def work() -> None:
+        stages = Stages(str(small_llama), [(0, 3), (3, 6)], tmp_path)
+        deadly = min({*range(128)} - {*PROMPT, *expected})
+        stages.start(0)
+        stages.start_deadly(1, deadly)
+        group = Group(stages.spec, stages.token)
+        engine = Engine(stages.spec, group)
+        await group.start(engine)
+        keeper = asyncio.create_task(stages.keep_alive(1, lambda: stages.start_deadly(1, deadly)))
+        try:
+            async with asyncio.timeout(60):
+                while not engine.ready:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            innocent = [asyncio.create_task(generated(engine, PROMPT)) for _ in range(3)]
+            culprit = asyncio.create_task(generated(engine, (*PROMPT, deadly)))
+            with pytest.raises(RequestEndsTheGroup):
+                await culprit
+            assert await asyncio.gather(*innocent) == [expected] * 3
+            assert engine.statistics().losses == 3
+        finally:
+            keeper.cancel()
+            await group.stop()
+            stages.end()
+
+    run(work())
+
+
+async def generated(engine: Engine, prompt: tuple[int, ...]) -> list[int]:
+    request = GenerationRequest(prompt, COUNT, GREEDY)
+    return [event.token_id async for event in engine.generate(request)]
 
 
 def test_a_step_that_cannot_be_computed_costs_the_epoch_only(
@@ -303,19 +380,22 @@ def test_idle_connections_delay_no_forming(stages: Stages) -> None:
     run(work())
 
 
-def test_a_fault_of_the_groups_own_is_the_end_and_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_of_the_groups_own_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fault(_membership: object) -> None:
         raise RuntimeError("a slip")
 
     monkeypatch.setattr("runner.master.group.membership.Membership.resolve_commit", fault)
 
     async def work() -> None:
-        async with Stages("model", [(0, 6)], tmp_path).master() as master:
-            await master.until(lambda: master.recorder.failure, 5, "told")
-            assert master.group.state == "failed"
-            assert "a slip" in master.recorder.failure
+        told: list[BaseException] = []
+        stages = Stages("model", [(0, 6)], tmp_path)
+        group = Group(stages.spec, stages.token, on_fault=told.append)
+        await group.start(Recorder())
+        async with asyncio.timeout(5):
+            while not told:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await group.stop()
+        assert [str(error) for error in told] == ["a slip"]
 
     run(work())
 
