@@ -9,12 +9,12 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 
+from inference_server.blocks.attempts import Attempts
 from inference_server.blocks.block import Block
-from inference_server.blocks.replica import Replica
 from inference_server.keys.access import Caller
 from inference_server.request_log import MAX_TEXT, LogRow, RequestLog
+from web.answer import Answer
 from web.errors import ApiError
-from web.upstream import Answer
 
 OK, FAILED, CANCELLED = "ok", "failed", "cancelled"
 TOO_LATE = "deadline_exceeded"
@@ -28,24 +28,31 @@ class Exchange:
     def __init__(self, block: Block, caller: Caller, log: RequestLog | None, row: LogRow) -> None:
         self.block, self.row = block, row
         self._caller, self._log = caller, log
-        self._replica: Replica | None = None
+        self._attempts: Attempts | None = None
         self._question: dict[str, Any] = {}
         self._counted = False
         self._began = time.monotonic()
         row.started = time.time()
 
-    @property
-    def replica(self) -> Replica:
-        assert self._replica is not None
-        return self._replica
-
     async def ask(self, path: str, document: dict[str, Any], affinity: str) -> Answer:
         """What the block answers, its refusals too. Raises ApiError."""
         self._question = document
-        self._replica, answer = await self.block.ask(path, document, affinity)
-        self.row.replica, self.row.status = self._replica.url, answer.status
-        self.row.first_s = time.monotonic() - self._began
+        self._attempts = Attempts(self.block, affinity)
+        answer = await self._attempts.ask(path, document)
+        self.row.status = answer.status
+        if answer.events is None:
+            self.answer_began()
         return answer
+
+    def answer_began(self) -> None:
+        """The whole answer, or a stream's first event, is there; later calls change nothing."""
+        if self.row.first_s is None:
+            self.row.first_s = time.monotonic() - self._began
+
+    def replica_failed(self) -> None:
+        """The one that answers broke off."""
+        if self._attempts is not None:
+            self._attempts.failed()
 
     def count(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
         self.row.prompt_tokens, self.row.completion_tokens = prompt_tokens, completion_tokens
@@ -74,8 +81,10 @@ class Exchange:
         self.finish(FAILED, TOO_LATE)
 
     def finish(self, outcome: str, code: str | None = None) -> None:
-        if self._replica is not None:
-            self._replica.release()
+        if self._attempts is not None:
+            self._attempts.release()
+            if self.row.status is not None:
+                self.row.replica = self._attempts.url
         self.row.duration_s = time.monotonic() - self._began
         self.row.outcome, self.row.code = outcome, code or None
         if not self._counted and (outcome == CANCELLED or code == TOO_LATE):
@@ -92,17 +101,3 @@ class Exchange:
 def _sum(usages: list[dict[str, Any]], name: str) -> int | None:
     counts = [count for usage in usages if isinstance(count := usage.get(name), int)]
     return sum(counts) if counts else None
-
-
-def refusal(block_id: str, answer: Answer) -> ApiError:
-    """What a block answered instead of data, as an error with the block's own body."""
-    headers = {name: answer.headers[name] for name in ("retry-after",) if name in answer.headers}
-    message = f"block {block_id} answered with HTTP {answer.status}"
-    try:
-        document = answer.document()
-        document["error"]["message"] = str(document["error"]["message"])
-    except (ApiError, KeyError, TypeError):
-        return ApiError(502, message, code="bad_answer", headers=headers)
-    error = ApiError(answer.status, message, headers=headers)
-    error.body = document
-    return error

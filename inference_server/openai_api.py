@@ -17,20 +17,23 @@ from starlette.routing import Route
 from inference_server.blocks.block import Block
 from inference_server.exchange import CANCELLED, FAILED, OK, Exchange
 from inference_server.server import InferenceServer
+from web.answer import Answer, UpstreamError
 from web.body import read_json_object
 from web.disconnect import until_disconnected
 from web.errors import ApiError, invalid_field
-from web.events import Events
-from web.upstream import Answer, UpstreamError
+from web.events import ADMITTED, Events
 
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
 MODEL_RULE = "must be a string that names a block or its model"
+BROKE_OFF = "stream_broke_off"
 _DATA = b"data: "
 _END = b"\n\n"
 # In a document this is the key: inside of a string its quotes would be escaped.
 _USAGE_KEY = b'"prompt_tokens"'
-_DONE = b"data: [DONE]"
-_ERROR = b'data: {"error"'
+# At the start of a line each: a comment, or a text in a document, may have them too.
+_EVENT = b"\ndata: "
+_DONE = b"\ndata: [DONE]"
+_ERROR = b'\ndata: {"error"'
 
 
 class OpenAIApi:
@@ -105,13 +108,16 @@ class OpenAIApi:
 
 
 async def _metered(events: Events, exchange: Exchange, meter: StreamMeter) -> Events:
+    yield ADMITTED
     try:
         async for piece in events:
-            if kept := meter.push(piece):
+            kept = meter.push(piece)
+            if meter.begun:
+                exchange.answer_began()
+            if kept:
                 yield kept
     except UpstreamError:
-        meter.failed = True
-        exchange.replica.failed()
+        exchange.replica_failed()
         raise
 
 
@@ -122,8 +128,16 @@ def _finish_stream(exchange: Exchange, meter: StreamMeter, error: Exception | No
         exchange.too_late()
     elif meter.done:
         exchange.finish(OK)
+    elif isinstance(error, ApiError) or meter.error is not None:
+        body = meter.error or (error.body if isinstance(error, ApiError) else {})
+        exchange.finish(FAILED, BROKE_OFF if meter.begun else _code(body))
     else:
-        exchange.finish(*((FAILED, "stream_broke_off") if meter.failed else (CANCELLED,)))
+        exchange.finish(CANCELLED)
+
+
+def _code(body: dict[str, Any]) -> str:
+    error = body.get("error")
+    return str(error.get("code") or "") if isinstance(error, dict) else ""
 
 
 def _user(document: dict[str, Any]) -> str | None:
@@ -159,7 +173,8 @@ def asks_usage(document: dict[str, Any]) -> bool:
 class StreamMeter:
     """Counts tokens; where the client did not ask for usage, its chunk is taken out again.
 
-    Without a usage chunk (the stream broke off) `completion_tokens` is the number of events.
+    Without a usage chunk (the stream broke off) `completion_tokens` is the number of events, the
+    error that ends it not among them. `error` is that one's document.
     """
 
     def __init__(self, *, pass_usage: bool, keep_text: bool) -> None:
@@ -167,7 +182,13 @@ class StreamMeter:
         self._events = 0
         self._usage: dict[str, Any] | None = None
         self._texts: list[str] = []
-        self.done = self.failed = False
+        self.done = False
+        self.error: dict[str, Any] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Something was said that is no error; comments say nothing."""
+        return self._events > 0
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -183,9 +204,12 @@ class StreamMeter:
 
     def push(self, events: bytes) -> bytes:
         """Whole events as they came; returns what the client gets of them."""
-        self._events += events.count(_DATA)
-        self.done = self.done or _DONE in events
-        self.failed = self.failed or _ERROR in events
+        lines = b"\n" + events
+        self._events += lines.count(_EVENT)
+        self.done = self.done or _DONE in lines
+        if _ERROR in lines:
+            self._events -= 1
+            self.error = _document(lines[lines.index(_ERROR) + len(_EVENT) :])
         if _USAGE_KEY not in events and not self._keep_text:
             return events
         return b"".join(
@@ -204,6 +228,15 @@ class StreamMeter:
             return False
         self._usage = usage
         return not choices and not self._pass_usage
+
+
+def _document(events: bytes) -> dict[str, Any]:
+    """Of the first event, without its `data: `."""
+    try:
+        document = json.loads(events.split(_END, 1)[0])
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _text(choice: dict[str, Any]) -> str:

@@ -16,10 +16,11 @@ from starlette.routing import Route
 from inference_server.blocks.block import Block
 from inference_server.server import InferenceServer
 from web.errors import ApiError, invalid_field
-from web.events import Events, EventStream, event
+from web.events import ADMITTED, Events, EventStream, event
 
 TOPOLOGY_EVENTS = "/topology/events"
 AGAIN_S = 2.0
+_DATA = b"data:"
 
 
 class PipelineFeed:
@@ -46,6 +47,7 @@ class PipelineFeed:
             self._task = asyncio.create_task(self._follow())
         told: bytes | None = None
         try:
+            yield ADMITTED
             while True:
                 if self._newest is not None and self._newest is not told:
                     told = self._newest
@@ -77,10 +79,12 @@ class PipelineFeed:
         self._tell_reason(f"block {self._block.block_id} is gone")
 
     def _tell_topology(self, events: bytes) -> None:
-        """The last of some whole events; what is no JSON object is passed over."""
-        *_, last = events.rstrip().split(b"\n\n")
+        """The last of some whole events; comments, and what is no JSON object, are passed over."""
+        told = [one for one in events.split(b"\n\n") if one.startswith(_DATA)]
+        if not told:
+            return
         try:
-            topology = json.loads(last.removeprefix(b"data:"))
+            topology = json.loads(told[-1].removeprefix(_DATA))
         except ValueError:
             return
         if isinstance(topology, dict):

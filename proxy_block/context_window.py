@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy_block.session import Turn
+from web.answer import Answer
 from web.errors import ApiError
 from web.remembered import Remembered
-from web.upstream import Answer, Upstream
+from web.upstream import Upstream
 
 PROMPT_TOO_LONG = "context_length_exceeded"
 # Where nothing was counted: about what English text has.

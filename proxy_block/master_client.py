@@ -10,8 +10,9 @@ from contract.specs import ProxySpec
 from proxy_block.block_request import Question
 from proxy_block.generation_config import openai_parameters
 from proxy_block.session import Turn
+from web.answer import Answer
 from web.errors import ApiError
-from web.upstream import Answer, Upstream
+from web.upstream import Upstream
 
 CHAT_PATH = "/v1/chat/completions"
 

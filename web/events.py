@@ -15,6 +15,12 @@ from starlette.types import Message, Receive, Scope, Send
 from web.disconnect import until_disconnected
 from web.errors import ApiError
 
+# While no event comes, a comment goes out this often, in seconds: what stands between client and
+# server cuts a connection that is idle, often after a minute. No reader of events sees a comment.
+COMMENT_S = 10.0
+COMMENT = b": keep-alive\n\n"
+# The first item of a source whose request is admitted and that has nothing to say yet.
+ADMITTED = b""
 # Past a request's deadline nobody waits longer for a client that does not read.
 LAST_SEND_S = 5.0
 DONE = b"data: [DONE]\n\n"
@@ -47,10 +53,13 @@ async def whole_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 class EventStream(Response):
     """Sends whole events as they come, until their source ends or the client leaves.
 
-    What fails before the first event gets a status of its own. An ApiError after it is the last
-    event, {"error": ...}. At `deadline`, in the event loop's time, the source is given up, whether
-    or not the client reads; then `too_late` is the last event, or nothing more is said. For a last
-    event a client has LAST_SEND_S more.
+    The headers go out with the first item of `events`, which may be ADMITTED. What fails before it
+    gets a status of its own. An ApiError after it is the last event, {"error": ...}. While nothing
+    comes, COMMENT goes out every COMMENT_S.
+
+    At `deadline`, in the event loop's time, the source is given up, whether or not the client
+    reads; then `too_late` is the last event, or nothing more is said. For a last event a client has
+    LAST_SEND_S more.
 
     `close` is called in every case, even twice; left out, it is that of `events`, which is for a
     generator that holds nothing before it is asked. Then `ended` is told what broke the stream
@@ -92,16 +101,17 @@ class EventStream(Response):
                     self._ended(self._error)
 
     async def _send(self, send: Send) -> None:
-        first = await anext(self._events, b"")
+        first = await anext(self._events, ADMITTED)
         self._begun = True
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
         last: bytes | None = b""
+        line = _Line(send)
         try:
-            async with asyncio.timeout_at(self._deadline):
-                await send(_part(first))
+            async with asyncio.timeout_at(self._deadline), line.kept_busy():
+                await line.send(first)
                 async for events in self._events:
-                    await send(_part(events))
+                    await line.send(events)
         except (ApiError, TimeoutError) as error:
             self._error = error
             told = error if isinstance(error, ApiError) else self._too_late
@@ -117,6 +127,42 @@ class EventStream(Response):
         if self._deadline is None:
             return None
         return max(self._deadline, asyncio.get_running_loop().time() + LAST_SEND_S)
+
+
+class _Line:
+    """What goes to the client: events, and comments while there are none. One at a time."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._sending = asyncio.Lock()
+        self._sent_at = asyncio.get_running_loop().time()
+
+    async def send(self, events: bytes) -> None:
+        if not events:
+            return
+        async with self._sending:
+            await self._send(_part(events))
+            self._sent_at = asyncio.get_running_loop().time()
+
+    @contextlib.asynccontextmanager
+    async def kept_busy(self) -> AsyncIterator[None]:
+        commenting = asyncio.create_task(self._comment())
+        try:
+            yield
+        finally:
+            commenting.cancel()
+            await asyncio.gather(commenting, return_exceptions=True)
+
+    async def _comment(self) -> None:
+        left = COMMENT_S
+        while True:
+            await asyncio.sleep(left)
+            left = self._sent_at + COMMENT_S - asyncio.get_running_loop().time()
+            if left <= 0:
+                left = COMMENT_S
+                # Who does not read what is on its way has no use for more.
+                if not self._sending.locked():
+                    await self.send(COMMENT)
 
 
 def _part(body: bytes, *, more: bool = True) -> Message:

@@ -1,23 +1,23 @@
 """The tier behind this one, asked over HTTP; what it streams is passed on as it comes.
 
 A request that has delivered nothing is sent once more when the upstream dies under it, after
-waiting for its return; one that has delivered something ends with an error that says so.
+waiting for its return; one that has delivered something ends with an error that says so. That a
+stream's headers have been passed on changes neither.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
-from starlette.responses import Response
 
 from web import deadline as request_deadline
+from web.answer import Answer, Opening, UpstreamError, or_another, unavailable
 from web.errors import ApiError
-from web.events import Ended, Events, EventStream, whole_events
+from web.events import ADMITTED, Events, whole_events
 from web.request_id import HEADER, current_request_id
 
 CONNECT_TIMEOUT_S = 5.0
@@ -29,59 +29,6 @@ POOL_EXPIRY_S = 30.0
 SILENCE_LIMIT_S = 10.0
 EVENT_STREAM = "text/event-stream"
 _PASSED_ON = ("content-type", "retry-after", "cache-control")
-
-
-class UpstreamError(ApiError):
-    """The upstream could not be reached or broke off."""
-
-
-@dataclass
-class Answer:
-    """What came back: the whole content, or `events`, of which the first have come.
-
-    Whoever holds an answer with events makes it the `response`, which closes them.
-    """
-
-    status: int
-    headers: dict[str, str]
-    content: bytes = b""
-    events: Events | None = None
-    close: Callable[[], Awaitable[None]] | None = None
-    deadline: float | None = None
-    too_late: ApiError | None = None
-
-    def response(self, ended: Ended | None = None) -> Response:
-        """The answer passed on, its events as they come; `ended` as in EventStream."""
-        if self.events is None:
-            return Response(self.content, self.status, self.headers)
-        return EventStream(
-            self.events,
-            close=self.close,
-            status_code=self.status,
-            headers=self.headers,
-            deadline=self.deadline,
-            too_late=self.too_late,
-            ended=ended,
-        )
-
-    def document(self) -> dict[str, Any]:
-        """The content as a JSON object; raises ApiError 502 when it is none."""
-        try:
-            document = json.loads(self.content)
-        except ValueError as error:
-            raise ApiError(502, "the upstream's answer is not JSON") from error
-        if not isinstance(document, dict):
-            raise ApiError(502, "the upstream's answer is not a JSON object")
-        return document
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """What the upstream says is wrong, in the one error body of all tiers; {} if nothing."""
-        try:
-            found = self.document().get("error")
-        except ApiError:
-            return {}
-        return found if isinstance(found, dict) else {}
 
 
 class Upstream:
@@ -144,7 +91,7 @@ class Upstream:
     async def live_events(self, path: str) -> Events:
         """Whole events of a stream without end, by GET; raises ApiError when it cannot be had.
 
-        Ends when it breaks off or falls silent.
+        The first item is ADMITTED. Ends when it breaks off or falls silent.
         """
         timeout = httpx.Timeout(SILENCE_LIMIT_S, connect=CONNECT_TIMEOUT_S)
         begun = False
@@ -153,6 +100,7 @@ class Upstream:
                 if not response.is_success:
                     message = f"{self.name} answered {path} with HTTP {response.status_code}"
                     raise ApiError(502, message)
+                yield ADMITTED
                 async for events in whole_events(response.aiter_raw()):
                     begun = True
                     yield events
@@ -186,12 +134,21 @@ class Upstream:
             failure = error
         else:
             if answer.status != httpx.codes.SERVICE_UNAVAILABLE:
-                return answer
+                if not self._patience_s:
+                    return answer
+                return or_another(answer, partial(self._again, path, content, deadline), self.name)
         if self._patience_s and await self._returned():
             return await self._ask_once(path, content, deadline)
         if failure is not None:
             raise failure
         return answer
+
+    async def _again(
+        self, path: str, content: bytes, deadline: float, failure: UpstreamError
+    ) -> Answer:
+        if await self._returned():
+            return await self._ask_once(path, content, deadline)
+        raise failure
 
     async def _returned(self) -> bool:
         """True as soon as the upstream is ready, False after `patience_s` or in its end state."""
@@ -217,43 +174,55 @@ class Upstream:
             response = await self._client.send(request, stream=True)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
-        streaming = response.headers.get("content-type", "").startswith(EVENT_STREAM)
-        kept = False
-        try:
-            if not streaming:
-                return _whole(response, await response.aread())
-            events = whole_events(response.aiter_raw())
-            begun = await _until_content(events)
-            kept = True
+        if response.headers.get("content-type", "").startswith(EVENT_STREAM):
             return Answer(
                 response.status_code,
                 _headers(response),
-                events=self._delivered(begun, events),
+                events=self._delivered(response),
                 close=response.aclose,
                 deadline=deadline,
                 too_late=self.too_late(),
             )
+        try:
+            return _whole(response, await response.aread())
         except httpx.HTTPError as error:
             raise self._broke_off(error) from error
         finally:
-            if not kept:
-                await response.aclose()
+            await response.aclose()
 
-    async def _delivered(self, begun: bytes, events: AsyncIterator[bytes]) -> Events:
-        yield begun
+    async def _delivered(self, response: httpx.Response) -> Events:
+        """The answer's events; the first item is ADMITTED.
+
+        Who waits for the upstream's return is also told of a 503 that came too late for a status.
+        """
+        yield ADMITTED
+        opening = Opening()
         try:
-            async for piece in events:
-                yield piece
+            async for events in whole_events(response.aiter_raw()):
+                waits = bool(self._patience_s) and not opening.over
+                passed = opening.push(events)
+                if waits and opening.over and (refusal := unavailable(events)):
+                    raise refusal
+                if passed:
+                    yield passed
         except httpx.HTTPError as error:
-            who = f"{self.name} at {self.url}"
-            message = f"{who} died while it answered; what came until here is cut"
-            raise UpstreamError(502, message, code="upstream_died_mid_stream") from error
+            failure = self._died() if opening.over else self._broke_off(error)
+            raise failure from error
+        if held := opening.end():
+            yield held
 
     def _unreachable(self, error: httpx.HTTPError) -> UpstreamError:
         message = f"{self.name} at {self.url} cannot be reached: {_reason(error)}"
         return UpstreamError(
             503, message, code="upstream_unreachable", headers={"Retry-After": "1"}
         )
+
+    def _died(self) -> UpstreamError:
+        who = f"{self.name} at {self.url}"
+        message = f"{who} died while it answered; what came until here is cut"
+        died = UpstreamError(502, message, code="upstream_died_mid_stream")
+        died.delivered = True
+        return died
 
     def _broke_off(self, error: httpx.HTTPError) -> UpstreamError:
         message = f"{self.name} at {self.url} broke off before it answered: {_reason(error)}"
@@ -263,32 +232,6 @@ class Upstream:
         allowed = request_deadline.allowed_s(self._deadline_s)
         message = f"{self.name} did not finish within {allowed:g} s, the request deadline"
         return ApiError(504, message, code="deadline_exceeded")
-
-
-async def _until_content(events: AsyncIterator[bytes]) -> bytes:
-    """The first events up to one that says something: until then, nothing is delivered."""
-    begun = b""
-    async for piece in events:
-        begun += piece
-        if any(_says_something(line) for line in piece.split(b"\n")):
-            break
-    return begun
-
-
-def _says_something(line: bytes) -> bool:
-    """False for what starts every stream alike: comments, and a chat's empty first delta."""
-    if not line.startswith(b"data:"):
-        return False
-    try:
-        choices = json.loads(line[5:])["choices"]
-        return any(
-            choice.get("text")
-            or choice.get("finish_reason")
-            or any(value for name, value in choice.get("delta", {}).items() if name != "role")
-            for choice in choices
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return True
 
 
 def _whole(response: httpx.Response, content: bytes) -> Answer:

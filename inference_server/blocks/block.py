@@ -1,9 +1,9 @@
-"""One block: what it is, its replicas, and how a request is put to one of them."""
+"""One block: what it is, its replicas, and which of them is asked next."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import httpx
@@ -12,11 +12,6 @@ from contract.specs import BlockSpec
 from inference_server.blocks.replica import Replica
 from web.errors import ApiError
 from web.remembered import Remembered
-from web.upstream import Answer, UpstreamError
-
-DRAINING = "draining"
-# A URL may stand for several instances (a Service): the second attempt may reach another one.
-MIN_ATTEMPTS = 2
 
 
 class Block:
@@ -84,37 +79,11 @@ class Block:
         """Its component.json; empty until it has answered once."""
         return await self._component.get() or {}
 
-    async def ask(
-        self, path: str, document: dict[str, Any], affinity: str
-    ) -> tuple[Replica, Answer]:
-        """POST to the least loaded replica; `affinity` decides between equally loaded ones.
+    def choose(self, affinity: str, tried: Collection[Replica]) -> Replica:
+        """The least loaded replica, if possible none of `tried`; `affinity` decides between equals.
 
-        One that dies before it delivered anything, or is draining, is passed over for the next.
-        The caller releases the replica when the answer has been passed on. Raises ApiError.
+        Raises ApiError 503 where there is none.
         """
-        tried: set[Replica] = set()
-        attempts = max(MIN_ATTEMPTS, len(self._replicas))
-        while True:
-            attempts -= 1
-            replica = self._choose(affinity, tried)
-            tried.add(replica)
-            replica.take()
-            handed_over = False
-            try:
-                answer = await replica.upstream.ask(path, document)
-                if not attempts or not _is_draining(answer):
-                    handed_over = True
-                    return replica, answer
-                replica.failed()
-            except UpstreamError:
-                replica.failed()
-                if not attempts:
-                    raise
-            finally:
-                if not handed_over:
-                    replica.release()
-
-    def _choose(self, affinity: str, tried: set[Replica]) -> Replica:
         left = [one for one in self.replicas if one not in tried] or self.replicas
         if not left:
             message = f"block {self.block_id} has no replica that is ready"
@@ -153,10 +122,6 @@ class Block:
 def _length(model: dict[str, Any]) -> int | None:
     length = model.get("max_model_len")
     return length if isinstance(length, int) else None
-
-
-def _is_draining(answer: Answer) -> bool:
-    return answer.status == 503 and answer.error.get("code") == DRAINING
 
 
 def known_ids(blocks: Iterable[Block]) -> str:

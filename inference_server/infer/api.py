@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from inference_server.blocks.block import Block
-from inference_server.exchange import OK, refusal
+from inference_server.exchange import OK
 from inference_server.infer.graph import Data, Graph, NodeFailed, parse_graph, run_graph
 from inference_server.infer.query import parse_selection_query
 from inference_server.infer.request import InferRequest, parse_infer_request
@@ -98,7 +98,7 @@ class InferApi:
         try:
             answer = await exchange.ask("/infer", question, session_id)
             if answer.status != 200:
-                raise refusal(block.block_id, answer)
+                raise answer.refusal(f"block {block.block_id}")
             found = answer.document().get("data")
             if not isinstance(found, dict | list):
                 raise ApiError(502, f"block {block.block_id} answered without data")

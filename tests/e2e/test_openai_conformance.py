@@ -95,12 +95,12 @@ HONOURED_BY_COMPLETIONS = HONOURED_BY_BOTH | {"prompt", "echo"}
 TOOL: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
 REFUSED_BY_CHAT: dict[str, tuple[Any, list[Any]]] = {
     "audio": ({"voice": "alloy", "format": "wav"}, []),
-    "function_call": ("auto", ["none"]),
+    "function_call": ({"name": "f"}, ["none", "auto"]),
     "functions": ([{"name": "f"}], []),
     "metadata": ({"a": "b"}, [{}]),
     "modalities": (["text", "audio"], [["text"]]),
     "moderation": ({"model": "omni-moderation-latest"}, []),
-    "parallel_tool_calls": (True, []),
+    "parallel_tool_calls": ("yes", [True, False]),
     "prediction": ({"type": "content", "content": "x"}, []),
     "prompt_cache_options": ({"mode": "explicit"}, []),
     "prompt_cache_retention": ("24h", []),
@@ -108,7 +108,7 @@ REFUSED_BY_CHAT: dict[str, tuple[Any, list[Any]]] = {
     "response_format": ({"type": "json_object"}, [{"type": "text"}]),
     "service_tier": ("priority", ["auto", "default"]),
     "store": (True, [False]),
-    "tool_choice": ("auto", ["none"]),
+    "tool_choice": ("required", ["none", "auto"]),
     "tools": ([TOOL], [[]]),
     "verbosity": ("low", []),
     "web_search_options": ({}, []),

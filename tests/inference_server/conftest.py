@@ -28,13 +28,23 @@ class Tiers:
         sessions = SessionsSpec(str(self.folder / f"sessions-{self._count}.sqlite3"))
         return ProxySpec(block_id, DEPLOYMENT, self.upstream.url, sessions=sessions, **spec)
 
-    def proxy(self, block_id: str, **spec: Any) -> TierProcess:
-        process = TierProcess("proxy_block", self.proxy_spec(block_id, **spec), self.folder)
+    def proxy(self, block_id: str, *, comment_s: float | None = None, **spec: Any) -> TierProcess:
+        """`comment_s` as in TierProcess, here and in `server`."""
+        proxy = self.proxy_spec(block_id, **spec)
+        process = TierProcess("proxy_block", proxy, self.folder, comment_s=comment_s)
         return self._stack.enter_context(process)
 
-    def server(self, *blocks: BlockSpec, options: tuple[str, ...] = (), **spec: Any) -> TierProcess:
+    def server(
+        self,
+        *blocks: BlockSpec,
+        options: tuple[str, ...] = (),
+        comment_s: float | None = None,
+        **spec: Any,
+    ) -> TierProcess:
         server = InferenceServerSpec(DEPLOYMENT, blocks, **spec)
-        process = TierProcess("inference_server", server, self.folder, None, *options)
+        process = TierProcess(
+            "inference_server", server, self.folder, None, *options, comment_s=comment_s
+        )
         return self._stack.enter_context(process)
 
 

@@ -31,7 +31,7 @@ def test_the_usage_chunk_goes_to_whom_asked_for_it(pass_usage: bool) -> None:
     assert passed == piece("a") + piece("b") + (LAST if pass_usage else b"") + DONE
     assert (meter.prompt_tokens, meter.completion_tokens) == (7, 2)
     assert meter.done
-    assert not meter.failed
+    assert meter.error is None
     assert meter.text is None
 
 
@@ -56,9 +56,9 @@ def test_a_stream_that_breaks_off_is_counted_by_its_events() -> None:
     meter = StreamMeter(pass_usage=False, keep_text=True)
     events = piece("a") + piece("b") + event({"error": {"message": "x"}})
     assert meter.push(events) == events
-    assert meter.failed
+    assert meter.error == {"error": {"message": "x"}}
     assert not meter.done
-    assert meter.completion_tokens == 3
+    assert meter.completion_tokens == 2
     assert meter.text == "ab"
 
 
@@ -70,3 +70,24 @@ def test_usage_is_asked_for_where_that_can_be() -> None:
     documents: list[dict[str, Any]] = [{}, {"stream": False}, {"stream": 1}]
     for document in [*documents, {"stream": True, "stream_options": 3}]:
         assert with_usage(document) == document
+
+
+def test_comments_and_texts_that_look_like_events_are_not_counted() -> None:
+    meter = StreamMeter(pass_usage=False, keep_text=True)
+    comments = b": keep-alive\n\n: data: [DONE]\n\n"
+    assert meter.push(b"") == b""
+    assert meter.push(comments) == comments
+    assert not meter.begun
+    events = piece("data: [DONE]") + comments + piece('data: {"error"')
+    assert meter.push(events) == events
+    assert (meter.begun, meter.done, meter.error) == (True, False, None)
+    assert meter.completion_tokens == 2
+    assert meter.push(comments + LAST + comments + DONE) == comments + comments + DONE
+    assert (meter.completion_tokens, meter.done) == (2, True)
+
+
+def test_an_error_that_comes_first_is_no_token() -> None:
+    meter = StreamMeter(pass_usage=False, keep_text=False)
+    error = {"error": {"message": "x", "code": "not_serving"}}
+    meter.push(b": keep-alive\n\n" + event(error))
+    assert (meter.error, meter.begun, meter.completion_tokens) == (error, False, 0)

@@ -2,7 +2,10 @@
 
 What it does is in the last user message: "hang" never answers, "stream then hang" stops after two
 pieces, "flood" sends without end, "refuse" is a 400, "die" breaks the connection off, "die in the
-middle" after two pieces. Anything else is answered with the number of messages and the message.
+middle" after two pieces. A stream is silent for SILENT_S before its first piece with "be late", in
+the middle with "pause", before it fails with "fail late", before it breaks off, once, with "die
+late"; "comment" first sends a comment every tenth of a second. Anything else is answered with the
+number of messages and the message.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from tests.waiting import free_ports, wait_for
 
 MODEL = "demo:model"
 DEPLOYMENT = "demo-1"
+SILENT_S = 1.5
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
 
@@ -118,6 +122,19 @@ class SmallUpstream:
         return JSONResponse({"model": body["model"], "choices": [choice], "usage": USAGE})
 
     async def _pieces(self, request: Request, text: str) -> AsyncIterator[str]:
+        if text in ("be late", "fail late", "die late"):
+            await asyncio.sleep(SILENT_S)
+        if text == "comment":
+            for number in range(10):
+                yield f": comment {number}\n\n"
+                await asyncio.sleep(0.1)
+        if text == "fail late":
+            error = {"message": "gone", "type": "service_unavailable_error", "code": "not_serving"}
+            yield f"data: {json.dumps({'error': error})}\n\n"
+            return
+        if text == "die late" and self.deaths == 0:
+            self.deaths += 1
+            raise ConnectionResetError
         yield _event({"role": "assistant", "content": ""})
         if text == "die in the role" and self.deaths == 0:
             self.deaths += 1
@@ -137,7 +154,7 @@ class SmallUpstream:
                     await asyncio.sleep(60)
                 finally:
                     self.left_at.append(time.monotonic())
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(SILENT_S if number == 2 and text == "pause" else 0.05)
             yield _event({"content": f"piece {number} "})
         yield "data: [DONE]\n\n"
 

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from web.errors import ApiError
-from web.events import Events, EventStream, event, whole_events
+from web.events import ADMITTED, COMMENT, Events, EventStream, event, whole_events
 
 FAILURE = ApiError(502, "broke off", code="upstream_died_mid_stream")
 TOO_LATE = ApiError(504, "too late", code="deadline_exceeded")
@@ -257,5 +257,92 @@ def test_a_stream_is_cut_at_the_ends_of_events() -> None:
             b"data: 3\n\ndata: 4\n\n",
             b"data: 5",
         ]
+
+    run(body)
+
+
+async def silent(*items: bytes | ApiError, seconds: float = 0.5) -> Events:
+    """ADMITTED, and `seconds` before each of `items`."""
+    yield ADMITTED
+    for item in items:
+        await asyncio.sleep(seconds)
+        if isinstance(item, ApiError):
+            raise item
+        yield item
+
+
+def test_headers_go_out_at_admission_and_comments_while_nothing_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("web.events.COMMENT_S", 0.2)
+
+    async def body() -> None:
+        client = Client()
+        answering = asyncio.create_task(
+            EventStream(silent(b"data: 1\n\n", b"data: 2\n\n"))({}, client.receive, client.send)
+        )
+        await asyncio.sleep(0.05)
+        assert [message["type"] for message in client.messages] == ["http.response.start"]
+        await answering
+        assert client.body == (COMMENT * 2 + b"data: 1\n\n" + COMMENT * 2 + b"data: 2\n\n")
+        assert client.complete
+
+    run(body)
+
+
+def test_events_that_come_in_time_leave_no_room_for_comments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("web.events.COMMENT_S", 0.6)
+
+    async def body() -> None:
+        client = Client()
+        events = [b": another's\n\n"] * 6
+        await EventStream(silent(*events, seconds=0.1))({}, client.receive, client.send)
+        assert client.body == b"".join(events)
+
+    run(body)
+
+
+def test_what_fails_after_admission_is_an_event() -> None:
+    async def body() -> None:
+        client = Client()
+        stream = EventStream(silent(FAILURE, seconds=0))
+        await stream({}, client.receive, client.send)
+        assert client.messages[0]["status"] == 200
+        assert (client.body, client.complete) == (event(FAILURE.body), True)
+
+    run(body)
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_a_client_that_reads_no_comment_is_given_up_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, reads: int
+) -> None:
+    monkeypatch.setattr("web.events.COMMENT_S", 0.05)
+    monkeypatch.setattr("web.events.LAST_SEND_S", 0.2)
+
+    async def body() -> None:
+        client, began = Client(reads=reads), time.monotonic()
+        source = silent(b"data: 1\n\n", seconds=60)
+        stream = EventStream(source, deadline=deadline(0.3), too_late=TOO_LATE)
+        await stream({}, client.receive, client.send)
+        assert 0.45 < time.monotonic() - began < 3
+        assert client.body == COMMENT * (reads - 1)
+
+    run(body)
+
+
+def test_a_client_that_leaves_a_silent_stream_ends_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("web.events.COMMENT_S", 0.05)
+
+    async def body() -> None:
+        client, source = Client(), silent(b"data: 1\n\n", seconds=60)
+        asyncio.get_running_loop().call_later(0.2, client.leave)
+        await EventStream(source)({}, client.receive, client.send)
+        assert client.body.startswith(COMMENT)
+        assert len(asyncio.all_tasks()) == 1
 
     run(body)

@@ -19,11 +19,28 @@ from tests.waiting import free_ports, wait_for
 STARTUP_S = 60
 
 
+# As `python -m MODULE`, with another interval of the comments in its streams.
+_WITH_COMMENTS = """
+import runpy, sys, web.events
+web.events.COMMENT_S = float(sys.argv.pop(1))
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
 class TierProcess:
-    """`python -m MODULE --spec FILE OPTIONS`; the spec gets a free port unless given one."""
+    """`python -m MODULE --spec FILE OPTIONS`; the spec gets a free port unless given one.
+
+    `comment_s` replaces web.events.COMMENT_S.
+    """
 
     def __init__(
-        self, module: str, spec: Any, folder: Path, port: int | None = None, *options: str
+        self,
+        module: str,
+        spec: Any,
+        folder: Path,
+        port: int | None = None,
+        *options: str,
+        comment_s: float | None = None,
     ) -> None:
         self.port = port or free_ports(1)[0]
         address = spec.bind_address or "127.0.0.1"
@@ -32,7 +49,10 @@ class TierProcess:
         file = folder / f"{module}-{self.port}.json"
         file.write_text(render(spec))
         self._errors = (folder / f"{module}-{self.port}.log").open("w+")
-        command = [sys.executable, "-m", module, "--spec", str(file), *options]
+        started = ["-m", module]
+        if comment_s is not None:
+            started = ["-c", _WITH_COMMENTS, str(comment_s), module]
+        command = [sys.executable, *started, "--spec", str(file), *options]
         self.process = subprocess.Popen(command, stderr=self._errors, preexec_fn=die_with_parent())
 
     def __enter__(self) -> TierProcess:

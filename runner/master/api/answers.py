@@ -7,7 +7,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -18,10 +18,10 @@ from runner.master.api.errors import failure_body
 from runner.master.engine.requests import TokenEvent
 from runner.master.text.choice import TextPiece, TextRequest
 from runner.master.text.model_text import TokenBytes
-from runner.master.text.streams import Pieces, collect, text_pieces
+from runner.master.text.streams import TextStream
 from web.deadline import remaining_s
 from web.disconnect import until_disconnected
-from web.events import DONE, LAST_SEND_S, EventStream
+from web.events import ADMITTED, DONE, LAST_SEND_S, EventStream
 from web.events import Events as EncodedEvents
 from web.events import event as encoded
 
@@ -49,15 +49,16 @@ async def respond(
 ) -> Response:
     """Generate and answer. Raises what Engine.generate does, and ClientDisconnect."""
     state = request.app.state
-    pieces = text_pieces(state.engine, state.text, state.metrics, requests)
+    text = TextStream(state.engine, state.text, state.metrics, requests)
     if stream:
-        return event_stream(_events(pieces, answer), state.spec.request_deadline_s)
-    choices = await until_disconnected(request.receive, collect(pieces, len(requests)))
+        return event_stream(text, answer, state.spec.request_deadline_s)
+    with closing(text):
+        choices = await until_disconnected(request.receive, text.collect())
     return JSONResponse(answer.whole(choices))
 
 
-async def _events(pieces: Pieces, answer: Answer) -> Events:
-    async with aclosing(pieces):
+async def _events(text: TextStream, answer: Answer) -> Events:
+    async with aclosing(text.pieces()) as pieces:
         async for piece in pieces:
             for document in answer.chunks(piece):
                 yield document
@@ -65,27 +66,30 @@ async def _events(pieces: Pieces, answer: Answer) -> Events:
         yield document
 
 
-def event_stream(events: Events, deadline_s: float) -> EventStream:
-    """Each document as an event, then `[DONE]`.
+def event_stream(text: TextStream, answer: Answer, deadline_s: float) -> EventStream:
+    """Each document as an event, then `[DONE]`; the headers at once, as `text` is entered.
 
-    An error after the first is an event of its own, {"error": ...}, without `[DONE]`. The engine
-    keeps the deadline, `deadline_s` seconds or the client's own; who has not read LAST_SEND_S later
-    what it said is given up.
+    An error is an event of its own, {"error": ...}, without `[DONE]`. The engine keeps the
+    deadline, `deadline_s` seconds or the client's own; who has not read LAST_SEND_S later what it
+    said is given up.
     """
+    events = _encoded(_events(text, answer))
+
+    async def close() -> None:
+        await events.aclose()
+        text.close()
+
     deadline = asyncio.get_running_loop().time() + remaining_s(deadline_s) + LAST_SEND_S
-    return EventStream(_encoded(events), deadline=deadline)
+    return EventStream(events, close=close, deadline=deadline)
 
 
 async def _encoded(events: Events) -> EncodedEvents:
-    begun = False
+    yield ADMITTED
     async with aclosing(events):
         try:
             async for document in events:
                 yield encoded(document)
-                begun = True
         except Exception as error:
-            if not begun:
-                raise
             yield encoded(failure_body(error))
         else:
             yield DONE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from contract.specs import GroupSpec
@@ -28,6 +27,7 @@ from runner.master.engine.requests import (
 )
 from runner.master.engine.scheduler import Scheduler
 from runner.master.engine.step_cost import StepCost
+from runner.master.engine.tokens import Tokens
 from runner.master.engine.watch import Watch
 from runner.master.group.formation import Formation, RankGroup
 from runner.master.own_fault import OnFault, own_work, raise_fault
@@ -127,10 +127,12 @@ class Engine:
         if len(self._ledger.open) + choices > running + waiting:
             raise EngineFull(f"{running} requests run and {waiting} wait: try again later")
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
-        """The request's tokens. Closing the generator frees its place at once.
+    def generate(self, request: GenerationRequest) -> Tokens:
+        """Enter the request now; its tokens come as they are computed. Whoever gets them closes
+        them: that frees the request's place at once, also where no token was ever asked for.
 
-        Raises what `validate` does, EngineFull, NotServing, DeadlineExceeded.
+        Raises what `validate` does, EngineFull, NotServing. The tokens raise DeadlineExceeded,
+        NotServing, PromptTooLong.
         """
         self.validate(request)
         self.check_place()
@@ -152,17 +154,12 @@ class Engine:
         if self._scheduler is not None:
             self._scheduler.submit(entry)
             self._pump_soon()
-        try:
-            while True:
-                item = await arrived.get()
-                if isinstance(item, RunnerError):
-                    raise item
-                yield item
-                if item.finish_reason is not None:
-                    return
-        finally:
+
+        def leave() -> None:
             deadline.cancel()
             self._end(entry)
+
+        return Tokens(arrived, leave)
 
     def statistics(self) -> EngineStatistics:
         """Counters since the start, and the present."""

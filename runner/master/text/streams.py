@@ -15,42 +15,88 @@ from runner.master.text.model_text import ModelText
 Pieces = AsyncGenerator[TextPiece, None]
 
 
-def text_pieces(
-    engine: Engine, text: ModelText, metrics: Metrics, requests: Sequence[TextRequest]
-) -> Pieces:
-    """Pieces of all choices as they come; the first error ends them all.
+class TextStream:
+    """The text of one request's choices, all of them entered in the engine.
 
-    Closing the generator ends the generation, a stop string that of its choice. Raises what
-    Engine.generate does.
+    Raises what Engine.generate does; then none is entered. Whoever holds one closes it, also where
+    no piece was ever asked for: that frees the places of all choices at once.
     """
-    sources = [_pieces_of_one(engine, text, metrics, request) for request in requests]
-    return sources[0] if len(sources) == 1 else _merged(sources)
+
+    def __init__(
+        self, engine: Engine, text: ModelText, metrics: Metrics, requests: Sequence[TextRequest]
+    ) -> None:
+        self._choices: list[_Choice] = []
+        try:
+            for request in requests:
+                self._choices.append(_Choice(engine, text, metrics, request))
+        except BaseException:
+            self.close()
+            raise
+
+    def pieces(self) -> Pieces:
+        """Those of all choices as they come, once; the first error ends them all."""
+        sources = [choice.pieces() for choice in self._choices]
+        return sources[0] if len(sources) == 1 else _merged(sources)
+
+    async def collect(self) -> list[TextPiece]:
+        """Every choice as one piece, in order."""
+        parts: list[list[TextPiece]] = [[] for _ in self._choices]
+        async with aclosing(self.pieces()) as pieces:
+            async for piece in pieces:
+                parts[piece.index].append(piece)
+        return [
+            TextPiece(
+                index,
+                "".join(part.text for part in of_one),
+                tuple(event for part in of_one for event in part.events),
+                of_one[-1].tokens,
+                of_one[-1].finish_reason,
+            )
+            for index, of_one in enumerate(parts)
+        ]
+
+    def close(self) -> None:
+        for choice in self._choices:
+            choice.close()
 
 
-async def _pieces_of_one(
-    engine: Engine, text: ModelText, metrics: Metrics, request: TextRequest
-) -> Pieces:
-    choice = ChoiceText(text, request)
-    timer = metrics.start_request(len(request.generation.prompt_ids))
-    try:
-        async with aclosing(engine.generate(request.generation)) as events:
-            async for event in events:
-                timer.token()
-                piece = choice.push(event)
+class _Choice:
+    """One choice. A stop string ends its generation."""
+
+    def __init__(
+        self, engine: Engine, text: ModelText, metrics: Metrics, request: TextRequest
+    ) -> None:
+        self._text = ChoiceText(text, request)
+        self._timer = metrics.start_request(len(request.generation.prompt_ids))
+        try:
+            self._tokens = engine.generate(request.generation)
+        except RunnerError:
+            self._timer.finish("error")
+            raise
+
+    async def pieces(self) -> Pieces:
+        try:
+            async for event in self._tokens:
+                self._timer.token()
+                piece = self._text.push(event)
                 if piece is None:
                     continue
                 if piece.finish_reason is not None:
                     # The place is freed before the last piece is sent to a client that may be slow.
-                    await events.aclose()
-                    timer.finish(piece.finish_reason)
+                    self._tokens.close()
+                    self._timer.finish(piece.finish_reason)
                 yield piece
                 if piece.finish_reason is not None:
                     return
-    except RunnerError:
-        timer.finish("error")
-        raise
-    finally:
-        timer.finish("abort")
+        except RunnerError:
+            self._timer.finish("error")
+            raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._tokens.close()
+        self._timer.finish("abort")
 
 
 async def _merged(sources: Sequence[Pieces]) -> Pieces:
@@ -80,21 +126,3 @@ async def _pump(source: Pieces, arrived: asyncio.Queue[TextPiece | Exception | N
             arrived.put_nowait(None)
         except Exception as error:  # the reader raises it
             arrived.put_nowait(error)
-
-
-async def collect(pieces: Pieces, choices: int) -> list[TextPiece]:
-    """Every choice as one piece, in order."""
-    parts: list[list[TextPiece]] = [[] for _ in range(choices)]
-    async with aclosing(pieces):
-        async for piece in pieces:
-            parts[piece.index].append(piece)
-    return [
-        TextPiece(
-            index,
-            "".join(part.text for part in of_one),
-            tuple(event for part in of_one for event in part.events),
-            of_one[-1].tokens,
-            of_one[-1].finish_reason,
-        )
-        for index, of_one in enumerate(parts)
-    ]

@@ -15,6 +15,7 @@ from inference_server.pipeline import PipelineFeed
 from tests.web.small_upstream import MODEL, SmallUpstream
 from web import remembered
 from web.errors import ApiError
+from web.events import ADMITTED
 
 OTHER_MODEL = "another/model"
 
@@ -87,6 +88,7 @@ def test_watchers_of_a_block_that_goes_are_told_and_let_go(upstream: SmallUpstre
         table = BlockTable([BlockSpec("block", upstream.url)], 5.0)
         feed = PipelineFeed(table.by_id("block"))
         events = feed.watch()
+        assert await anext(events) == ADMITTED
         told = [await anext(events)]
         table.replace([])
         async with asyncio.timeout(10):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Iterator
 
 from runner.errors import NotServing, RunnerError
 from runner.master.engine.report import EngineStatistics
@@ -13,10 +13,15 @@ from runner.master.engine.requests import (
     GenerationRequest,
     TokenEvent,
 )
+from runner.master.engine.tokens import Tokens
 
 
 class ScriptedEngine:
-    """Plays `script(request)` as the generated ids. `fail_after` raises after that many tokens."""
+    """Plays `script(request)` as the generated ids.
+
+    `failure` comes after `fail_after` tokens; without any the request is refused, as it is where
+    `script` raises.
+    """
 
     def __init__(self, script: Callable[[GenerationRequest], list[int]]) -> None:
         self.script = script
@@ -38,29 +43,46 @@ class ScriptedEngine:
             raise NotServing(self.reason)
         return self.max_model_len
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+    def generate(self, request: GenerationRequest) -> Tokens:
         self.requests.append(request)
-        self.open += 1
-        try:
-            ids = self.script(request)[: request.max_new_tokens]
-            for place, token_id in enumerate(ids):
-                if self.failure is not None and place == self.fail_after:
-                    raise self.failure
+        if self.failure is not None and not self.fail_after:
+            raise self.failure
+        ids = self.script(request)[: request.max_new_tokens]
+        arrived: asyncio.Queue[TokenEvent | RunnerError] = asyncio.Queue()
+
+        async def play() -> None:
+            for item in self._items(request, ids):
                 await asyncio.sleep(self.delay_s)
-                reason = FINISHED_BY_LENGTH if place == len(ids) - 1 else None
-                if token_id in request.sampling.stop_token_ids:
-                    reason = FINISHED_BY_STOP
-                reported = request.sampling.logprobs
-                yield TokenEvent(
-                    token_id,
-                    -0.5 if reported >= 0 else None,
-                    tuple((token_id + other, -0.5 - other) for other in range(max(reported, 0))),
-                    reason,
-                )
-                if reason is not None:
-                    return
-        finally:
+                arrived.put_nowait(item)
+
+        playing = asyncio.create_task(play())
+        self.open += 1
+
+        def leave() -> None:
+            playing.cancel()
             self.open -= 1
+
+        return Tokens(arrived, leave)
+
+    def _items(
+        self, request: GenerationRequest, ids: list[int]
+    ) -> Iterator[TokenEvent | RunnerError]:
+        for place, token_id in enumerate(ids):
+            if self.failure is not None and place == self.fail_after:
+                yield self.failure
+                return
+            reason = FINISHED_BY_LENGTH if place == len(ids) - 1 else None
+            if token_id in request.sampling.stop_token_ids:
+                reason = FINISHED_BY_STOP
+            reported = request.sampling.logprobs
+            yield TokenEvent(
+                token_id,
+                -0.5 if reported >= 0 else None,
+                tuple((token_id + other, -0.5 - other) for other in range(max(reported, 0))),
+                reason,
+            )
+            if reason is not None:
+                return
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(running=self.open)

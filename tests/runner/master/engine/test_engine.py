@@ -7,6 +7,7 @@ import contextlib
 import math
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -49,7 +50,8 @@ def make_request(length: int, new_tokens: int, seed: int = 7, **sampling: object
 
 
 async def collect(engine: Engine, request: GenerationRequest) -> list[int]:
-    return [event.token_id async for event in engine.generate(request)]
+    with closing(engine.generate(request)) as tokens:
+        return [event.token_id async for event in tokens]
 
 
 def run(body: Callable[[], Awaitable[None]]) -> None:
@@ -143,7 +145,7 @@ def test_leaving_frees_the_place() -> None:
         events = engine.generate(make_request(5, 1000))
         await anext(events)
         assert engine.statistics().running == 1
-        await events.aclose()
+        events.close()
         assert engine.statistics().running == 0
         assert engine.statistics().kv_tokens_reserved == 0
         while group.pipeline.held:  # noqa: ASYNC110
@@ -435,5 +437,24 @@ def test_open_requests_wait_for_a_group_until_their_own_deadline(
         assert await tasks[2] == wanted(late)
         after = make_request(3, 3)
         assert await collect(engine, after) == wanted(after)
+
+    run(body)
+
+
+def test_a_request_is_entered_at_once_and_left_without_a_token_asked_for() -> None:
+    async def body() -> None:
+        engine, group = make_engine(make_spec(max_concurrent_requests=1, request_deadline_s=0.05))
+        group.form()
+        group.frozen = True
+        entered = [engine.generate(make_request(3, 3)) for _ in range(5)]
+        with pytest.raises(EngineFull):
+            engine.generate(make_request(3, 3))
+        for tokens in entered:
+            tokens.close()
+            tokens.close()
+        assert engine.statistics().waiting == 0
+        assert engine.statistics().kv_tokens_reserved == 0
+        assert [token async for token in entered[0]] == []
+        await asyncio.sleep(0.1)  # past the deadline, which is nobody's any more
 
     run(body)
