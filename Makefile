@@ -20,7 +20,7 @@ help: ## Show these lines
 up: $(STAMP) ## Install what is needed and run stacks/Pulumi.local.yaml here (STACK=name: another)
 	$(BIN)/splitstack up -s $(STACK)
 
-fast: $(STAMP) ## Run the tests that need no network, no Go and no real model: two minutes
+fast: $(STAMP) ## Run the tests that need no network, no Go and no real model: three minutes
 	$(PYTEST) $(WORKERS) -m fast
 
 test: $(STAMP) ## Install what is needed and run the tests (T=path::name: one, without the rest)
