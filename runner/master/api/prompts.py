@@ -25,6 +25,8 @@ from web.request_id import current_request_id
 
 Source = TypeVar("Source")
 Body: TypeAlias = GenerateBody | CompletionBody | ChatBody
+# With the strings that end the text.
+Parameters: TypeAlias = tuple[SamplingParameters, tuple[str, ...]]
 # Shorter texts are tokenized faster than a thread takes them over.
 _LONG_TEXT = 10_000
 _AROUND_MESSAGE = 32  # characters of a usual template's markers
@@ -52,18 +54,18 @@ class Prompts:
         """
         if isinstance(body, CompletionBody):
             self.check_model(body.model)
-        sampling, prompts = self._sampling(body), body.prompts()
+        parameters, prompts = self._parameters(body), body.prompts()
         self._engine.check_place(len(prompts) * body.n)
         requests: list[TextRequest] = []
         for prompt in prompts:
             ids = await self._prompt_ids(prompt)
-            requests += self._requests(body, "prompt", ids, sampling, len(requests))
+            requests += self._requests(body, "prompt", ids, parameters, len(requests))
         return requests
 
     async def to_answer(self, body: ChatBody) -> list[TextRequest]:
         """`body.n` requests for the conversation; raises what `to_complete` does."""
         self.check_model(body.model)
-        sampling = self._sampling(body)
+        parameters = self._parameters(body)
         self._engine.check_place(body.n)
         if self._engine.max_model_len is not None:
             # Each message becomes one token at least.
@@ -73,14 +75,14 @@ class Prompts:
         around = _AROUND_MESSAGE * len(messages)
         encode = partial(self._text.encode_chat, arguments=body.chat_template_kwargs or {})
         ids = await self._encoded("messages", encode, messages, length, around)
-        return self._requests(body, "messages", ids, sampling)
+        return self._requests(body, "messages", ids, parameters)
 
-    def _sampling(self, body: Body) -> SamplingParameters:
-        self._defaults.stop(body.stop)  # refused now, and not once the prompt is tokens
+    def _parameters(self, body: Body) -> Parameters:
+        """All that is refused before the prompt is made into tokens."""
         ends = self._text.chat_eos_ids if isinstance(body, ChatBody) else self._text.eos_ids
         sampling = self._defaults.sampling(body, ends)
         self._check_ids("logit_bias", sampling.logit_bias)
-        return sampling
+        return sampling, self._defaults.stop(body.stop)
 
     async def _prompt_ids(self, prompt: str | list[int]) -> tuple[int, ...]:
         if isinstance(prompt, str):
@@ -112,7 +114,7 @@ class Prompts:
         body: Body,
         field: str,
         ids: tuple[int, ...],
-        sampling: SamplingParameters,
+        parameters: Parameters,
         first_index: int = 0,
     ) -> list[TextRequest]:
         """`body.n` choices for one prompt, each with random numbers of its own."""
@@ -120,7 +122,7 @@ class Prompts:
             raise InvalidField(field, "", "must have at least one token")
         self._check_length(field, len(ids), "tokens", self._engine.context - 1)
         most_tokens = self._most_tokens(body, self._engine.context - len(ids))
-        stop = self._defaults.stop(body.stop)
+        sampling, stop = parameters
         deadline_s = remaining_s(self._spec.request_deadline_s)
         return [
             TextRequest(
