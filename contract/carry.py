@@ -91,7 +91,9 @@ class Carry(_Part):
 
 
 Told: TypeAlias = Beginning | Advance
-_BEGINNING, _ADVANCE, _CARRY = map(TypeAdapter, (Beginning, Advance, Carry))
+_BEGINNING = TypeAdapter(Beginning)
+_ADVANCE = TypeAdapter(Advance)
+_CARRY = TypeAdapter(Carry)
 
 
 def line(told: Told) -> bytes:
