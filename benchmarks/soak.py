@@ -1,0 +1,135 @@
+"""Random users and a random fault every 20 s: what they see, and what grows.
+
+    python -m benchmarks.soak --minutes 30
+    python -m benchmarks.soak --minutes 5 --every 0     # no faults
+
+Starts the demo model on two ranks, two proxy blocks and an inference server as processes of this
+machine. Users chat, complete, go on in sessions, send graphs, hang up, and send nonsense; texts
+that can be are compared with those of a quiet moment. Meanwhile stages, master and proxy blocks are
+killed, told to end, or stopped for some seconds. All traffic is loopback. The last line is JSON;
+the exit code is 1 where a request failed or its text was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.hardware import describe_hardware
+from benchmarks.running_stack import BLOCK, STACK, RunningStack
+from benchmarks.soak_faults import WARM_S, Growth, put_in
+from benchmarks.soak_users import (
+    DEADLINE_S,
+    SECOND_BLOCK,
+    TOKENS,
+    Outcome,
+    Users,
+    keep_asking,
+)
+
+USERS = 4
+# A wait between two events of a stream that a user would call a pause.
+PAUSE_S = 1.0
+
+
+def stack_file(folder: Path) -> Path:
+    """The shipped local stack with a second block; both answer alike each time."""
+    text = STACK.read_text()
+    block = f"      - block_id: {BLOCK}\n        component: model.pytorch-runner:1.0.0-stable\n"
+    config = f"        generation_config: {{temperature: 0, max_new_tokens: {TOKENS}}}\n"
+    assert block in text
+    both = block + config + block.replace(BLOCK, SECOND_BLOCK) + config
+    path = folder / STACK.name
+    path.write_text(text.replace(block, both))
+    return path
+
+
+async def soak(
+    stack: RunningStack, *, minutes: float, every_s: float, users: int, seed: int, warm_s: float
+) -> dict[str, Any]:
+    """Asks, harms and looks for so long; the report."""
+    choose = random.Random(seed)
+    limits = httpx.Limits(max_connections=None)
+    outcomes: list[Outcome] = []
+    growth = Growth(stack, warm_s)
+    async with httpx.AsyncClient(
+        base_url=stack.front_url, timeout=DEADLINE_S, limits=limits
+    ) as client:
+        asking = Users(client, choose)
+        await asking.learn()
+        until = asyncio.get_running_loop().time() + minutes * 60
+        async with asyncio.TaskGroup() as group:
+            for _ in range(users):
+                group.create_task(keep_asking(asking, until, outcomes))
+            group.create_task(growth.watch(until))
+            if every_s:
+                faults = group.create_task(put_in(stack, choose, every_s, until))
+    return {
+        "minutes": minutes,
+        "faults": dict(faults.result()) if every_s else {},
+        **_summary(outcomes),
+        "growth": growth.report(),
+        "epoch": (await asyncio.to_thread(stack.topology))["epoch"],
+    }
+
+
+def _summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    waits = sorted(wait for outcome in outcomes for wait in outcome.pauses_s)
+    pauses = [wait for wait in waits if wait > PAUSE_S]
+    return {
+        "requests": dict(Counter(outcome.kind for outcome in outcomes)),
+        "failed": sum(bool(outcome.failure) for outcome in outcomes),
+        "wrong": sum(bool(outcome.wrong) for outcome in outcomes),
+        "pauses": len(pauses),
+        **{f"pause_s_{name}": round(_quantile(pauses, part), 1) for name, part in _PARTS.items()},
+    }
+
+
+_PARTS = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+
+
+def _quantile(values: Sequence[float], part: float) -> float:
+    return values[min(len(values) - 1, int(part * len(values)))] if values else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--every", type=float, default=20.0, help="seconds from fault to fault")
+    parser.add_argument("--users", type=int, default=USERS)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--warm", type=float, default=WARM_S, help="seconds until growth counts")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="splitstack-soak-") as folder:
+        stack = RunningStack(Path(folder), stack_file(Path(folder)))
+        try:
+            report = asyncio.run(
+                soak(
+                    stack,
+                    minutes=given.minutes,
+                    every_s=given.every,
+                    users=given.users,
+                    seed=given.seed,
+                    warm_s=given.warm,
+                )
+            )
+        finally:
+            stack.stop()
+    print(json.dumps(report | {"hardware": describe_hardware()}))
+    sys.exit(1 if report["failed"] or report["wrong"] else 0)
+
+
+if __name__ == "__main__":
+    main()
