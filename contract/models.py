@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 DEMO_PREFIX = "demo:"
 DEMO_MODEL = f"{DEMO_PREFIX}smollm2-135m-instruct"
 
@@ -18,3 +20,14 @@ UNSPLITTABLE = {
     "llama4_text": _CHUNKED,
     "falcon_h1": "keeps a running state beside its keys and values",
 }
+
+# Of a weight that can be served as it lies in its file; safetensors' names. Other types are numbers
+# that mean something with a scale only.
+WEIGHT_DTYPES = ("F16", "BF16", "F32", "F64")
+# Where ModelOpt, AutoGPTQ and AutoAWQ say how a model is quantized whose config.json does not.
+QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+
+
+def quantization_file(folder: Path) -> str:
+    """Which of QUANTIZATION_FILES a model's folder has; "" for none."""
+    return next((name for name in QUANTIZATION_FILES if (folder / name).is_file()), "")

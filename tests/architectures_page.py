@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from contract.models import QUANTIZATION_FILES, WEIGHT_DTYPES
 from tests.small_models import ARCHITECTURES, FURTHER_ARCHITECTURES, REFUSED
 
 
@@ -43,8 +44,30 @@ attention and encoder-decoder models are refused for every model type.
 
 {_list(REFUSED)}
 
+## Quantized weights
+
+They are refused for every model type, by what the files show:
+
+- config.json has a `quantization_config`, or there is a {_any_of(QUANTIZATION_FILES)};
+- a weight is of another type than {_any_of(WEIGHT_DTYPES)};
+- layers, embedding or head have tensors that the model class does not take, such as `.qweight` or
+  `.weight_scale`. Masks and rotary factors that older versions stored are left out, and so is what
+  belongs to none of them, such as further heads.
+
+`splitstack plan` tells what it can see: of a folder or a cached model the files, of one on the hub
+that there is such a file. A stage refuses before it loads anything.
+
+## Tied weights
+
+They may lie under the name of either, `lm_head.weight` too.
+
 All of this runs on the CPU. The same code takes `device: cuda`; nobody has run it there yet.
 """
+
+
+def _any_of(names: Iterable[str]) -> str:
+    *others, last = (f"`{name}`" for name in names)
+    return f"{', '.join(others)} or {last}"
 
 
 def _list(names: Iterable[str]) -> str:

@@ -11,16 +11,18 @@ from pathlib import Path
 
 import httpx
 
-from contract.models import DEMO_MODEL, DEMO_PREFIX
+from contract.models import DEMO_MODEL, DEMO_PREFIX, QUANTIZATION_FILES
 from infra.plan.model_families import Config
+from infra.plan.quantized_files import quantization_sign
 
 HUB_TIMEOUT_S = 5.0
 _DEMO_CONFIG = Path(__file__).with_name("demo_model_config.json")
+_QUANTIZED = "has quantized weights, which are not served: {}"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
 
 class BadModel(ValueError):
-    """A model name that can never be served: a wrong folder, an unknown demo model."""
+    """What can never be served: a wrong folder, an unknown demo model, quantized weights."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def read_model_config(name: str, revision: str = "") -> ModelConfig:
         raise BadModel(f"is no usable path: {error}") from error
     if is_folder:
         try:
-            return ModelConfig(_parsed((folder / "config.json").read_text("utf-8")))
+            return _in_folder(folder)
         except (OSError, UnicodeDecodeError) as error:
             raise BadModel(f"is a folder whose config.json cannot be read: {error}") from error
     if not is_hub_id(name):
@@ -58,10 +60,17 @@ def read_model_config(name: str, revision: str = "") -> ModelConfig:
     return _cached(name, revision) or _downloaded(name, revision)
 
 
+def _in_folder(folder: Path) -> ModelConfig:
+    config = _parsed((folder / "config.json").read_text("utf-8"))
+    if sign := quantization_sign(folder):
+        raise BadModel(_QUANTIZED.format(sign))
+    return ModelConfig(config)
+
+
 def _parsed(text: str) -> Config:
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadModel(f"has a config.json that is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise BadModel("has a config.json that is not an object")
@@ -79,20 +88,25 @@ def _cached(name: str, revision: str) -> ModelConfig | None:
         raise BadModel(f"is no hub id: {error}") from error
     if not isinstance(found, str):
         return None
-    return ModelConfig(_parsed(Path(found).read_text("utf-8")))
+    return _in_folder(Path(found).parent)
 
 
 def _downloaded(name: str, revision: str) -> ModelConfig:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return ModelConfig(None, "it is not in the hub cache and HF_HUB_OFFLINE is set")
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    url = f"{endpoint}/{name}/resolve/{revision or 'main'}/config.json"
+    files = f"{endpoint}/{name}/resolve/{revision or 'main'}"
     token = os.environ.get("HF_TOKEN", "")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        answer = httpx.get(url, headers=headers, timeout=HUB_TIMEOUT_S, follow_redirects=True)
+        with httpx.Client(headers=headers, timeout=HUB_TIMEOUT_S, follow_redirects=True) as hub:
+            answer = hub.get(f"{files}/config.json")
+            if answer.status_code != 200:
+                return ModelConfig(None, f"{files}/config.json answers {answer.status_code}")
+            config = _parsed(answer.text)
+            for file in QUANTIZATION_FILES:
+                if hub.head(f"{files}/{file}").status_code == 200:
+                    raise BadModel(_QUANTIZED.format(f"it has a {file}"))
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return ModelConfig(None, f"{endpoint} cannot be reached: {error or type(error).__name__}")
-    if answer.status_code != 200:
-        return ModelConfig(None, f"{url} answers {answer.status_code}")
-    return ModelConfig(_parsed(answer.text))
+    return ModelConfig(config)

@@ -111,6 +111,8 @@ def refuse_unsplittable(config: Config) -> None:
         raise UnsplittableModel(f"model_type {model_type} {REFUSED[model_type]}")
     if config.get("is_encoder_decoder"):
         raise UnsplittableModel(f"model_type {model_type} is an encoder-decoder model")
+    if config.get("quantization_config") is not None:
+        raise UnsplittableModel("its weights are quantized (config.json has a quantization_config)")
     if "vision_config" in config or "audio_config" in config:
         raise UnsplittableModel(
             f"model_type {model_type} is multimodal; only text models are split"

@@ -15,7 +15,7 @@ def read_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         document = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelUnavailable(f"{path} is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise ModelUnavailable(f"{path} is not a JSON object")

@@ -10,14 +10,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from contract.models import UNSPLITTABLE
+from contract.models import UNSPLITTABLE, WEIGHT_DTYPES, quantization_file
 from runner.errors import ModelUnavailable, UnsupportedModel
 from runner.models.folder import CONFIG, TENSOR_INDEX
 from runner.stage.model.layout import read_layout
+from runner.stage.model.stored_names import StoredNames
 
 SINGLE_FILE = "model.safetensors"
 
@@ -34,9 +33,11 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = _read_config(folder)
+        _refuse_quantized(folder, self.config)
         self.model_class = _find_class(self.config)
         _refuse_by_config(self.config)
-        self.layout, self._meta_model = read_layout(self.model_class, copy.deepcopy(self.config))
+        self.layout, meta_model = read_layout(self.model_class, copy.deepcopy(self.config))
+        self._names = StoredNames(meta_model, self.layout)
 
     def own_files(self, layers: tuple[int, int]) -> list[str]:
         """Names of the weight files that a stage with these layers reads."""
@@ -46,7 +47,8 @@ class Checkpoint:
         return sorted({files[key] for key in self._own_keys(files, layers)})
 
     def read_own(self, layers: tuple[int, int]) -> dict[str, Any]:
-        """The stage's tensors by checkpoint key, each read from disk when it is sliced.
+        """The stage's tensors, each read from disk when it is sliced, by a key that transformers
+        takes for its weight.
 
         Read, not mapped: a mapped file would count as this process's memory.
         """
@@ -55,32 +57,31 @@ class Checkpoint:
         keys = self._own_keys(files, layers)
         for file in sorted({files[key] for key in keys}):
             reader = _open(self.folder / file)
-            for key in keys:
+            for key, name in keys.items():
                 if files[key] == file:
-                    tensors[key] = reader.get_slice(key)
+                    tensor = reader.get_slice(key)
+                    self._refuse_packed(file, key, name, tensor.get_dtype())
+                    tensors[name if name in self.layout.tied.values() else key] = tensor
         return tensors
+
+    def _refuse_packed(self, file: str, key: str, name: str, dtype: str) -> None:
+        """Numbers of less than 16 bits, or whole ones, are a weight only with a scale."""
+        if dtype not in WEIGHT_DTYPES and self.layout.weights[name].is_floating_point():
+            raise UnsupportedModel(
+                f"{self.folder / file}: {key} is of type {dtype}: quantized weights are not "
+                f"served, weights must be of type {', '.join(WEIGHT_DTYPES)}"
+            )
 
     def _files(self) -> dict[str, str]:
         if (self.folder / TENSOR_INDEX).is_file():
             return _read_index(self.folder)
         return dict.fromkeys(_open(self.folder / SINGLE_FILE).keys(), SINGLE_FILE)
 
-    def _own_keys(self, keys: Iterable[str], layers: tuple[int, int]) -> list[str]:
-        """Keys whose weights, after transformers' renaming and fusing, are the stage's."""
+    def _own_keys(self, keys: Iterable[str], layers: tuple[int, int]) -> dict[str, str]:
+        """The stage's weights by the keys that they are stored under."""
         own = self.layout.own_weights(layers)
-        known, model = self.layout.weights, self._meta_model
-        changes = get_model_conversion_mapping(model)
-        renamings = [change for change in changes if isinstance(change, WeightRenaming)]
-        converters = [change for change in changes if isinstance(change, WeightConverter)]
-        prefix = model.base_model_prefix
-        found = []
-        for key in keys:
-            name, _ = rename_source_key(key, renamings, converters, prefix, known)
-            if name not in known:
-                name, _ = rename_source_key(key, [], [], prefix, known)
-            if name in own:
-                found.append(key)
-        return found
+        names = self._names.of_weights(keys)
+        return {key: name for key, name in names.items() if name in own}
 
 
 def _read_config(folder: Path) -> Any:
@@ -102,14 +103,20 @@ def _find_class(config: Any) -> type[Any]:
     return found
 
 
+def _refuse_quantized(folder: Path, config: Any) -> None:
+    """As soon as a file says so: the tensors tell too, once they are here."""
+    named = getattr(config, "quantization_config", None) is not None
+    if said := CONFIG if named else quantization_file(folder):
+        reason = f"its weights are quantized, {said} says"
+        raise UnsupportedModel(f"model_type {config.model_type} cannot be split: {reason}")
+
+
 def _refuse_by_config(config: Any) -> None:
     """What a forward with a few tokens would not show."""
     text = config.get_text_config()
     reason = UNSPLITTABLE.get(config.model_type)
     if config.is_encoder_decoder:
         reason = "it is an encoder-decoder model"
-    elif getattr(config, "quantization_config", None) is not None:
-        reason = "its weights are quantized"
     elif getattr(text, "num_kv_shared_layers", 0):
         reason = "layers share KV"
     elif kinds := set(getattr(text, "layer_types", None) or ()) - _LAYER_KINDS:
@@ -130,7 +137,7 @@ def rope_types(config: Any) -> list[str]:
 def _read_index(folder: Path) -> dict[str, str]:
     try:
         return dict(json.loads((folder / TENSOR_INDEX).read_text("utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelUnavailable(f"{folder / TENSOR_INDEX}: cannot be read: {error}") from error
 
 

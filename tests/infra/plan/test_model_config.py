@@ -11,20 +11,29 @@ import pytest
 from contract.models import DEMO_MODEL
 from infra.plan.model_config import BadModel, read_model_config
 
+PUBLIC = [
+    "/some/model/resolve/main/config.json",
+    "/some/model/resolve/q/config.json",
+    "/some/model/resolve/q/hf_quant_config.json",
+]
+
 
 class Hub(BaseHTTPRequestHandler):
-    """Has one model, some/model, whose files at revision v2 need the token."""
+    """Has one model, some/model: at revision v2 its files need the token, at q it is quantized."""
 
     def do_GET(self) -> None:
         private = self.headers.get("Authorization") == "Bearer secret"
-        found = self.path == "/some/model/resolve/main/config.json" or (
+        found = self.path in PUBLIC or (
             self.path == "/some/model/resolve/v2/config.json" and private
         )
         body = b'{"model_type": "llama"}' if found else b"not found"
         self.send_response(200 if found else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815, the name that the server asks for
 
     def log_message(self, *arguments: object) -> None:
         """Tests print nothing."""
@@ -59,6 +68,11 @@ def test_the_hub_is_asked(hub, monkeypatch):
     assert read_model_config("some/model", "v2").config == {"model_type": "llama"}
 
 
+def test_a_quantized_model_on_the_hub_is_refused(hub):
+    with pytest.raises(BadModel, match=r"quantized weights.*hf_quant_config\.json"):
+        read_model_config("some/model", "q")
+
+
 def test_what_the_hub_does_not_have(hub):
     found = read_model_config("other/model")
     assert found.config is None
@@ -81,6 +95,9 @@ def test_the_hub_cache_comes_first(empty_cache, monkeypatch):
     (model / "snapshots" / "c0ffee").mkdir(parents=True)
     (model / "snapshots" / "c0ffee" / "config.json").write_text('{"model_type": "phi3"}')
     assert read_model_config("some/model").config == {"model_type": "phi3"}
+    (model / "snapshots" / "c0ffee" / "quantize_config.json").write_text("{}")
+    with pytest.raises(BadModel, match=r"quantize_config\.json"):
+        read_model_config("some/model")
 
 
 def test_a_folder_comes_before_the_hub(tmp_path, monkeypatch):
@@ -114,3 +131,9 @@ def test_folders_that_are_not_here(name, monkeypatch, tmp_path):
     found = read_model_config(name)
     assert found.config is None
     assert found.reason == f"there is no folder {name} here"
+
+
+def test_a_folder_of_deep_nesting_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(BadModel, match="not JSON"):
+        read_model_config(str(tmp_path))

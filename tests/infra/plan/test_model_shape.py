@@ -171,6 +171,7 @@ def test_what_cannot_be_split_is_refused_by_name(model_type):
         ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type dynamic"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"vision_config": {}}, "multimodal"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized"),
     ],
 )
 def test_what_a_config_says_against_splitting(change, told):
