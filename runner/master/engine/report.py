@@ -20,6 +20,8 @@ class RankStatistics:
     stage: StageInfo | None
     restarts: int
     cost: StageCost
+    joined: bool = False
+    """Its process is there; without a stage it is loading."""
 
 
 @dataclass
@@ -33,6 +35,7 @@ class EngineStatistics:
     replays: int = 0
     running: int = 0
     waiting: int = 0
+    kv_tokens_used: int = 0
     kv_tokens_reserved: int = 0
     kv_tokens: int = 0
     epoch: int = 0
@@ -48,10 +51,10 @@ def take_statistics(
     known: EngineStatistics, group: RankGroup, cost: StepCost, scheduler: Scheduler | None
 ) -> EngineStatistics:
     """What the engine knows itself, completed by the group and this epoch's scheduler."""
-    by_rank = zip(group.stages(), group.restarts(), cost.stages, strict=True)
+    by_rank = zip(group.stages(), group.restarts(), cost.stages, group.joined(), strict=True)
     ranks = tuple(
-        RankStatistics(rank, stage, restarts, times)
-        for rank, (stage, restarts, times) in enumerate(by_rank)
+        RankStatistics(rank, stage, restarts, times, joined)
+        for rank, (stage, restarts, times, joined) in enumerate(by_rank)
     )
     present = replace(known, epoch=group.epoch, formations=group.formations, ranks=ranks)
     if scheduler is None:
@@ -60,6 +63,7 @@ def take_statistics(
         present,
         running=len(scheduler.running),
         waiting=len(scheduler.waiting),
+        kv_tokens_used=scheduler.kv_used,
         kv_tokens_reserved=scheduler.kv_reserved,
         kv_tokens=scheduler.kv_tokens,
         steps_in_flight=len(scheduler.in_flight),
@@ -87,6 +91,7 @@ def describe_topology(
         "requests_running": statistics.running,
         "requests_waiting": statistics.waiting,
         "kv_tokens": statistics.kv_tokens,
+        "kv_tokens_used": statistics.kv_tokens_used,
         "kv_tokens_reserved": statistics.kv_tokens_reserved,
         "ranks": [
             _describe_rank(rank, found)
@@ -108,6 +113,7 @@ def _describe_rank(rank: RankSpec, found: RankStatistics) -> dict[str, object]:
         "node": rank.node,
         "devices": rank.visible_devices or rank.device,
         "layers": list(rank.layers),
+        "joined": found.joined,
         "loaded": stage is not None,
         "restarts": found.restarts,
         "address": stage.address if stage else None,

@@ -155,6 +155,11 @@ class Scheduler:
             )
         return events
 
+    @property
+    def kv_used(self) -> int:
+        """KV positions that hold something, of those reserved."""
+        return sum(request.sent for request in self.running.values())
+
     def being_computed(self) -> dict[int, int]:
         """The requests in the steps on their way, by number: up to which position."""
         found: dict[int, int] = {}

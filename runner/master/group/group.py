@@ -134,6 +134,10 @@ class Group:
         """By rank; None where a rank has not joined or loaded."""
         return self._membership.stages()
 
+    def joined(self) -> tuple[bool, ...]:
+        """By rank: whether its process is there, loaded or not."""
+        return self._membership.joined()
+
     def restarts(self) -> tuple[int, ...]:
         """By rank, in this master's life."""
         return self._membership.restarts()

@@ -98,6 +98,10 @@ class Membership:
         members = [self.members.get(item.rank) for item in self._spec.ranks]
         return tuple(member.stage if member is not None else None for member in members)
 
+    def joined(self) -> tuple[bool, ...]:
+        """By rank: whether its process is there, loaded or not."""
+        return tuple(item.rank in self.members for item in self._spec.ranks)
+
     def restarts(self) -> tuple[int, ...]:
         """By rank: how often another process took it over, in this master's life."""
         return tuple(self._restarts[item.rank] for item in self._spec.ranks)

@@ -86,6 +86,9 @@ class StandInGroup:
         self._queue: list[Step] = []
         self._running: asyncio.Task[None] | None = None
 
+    def joined(self) -> tuple[bool, ...]:
+        return tuple(True for _ in self.stages())
+
     def restarts(self) -> tuple[int, ...]:
         return tuple(0 for _ in self.stages())
 

@@ -43,7 +43,7 @@ class UnrulyPipeline(VirtualPipeline):
         assert math.isfinite(limit_s)
         assert limit_s >= STEP_LIMIT_S
         assert 1 <= self.micro_batches.count <= self.ranks + 1
-        assert 0 <= self.scheduler.kv_reserved <= self.kv_tokens
+        assert 0 <= self.scheduler.kv_used <= self.scheduler.kv_reserved <= self.kv_tokens
 
     def leave(self, place: int) -> None:
         """The client of an open request leaves: `place` counts them round and round."""
