@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from contract.carry import MODEL_CHANGED
 from contract.faults import Fault
 
 MAX_PATH = 200  # characters
@@ -42,6 +43,12 @@ class UnknownModel(InvalidField):
     """The request names a model that this master does not serve."""
 
     status, code = 404, "model_not_found"
+
+
+class ModelChanged(InvalidField):
+    """A carried request's ids are of another commit of the model."""
+
+    status, code = 409, MODEL_CHANGED
 
 
 class EngineFull(RunnerError):

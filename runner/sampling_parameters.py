@@ -22,7 +22,7 @@ class SamplingParameters:
     temperature 0 is greedy. top_k 0, top_p 1, min_p 0, repetition_penalty 1 and the other
     penalties 0 switch themselves off. `logprobs` is the number of alternatives reported beside the
     sampled token: -1 reports nothing, 0 only the sampled token's own log probability (of the
-    distribution before temperature and filters). `seed` None means: draw one at admission.
+    distribution before temperature and filters). `seed` None means: the API draws one.
     Presence and frequency penalties count generated tokens only (OpenAI's definition);
     repetition_penalty counts prompt and generated tokens (transformers' definition).
     """

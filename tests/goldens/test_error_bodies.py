@@ -15,6 +15,7 @@ from runner.errors import (
     DeadlineExceeded,
     EngineFull,
     InvalidField,
+    ModelChanged,
     NotServing,
     PromptTooLong,
     RequestEndsTheGroup,
@@ -162,6 +163,7 @@ def test_failures_of_the_engine(path: str, master: str, engine: WatchedEngine) -
         DeadlineExceeded("late"),
         InvalidField("top_k", 5, "is not"),
         PromptTooLong("prompt", 5, "is too long"),
+        ModelChanged("carry.beginning.model_commit", "a", "is not b"),
         RequestEndsTheGroup("it was lost each time"),
         RunnerError("something"),
     )

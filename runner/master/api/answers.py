@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing, closing
 from typing import Any, Protocol
 
@@ -15,18 +15,17 @@ from starlette.responses import JSONResponse, Response
 
 from runner.master.api.bodies import OpenAIBody
 from runner.master.api.errors import failure_body
+from runner.master.api.id_lines import IdLines
 from runner.master.engine.requests import TokenEvent
-from runner.master.text.choice import TextPiece, TextRequest
+from runner.master.text.choice import TextPiece, TextRequest, joined
 from runner.master.text.model_text import TokenBytes
 from runner.master.text.streams import TextStream
 from web.deadline import remaining_s
 from web.disconnect import until_disconnected
-from web.events import ADMITTED, DONE, LAST_SEND_S, EventStream
-from web.events import Events as EncodedEvents
+from web.events import ADMITTED, DONE, LAST_SEND_S, Events, EventStream
 from web.events import event as encoded
 
 Document = dict[str, Any]
-Events = AsyncGenerator[Document, None]
 # OpenAI's documented stand-in for "so unlikely that it has no number"; JSON has no infinity.
 _LEAST = -9999.0
 
@@ -45,35 +44,73 @@ class Answer(Protocol):
 
 
 async def respond(
-    request: Request, requests: Sequence[TextRequest], answer: Answer, *, stream: bool
+    request: Request,
+    requests: Sequence[TextRequest],
+    answer: Answer,
+    *,
+    stream: bool,
+    lines: IdLines | None = None,
 ) -> Response:
-    """Generate and answer. Raises what Engine.generate does, and ClientDisconnect."""
+    """Generate and answer. Raises what Engine.generate does, and ClientDisconnect.
+
+    With `lines` a whole answer is a stream too, of one event.
+    """
     state = request.app.state
-    text = TextStream(state.engine, state.text, state.metrics, requests)
     if stream:
-        return event_stream(text, answer, state.spec.request_deadline_s)
+        _pass_over(requests, answer)
+    text = TextStream(state.engine, state.text, state.metrics, requests)
+    if stream or lines is not None:
+        deadline_s = state.spec.request_deadline_s
+        return event_stream(text, answer, deadline_s, whole=not stream, lines=lines)
     with closing(text):
         choices = await until_disconnected(request.receive, text.collect())
     return JSONResponse(answer.whole(choices))
 
 
-async def _events(text: TextStream, answer: Answer) -> Events:
+def _pass_over(requests: Sequence[TextRequest], answer: Answer) -> None:
+    """Make the chunks that were delivered before, for all that those to come go on from."""
+    for request in requests:
+        for piece in request.delivered:
+            for _ in answer.chunks(piece):
+                pass
+
+
+async def _chunks(text: TextStream, answer: Answer, lines: IdLines | None) -> Events:
+    """The events of one piece, and the line that confirms them, as one."""
     async with aclosing(text.pieces()) as pieces:
         async for piece in pieces:
-            for document in answer.chunks(piece):
-                yield document
+            events = b"".join(map(encoded, answer.chunks(piece)))
+            yield events if lines is None else events + lines.after(piece)
     for document in answer.last():
-        yield document
+        yield encoded(document)
 
 
-def event_stream(text: TextStream, answer: Answer, deadline_s: float) -> EventStream:
+async def _whole(text: TextStream, answer: Answer, lines: IdLines | None) -> Events:
+    parts = text.parts()
+    async with aclosing(text.pieces()) as pieces:
+        async for piece in pieces:
+            parts[piece.index].append(piece)
+            if lines is not None:
+                yield lines.after(piece)
+    yield encoded(answer.whole([joined(of_one) for of_one in parts]))
+
+
+def event_stream(
+    text: TextStream,
+    answer: Answer,
+    deadline_s: float,
+    *,
+    whole: bool = False,
+    lines: IdLines | None = None,
+) -> EventStream:
     """Each document as an event, then `[DONE]`; the headers at once, as `text` is entered.
 
     An error is an event of its own, {"error": ...}, without `[DONE]`. The engine keeps the
     deadline, `deadline_s` seconds or the client's own; who has not read LAST_SEND_S later what it
     said is given up.
     """
-    events = _encoded(_events(text, answer))
+    said = (_whole if whole else _chunks)(text, answer, lines)
+    events = _to_the_end(said, ADMITTED if lines is None else lines.opening)
 
     async def close() -> None:
         await events.aclose()
@@ -83,12 +120,12 @@ def event_stream(text: TextStream, answer: Answer, deadline_s: float) -> EventSt
     return EventStream(events, close=close, deadline=deadline)
 
 
-async def _encoded(events: Events) -> EncodedEvents:
-    yield ADMITTED
-    async with aclosing(events):
+async def _to_the_end(said: Events, opening: bytes) -> Events:
+    yield opening
+    async with aclosing(said):
         try:
-            async for document in events:
-                yield encoded(document)
+            async for events in said:
+                yield events
         except Exception as error:
             yield encoded(failure_body(error))
         else:
@@ -102,16 +139,22 @@ class OpenAIAnswer(ABC):
     def __init__(
         self, body: OpenAIBody, requests: Sequence[TextRequest], kind: str, prefix: str
     ) -> None:
-        # Equal in all chunks of one stream.
+        # Equal in all chunks of one stream, also after it was carried.
+        told = body.carry and body.carry.beginning
         self._head = {
-            "id": f"{prefix}-{secrets.token_hex(12)}",
+            "id": told.id if told else f"{prefix}-{secrets.token_hex(12)}",
             "object": kind,
-            "created": int(time.time()),
+            "created": told.created if told else int(time.time()),
             "model": body.model,
         }
         self._include_usage, self._continuous_usage = body.include_usage, body.continuous_usage
         self._prompt_tokens = prompt_tokens(requests, body.n)
         self._tokens: dict[int, int] = {}  # of the choices that have begun
+
+    @property
+    def head(self) -> Document:
+        """What every chunk of this answer begins with."""
+        return self._head
 
     @abstractmethod
     def choice(self, piece: TextPiece) -> Document:

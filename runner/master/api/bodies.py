@@ -6,8 +6,16 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+)
 
+from contract.carry import FIELD, Carry, CarryError, parse_field
 from contract.faults import faults_of
 from contract.generation import MAX_STOP_LENGTH, MAX_STOP_STRINGS
 from runner.errors import InvalidField
@@ -23,6 +31,7 @@ MAX_PROMPTS = 64
 # Of chat_template_kwargs as JSON, in characters: switches and a few words, not another prompt.
 MAX_TEMPLATE_ARGUMENTS = 16_384
 _SHOWN_FAULTS = 4
+DRAW_A_SEED = -1  # llama.cpp's and others' word
 
 
 def _whole(value: object) -> object:
@@ -32,6 +41,16 @@ def _whole(value: object) -> object:
 
 Whole: TypeAlias = Annotated[int, BeforeValidator(_whole)]
 Tokens: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+
+
+def _carry(value: object) -> Carry:
+    try:
+        return parse_field(value)
+    except CarryError as error:
+        fault = error.fault
+        raise InvalidField(fault.path, fault.value, fault.rule) from error
+    except RecursionError as error:
+        raise InvalidField(FIELD, value, "is nested too deeply") from error
 
 
 class RequestBody(BaseModel):
@@ -79,6 +98,11 @@ class SamplingBody(GenerationBody):
         """SamplingParameters.logprobs."""
         return -1
 
+    @property
+    def names_seed(self) -> bool:
+        """Whether the request asks for one seed; DRAW_A_SEED asks for any."""
+        return self.seed not in (None, DRAW_A_SEED)
+
     def asked_tokens(self) -> tuple[str, int | None]:
         """The field that says how many tokens to generate, and what it says."""
         return next(iter(self.given(*self.token_fields).items()), (self.token_fields[0], None))
@@ -102,6 +126,7 @@ class GenerateBody(SamplingBody):
     token_fields = ("max_new_tokens",)
     usual_tokens = 2048
     n: ClassVar[int] = 1
+    carry: ClassVar[None] = None
     prompt: str
     max_new_tokens: Tokens | None = None
     do_sample: bool | None = None
@@ -125,13 +150,14 @@ class StreamOptions(BaseModel):
 
 
 class OpenAIBody(SamplingBody):
-    """What both endpoints take."""
+    """What both endpoints take. With `carry` the answer goes on where a dead process stopped."""
 
     model: str
     n: Whole = 1
     max_tokens: Tokens | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    carry: Annotated[Carry | None, PlainValidator(_carry)] = None
 
     def check(self) -> None:
         if not 1 <= self.n <= MAX_CHOICES:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from runner.master.api.answers import Document, OpenAIAnswer, chat_logprobs, respond
 from runner.master.api.bodies import ChatBody, parse_body
+from runner.master.api.id_lines import asked_lines
 from runner.master.text.choice import TextPiece, TextRequest
 from runner.master.text.model_text import TokenBytes
 from web.body import read_json_object
@@ -20,7 +21,8 @@ async def chat_completions(request: Request) -> Response:
     state = request.app.state
     requests = await state.prompts.to_answer(body)
     answer = ChatAnswer(body, requests, state.text.token_bytes)
-    return await respond(request, requests, answer, stream=body.stream)
+    lines = asked_lines(request, body, requests, answer.head, state.engine)
+    return await respond(request, requests, answer, stream=body.stream, lines=lines)
 
 
 class ChatAnswer(OpenAIAnswer):

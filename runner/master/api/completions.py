@@ -16,6 +16,7 @@ from runner.master.api.answers import (
     usage,
 )
 from runner.master.api.bodies import CompletionBody, GenerateBody, parse_body
+from runner.master.api.id_lines import asked_lines
 from runner.master.text.choice import TextPiece, TextRequest
 from runner.master.text.model_text import ModelText
 from web.body import read_json_object
@@ -26,7 +27,8 @@ async def completions(request: Request) -> Response:
     state = request.app.state
     requests = await state.prompts.to_complete(body)
     answer = CompletionAnswer(body, requests, state.text)
-    return await respond(request, requests, answer, stream=body.stream)
+    lines = asked_lines(request, body, requests, answer.head, state.engine)
+    return await respond(request, requests, answer, stream=body.stream, lines=lines)
 
 
 async def generate(request: Request) -> Response:

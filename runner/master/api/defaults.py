@@ -8,6 +8,7 @@ from typing import Any
 
 from contract.generation import ENGINE_BOUNDS, MEANS_SAMPLING, SEED_LIMIT
 from runner.master.api.bodies import (
+    DRAW_A_SEED,
     ConfigurationBody,
     GenerateBody,
     OpenAIBody,
@@ -96,7 +97,7 @@ def _sampling_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     if arguments.get("top_k") == -1:  # vLLM's word for off
         arguments["top_k"] = 0
     seed = arguments.get("seed", 0)
-    if seed == -1:  # llama.cpp's and others' word for "draw one"
+    if seed == DRAW_A_SEED:
         del arguments["seed"]
     elif -SEED_LIMIT <= seed < 0:
         arguments["seed"] = seed % SEED_LIMIT

@@ -7,13 +7,23 @@ length. Only what the stages say of themselves is left for the engine to check.
 from __future__ import annotations
 
 import asyncio
+import secrets
+from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias, TypeVar
 
+from contract.generation import SEED_LIMIT
 from contract.specs import GroupSpec
 from runner.errors import InvalidField, PromptTooLong, UnknownModel
 from runner.master.api.bodies import ChatBody, CompletionBody, GenerateBody
+from runner.master.api.carried import (
+    carried_requests,
+    carried_seed,
+    check_beginning,
+    prompt_digest,
+)
 from runner.master.api.defaults import GenerationDefaults
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import GenerationRequest
@@ -50,23 +60,28 @@ class Prompts:
     async def to_complete(self, body: GenerateBody | CompletionBody) -> list[TextRequest]:
         """`body.n` requests for each prompt, in order.
 
-        Raises UnknownModel, InvalidField, NotServing, EngineFull, PromptTooLong.
+        Raises UnknownModel, InvalidField, NotServing, EngineFull, PromptTooLong; ModelChanged where
+        a request that is carried cannot go on.
         """
         if isinstance(body, CompletionBody):
             self.check_model(body.model)
         parameters, prompts = self._parameters(body), body.prompts()
-        self._engine.check_place(len(prompts) * body.n)
+        self._check_place(body, len(prompts) * body.n)
         requests: list[TextRequest] = []
+        given: Counter[tuple[int, ...]] = Counter()
         for prompt in prompts:
             ids = await self._prompt_ids(prompt)
-            requests += self._requests(body, "prompt", ids, parameters, len(requests))
-        return requests
+            requests += self._requests(
+                body, "prompt", ids, parameters, len(requests), body.n * given[ids]
+            )
+            given[ids] += 1
+        return await self._carried(body, requests)
 
     async def to_answer(self, body: ChatBody) -> list[TextRequest]:
         """`body.n` requests for the conversation; raises what `to_complete` does."""
         self.check_model(body.model)
         parameters = self._parameters(body)
-        self._engine.check_place(body.n)
+        self._check_place(body, body.n)
         if self._engine.max_model_len is not None:
             # Each message becomes one token at least.
             self._check_length("messages", len(body.messages), "messages", self._engine.context)
@@ -75,14 +90,35 @@ class Prompts:
         around = _AROUND_MESSAGE * len(messages)
         encode = partial(self._text.encode_chat, arguments=body.chat_template_kwargs or {})
         ids = await self._encoded("messages", encode, messages, length, around)
-        return self._requests(body, "messages", ids, parameters)
+        return await self._carried(body, self._requests(body, "messages", ids, parameters))
 
     def _parameters(self, body: Body) -> Parameters:
         """All that is refused before the prompt is made into tokens."""
         ends = self._text.chat_eos_ids if isinstance(body, ChatBody) else self._text.eos_ids
         sampling = self._defaults.sampling(body, ends)
         self._check_ids("logit_bias", sampling.logit_bias)
+        sampling = replace(sampling, seed=_seed(body, sampling.seed))
         return sampling, self._defaults.stop(body.stop)
+
+    def _check_place(self, body: Body, choices: int) -> None:
+        carry = body.carry
+        self._engine.check_place(choices, carried=carry is not None)
+        if carry is not None:
+            check_beginning(carry, self._engine.model_commit, choices)
+
+    async def _carried(self, body: Body, requests: list[TextRequest]) -> list[TextRequest]:
+        """The requests as they are, or so that they go on where a dead process stopped."""
+        if isinstance(body, GenerateBody) or body.carry is None:
+            return requests
+        return await carried_requests(
+            body.carry,
+            requests,
+            self._text,
+            prompt=prompt_digest(requests, body.n),
+            vocabulary_size=self._engine.vocabulary_size,
+            # Log probabilities of what came before are not to be had otherwise.
+            from_start=body.alternatives >= 0 and not body.stream,
+        )
 
     async def _prompt_ids(self, prompt: str | list[int]) -> tuple[int, ...]:
         if isinstance(prompt, str):
@@ -116,8 +152,10 @@ class Prompts:
         ids: tuple[int, ...],
         parameters: Parameters,
         first_index: int = 0,
+        first_choice: int = 0,
     ) -> list[TextRequest]:
-        """`body.n` choices for one prompt, each with random numbers of its own."""
+        """`body.n` choices for one prompt, each with random numbers of its own, also where the
+        same prompt has some already: `first_choice` of them."""
         if not ids:
             raise InvalidField(field, "", "must have at least one token")
         self._check_length(field, len(ids), "tokens", self._engine.context - 1)
@@ -127,13 +165,18 @@ class Prompts:
         return [
             TextRequest(
                 GenerationRequest(
-                    ids, most_tokens, sampling, choice, deadline_s, current_request_id() or ""
+                    ids,
+                    most_tokens,
+                    sampling,
+                    first_choice + place,
+                    deadline_s,
+                    current_request_id() or "",
                 ),
                 stop,
                 continues_prompt=not isinstance(body, ChatBody),
-                index=first_index + choice,
+                index=first_index + place,
             )
-            for choice in range(body.n)
+            for place in range(body.n)
         ]
 
     def _most_tokens(self, body: Body, room: int) -> int:
@@ -159,3 +202,11 @@ class Prompts:
             if not 0 <= token_id < vocabulary:
                 rule = f"must be a token id below the vocabulary's size {vocabulary}"
                 raise InvalidField(field, token_id, rule)
+
+
+def _seed(body: Body, seed: int | None) -> int:
+    """Of all choices of a request: the one that it asks for, that was told when it began, that is
+    configured (`seed`), or one that is drawn now."""
+    if body.carry is not None:
+        return carried_seed(body.carry, seed if body.names_seed else None)
+    return secrets.randbelow(SEED_LIMIT) if seed is None else seed

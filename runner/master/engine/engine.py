@@ -32,6 +32,7 @@ from runner.master.engine.watch import Watch
 from runner.master.group.formation import Formation, RankGroup
 from runner.master.own_fault import OnFault, own_work, raise_fault
 from runner.steps import Step, StepResult
+from runner.transport.control import StageInfo
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +85,19 @@ class Engine:
     def context(self) -> int:
         """max_model_len, which the first group tells; raises NotServing before."""
         if self.max_model_len is None:
-            raise NotServing(f"the rank group has not formed yet: {self.reason}")
+            raise self._not_formed()
         return self.max_model_len
+
+    @property
+    def model_commit(self) -> str:
+        """Of the weights that compute; raises NotServing before the first group has formed."""
+        return self._stages()[0].commit
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many ids the stages know, more than the tokenizer where their table is padded;
+        raises NotServing before the first group has formed."""
+        return min(stage.vocab_size for stage in self._stages())
 
     def validate(self, request: GenerationRequest) -> None:
         """What the formed group cannot compute; raises InvalidField, PromptTooLong, NotServing.
@@ -96,10 +108,7 @@ class Engine:
         prompt_tokens = len(request.prompt_ids)
         needed = prompt_tokens + request.max_new_tokens
         assert 0 < prompt_tokens < needed
-        context, formation = self.context, self._formation
-        if formation is None:
-            return  # judged again once one has formed
-        vocabulary = min(stage.vocab_size for stage in formation.stages)
+        context, vocabulary = self.context, self.vocabulary_size
         for token_id in (min(request.prompt_ids), max(request.prompt_ids)):
             if not 0 <= token_id < vocabulary:
                 rule = f"must be a token id from 0 to {vocabulary - 1}, the vocabulary's last"
@@ -111,9 +120,13 @@ class Engine:
             )
             raise PromptTooLong("max_tokens", request.max_new_tokens, rule)
 
-    def check_place(self, choices: int = 1) -> None:
+    def check_place(self, choices: int = 1, *, carried: bool = False) -> None:
         """Raises NotServing, EngineFull, InvalidField for more choices than there will ever be
-        places: cheap, so that an overload costs little a refusal."""
+        places: cheap, so that an overload costs little a refusal.
+
+        Who is carried was admitted before. New requests that were quicker after a restart may have
+        taken all places, so that there are as many again for those that the process before had.
+        """
         if self._group.state == "failed" or self._watch.forming_for_too_long:
             raise NotServing(self.reason, self.retry_after_s)
         running = self._spec.max_concurrent_requests
@@ -124,7 +137,8 @@ class Engine:
                 f" {waiting} wait"
             )
             raise InvalidField("n", f"{choices} choices", rule)
-        if len(self._ledger.open) + choices > running + waiting:
+        places = (running + waiting) * (2 if carried else 1)
+        if len(self._ledger.open) + choices > places:
             raise EngineFull(f"{running} requests run and {waiting} wait: try again later")
 
     def generate(self, request: GenerationRequest) -> Tokens:
@@ -135,7 +149,7 @@ class Engine:
         NotServing, PromptTooLong.
         """
         self.validate(request)
-        self.check_place()
+        self.check_place(carried=request.carried is not None)
         arrived: asyncio.Queue[TokenEvent | RunnerError] = asyncio.Queue()
         entry = self._ledger.add(request, arrived.put_nowait)
         self._counters.requests += 1
@@ -242,6 +256,14 @@ class Engine:
         self._watch.lost()
 
     # Inside
+
+    def _stages(self) -> tuple[StageInfo, ...]:
+        if self._formation is None:
+            raise self._not_formed()
+        return self._formation.stages
+
+    def _not_formed(self) -> NotServing:
+        return NotServing(f"the rank group has not formed yet: {self.reason}")
 
     def _end_culprit(self, entry: OpenRequest) -> None:
         """The group was lost once more, and nothing else was being computed."""

@@ -6,11 +6,9 @@ to finish every open request, whatever is lost.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from contract.generation import SEED_LIMIT
 from runner.errors import RunnerError
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, SampledToken
@@ -21,13 +19,23 @@ LOSSES_TOGETHER = 2  # from then on a request is tried alone; one more loss is i
 
 
 @dataclass(frozen=True, slots=True)
+class Carried:
+    """What a request brings that was admitted before, by a process that is gone: the `ids` that
+    were delivered of it. It is tried `alone` where it may be what ends such processes."""
+
+    ids: tuple[int, ...] = ()
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One completion to generate. `deadline_s` counts from submission; None takes the spec's.
 
     Generation ends at an id of `sampling.stop_token_ids` (the API puts the model's end-of-sequence
     ids there) or after `max_new_tokens`. The choices of one API request are requests of their own
-    that differ in `choice` only, so that each has random numbers of its own. `request_id` is what
-    the log calls it.
+    that differ in `choice` only, so that each has random numbers of its own: they have one seed,
+    which is never None here. `request_id` is what the log calls it. One that is `carried` goes on
+    after ids which have not finished it.
     """
 
     prompt_ids: tuple[int, ...]
@@ -36,6 +44,7 @@ class GenerationRequest:
     choice: int = 0
     deadline_s: float | None = None
     request_id: str = ""
+    carried: Carried | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,7 @@ class OpenRequest:
     the last known id is being computed.
 
     `losses` counts the epochs that were lost while it was being computed, since it last got beyond
-    what was computed then: the positions below `doubted`.
+    what was computed then: the positions below `doubted`. One that is carried may bring some.
     """
 
     number: int
@@ -139,12 +148,17 @@ class OpenRequest:
             return None
         self.awaiting = False
         self.emitted.append(token.token_id)
-        reason = None
-        if token.token_id in self.sampling.stop_token_ids:
-            reason = FINISHED_BY_STOP
-        elif len(self.emitted) >= self.max_new_tokens:
-            reason = FINISHED_BY_LENGTH
+        reason = finish_reason(self, token.token_id, len(self.emitted))
         return TokenEvent(token.token_id, token.logprob, token.alternatives, reason)
+
+
+def finish_reason(
+    request: GenerationRequest | OpenRequest, token_id: int, count: int
+) -> str | None:
+    """Why the request ends with this id, its `count`th new one; None where it goes on."""
+    if token_id in request.sampling.stop_token_ids:
+        return FINISHED_BY_STOP
+    return FINISHED_BY_LENGTH if count >= request.max_new_tokens else None
 
 
 class RequestLedger:
@@ -157,20 +171,22 @@ class RequestLedger:
     def add(
         self, request: GenerationRequest, deliver: Callable[[TokenEvent | RunnerError], None]
     ) -> OpenRequest:
-        """Enter a request; its seed is drawn now if it has none, so that a replay repeats it."""
-        seed = request.sampling.seed
-        if seed is None:
-            seed = secrets.randbelow(SEED_LIMIT)
+        """Enter a request. What is carried goes on after its ids, as what is replayed does."""
+        seed, carried = request.sampling.seed, request.carried or Carried()
+        assert seed is not None
         entry = OpenRequest(
             number=self._next,
             prompt_ids=request.prompt_ids,
             max_new_tokens=request.max_new_tokens,
-            sampling=replace(request.sampling, seed=seed),
+            sampling=request.sampling,
             choice=request.choice,
             seed=seed,
             deliver=deliver,
+            emitted=list(carried.ids),
             request_id=request.request_id,
         )
+        if carried.alone:
+            entry.losses, entry.doubted = LOSSES_TOGETHER, entry.known
         self._next += 1
         self.open[entry.number] = entry
         return entry

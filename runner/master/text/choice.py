@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from runner.master.engine.requests import FINISHED_BY_STOP, GenerationRequest, TokenEvent
+from runner.errors import InvalidField
+from runner.master.engine.requests import (
+    FINISHED_BY_STOP,
+    GenerationRequest,
+    TokenEvent,
+    finish_reason,
+)
 from runner.master.text.model_text import ModelText
 
 # Enough ids before the first new one for any decoder to know that a word goes on.
@@ -25,12 +31,19 @@ class TextRequest:
 
     `continues_prompt`: the text goes on where the prompt ends (a completion), so that a leading
     space belongs to it; a chat answer begins anew. `index` is the choice's place in the answer.
+    `begun` is the text of one that goes on after ids which were delivered before.
     """
 
     generation: GenerationRequest
     stop: tuple[str, ...] = ()
     continues_prompt: bool = False
     index: int = 0
+    begun: ChoiceText | None = None
+
+    @property
+    def delivered(self) -> Sequence[TextPiece]:
+        """The pieces of the ids that were delivered before."""
+        return () if self.begun is None else self.begun.delivered
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +51,8 @@ class TextPiece:
     """Text that became certain, and the tokens since the last piece. `tokens` counts all so far.
 
     The last piece of a choice carries its finish_reason. The id that ended a choice counts but
-    has no event: text and log probabilities leave it out.
+    has no event, nor have those of a stop string: text and log probabilities leave them out. `ids`
+    has them all, those since the last piece.
     """
 
     index: int
@@ -46,10 +60,14 @@ class TextPiece:
     events: tuple[TokenEvent, ...]
     tokens: int
     finish_reason: str | None = None
+    ids: tuple[int, ...] = ()
 
 
 class ChoiceText:
-    """Detokenises and looks for stop strings, token by token."""
+    """Detokenises and looks for stop strings, token by token.
+
+    `delivered` are the pieces of what `go_on` took; `finished` is set with the last piece.
+    """
 
     def __init__(self, text: ModelText, request: TextRequest) -> None:
         context = request.generation.prompt_ids[-_CONTEXT_TOKENS:]
@@ -57,12 +75,30 @@ class ChoiceText:
         self._stops = StopStrings(request.stop)
         self._index = request.index
         self._tokens = 0
+        self._ids: list[int] = []
         self._events: list[TokenEvent] = []
         self._lengths: list[int] = []
+        self.delivered: list[TextPiece] = []
+        self.finished = False
+
+    def go_on(self, request: GenerationRequest, ids: Sequence[int]) -> None:
+        """Take the ids that were delivered before anything else is pushed.
+
+        Raises InvalidField where they go on after the end of the choice.
+        """
+        for count, token_id in enumerate(ids, start=1):
+            if self.finished:
+                rule = f"goes on after the choice's end, which is its id {count - 1}"
+                raise InvalidField(f"carry.ids[{self._index}]", f"{len(ids)} ids", rule)
+            reason = finish_reason(request, token_id, count)
+            if piece := self.push(TokenEvent(token_id, finish_reason=reason)):
+                self.delivered.append(piece)
+        self._ids.clear()
 
     def push(self, event: TokenEvent) -> TextPiece | None:
         """The next piece, None while nothing new is certain."""
         self._tokens += 1
+        self._ids.append(event.token_id)
         piece = ""
         if event.finish_reason != FINISHED_BY_STOP:
             decoded = self._detokenizer.push(event.token_id)
@@ -79,10 +115,11 @@ class ChoiceText:
             piece += self._stops.flush()
         if not piece and reason is None:
             return None
-        events = tuple(self._events)
-        self._events.clear()
-        self._lengths.clear()
-        return TextPiece(self._index, piece, events, self._tokens, reason)
+        self.finished = reason is not None
+        events, ids = tuple(self._events), tuple(self._ids)
+        for taken in (self._events, self._ids, self._lengths):
+            taken.clear()
+        return TextPiece(self._index, piece, events, self._tokens, reason, ids)
 
     def _drop_events_after(self, length: int) -> None:
         """Tokens that belong to the stop string wholly have no place in the log probabilities."""
@@ -92,6 +129,19 @@ class ChoiceText:
                 del self._events[position:]
                 return
             start += token_length
+
+
+def joined(pieces: Sequence[TextPiece]) -> TextPiece:
+    """All pieces of one choice as one."""
+    last = pieces[-1]
+    return TextPiece(
+        last.index,
+        "".join(piece.text for piece in pieces),
+        tuple(event for piece in pieces for event in piece.events),
+        last.tokens,
+        last.finish_reason,
+        tuple(token_id for piece in pieces for token_id in piece.ids),
+    )
 
 
 class Detokenizer:

@@ -9,14 +9,15 @@ from contextlib import aclosing
 from runner.errors import RunnerError
 from runner.master.engine.engine import Engine
 from runner.master.metrics import Metrics
-from runner.master.text.choice import ChoiceText, TextPiece, TextRequest
+from runner.master.text.choice import ChoiceText, TextPiece, TextRequest, joined
 from runner.master.text.model_text import ModelText
 
 Pieces = AsyncGenerator[TextPiece, None]
 
 
 class TextStream:
-    """The text of one request's choices, all of them entered in the engine.
+    """The text of one request's choices, all of them entered in the engine but those which the ids
+    that were delivered before have finished.
 
     Raises what Engine.generate does; then none is entered. Whoever holds one closes it, also where
     no piece was ever asked for: that frees the places of all choices at once.
@@ -25,35 +26,33 @@ class TextStream:
     def __init__(
         self, engine: Engine, text: ModelText, metrics: Metrics, requests: Sequence[TextRequest]
     ) -> None:
+        self._requests = requests
         self._choices: list[_Choice] = []
         try:
             for request in requests:
+                if request.begun is not None and request.begun.finished:
+                    continue
                 self._choices.append(_Choice(engine, text, metrics, request))
         except BaseException:
             self.close()
             raise
 
     def pieces(self) -> Pieces:
-        """Those of all choices as they come, once; the first error ends them all."""
+        """The new ones of all choices as they come, once; the first error ends them all."""
         sources = [choice.pieces() for choice in self._choices]
         return sources[0] if len(sources) == 1 else _merged(sources)
 
+    def parts(self) -> list[list[TextPiece]]:
+        """By choice, what was delivered before; those of `pieces` go on from there."""
+        return [list(request.delivered) for request in self._requests]
+
     async def collect(self) -> list[TextPiece]:
-        """Every choice as one piece, in order."""
-        parts: list[list[TextPiece]] = [[] for _ in self._choices]
+        """Every choice as one piece, in order, with what was delivered before."""
+        parts = self.parts()
         async with aclosing(self.pieces()) as pieces:
             async for piece in pieces:
                 parts[piece.index].append(piece)
-        return [
-            TextPiece(
-                index,
-                "".join(part.text for part in of_one),
-                tuple(event for part in of_one for event in part.events),
-                of_one[-1].tokens,
-                of_one[-1].finish_reason,
-            )
-            for index, of_one in enumerate(parts)
-        ]
+        return [joined(of_one) for of_one in parts]
 
     def close(self) -> None:
         for choice in self._choices:
@@ -66,7 +65,7 @@ class _Choice:
     def __init__(
         self, engine: Engine, text: ModelText, metrics: Metrics, request: TextRequest
     ) -> None:
-        self._text = ChoiceText(text, request)
+        self._text = request.begun or ChoiceText(text, request)
         self._timer = metrics.start_request(len(request.generation.prompt_ids))
         try:
             self._tokens = engine.generate(request.generation)

@@ -17,7 +17,7 @@ from runner.master.engine.tokens import Tokens
 
 
 class ScriptedEngine:
-    """Plays `script(request)` as the generated ids.
+    """Plays `script(request)` as the generated ids; of a request that is carried the rest.
 
     `failure` comes after `fail_after` tokens; without any the request is refused, as it is where
     `script` raises.
@@ -28,13 +28,14 @@ class ScriptedEngine:
         self.ready, self.state, self.reason = True, "ready", ""
         self.retry_after_s = 1
         self.max_model_len: int | None = 512
+        self.model_commit, self.vocabulary_size = "a-commit", 49152
         self.requests: list[GenerationRequest] = []
         self.open = 0
         self.delay_s = 0.0
         self.failure: RunnerError | None = None
         self.fail_after = 0
 
-    def check_place(self, choices: int = 1) -> None:
+    def check_place(self, choices: int = 1, *, carried: bool = False) -> None:
         """There is always one."""
 
     @property
@@ -47,7 +48,8 @@ class ScriptedEngine:
         self.requests.append(request)
         if self.failure is not None and not self.fail_after:
             raise self.failure
-        ids = self.script(request)[: request.max_new_tokens]
+        done = len(request.carried.ids) if request.carried else 0
+        ids = self.script(request)[done : request.max_new_tokens]
         arrived: asyncio.Queue[TokenEvent | RunnerError] = asyncio.Queue()
 
         async def play() -> None:

@@ -11,6 +11,7 @@ from runner.transport.control import StageInfo
 
 VOCABULARY = 49152  # the demo model's, whose tokenizer some tests use
 SAMPLED_BELOW = 1000
+COMMIT = "the-stand-ins"
 
 
 def next_token(ids: list[int], seed: int, choice: int) -> int:
@@ -53,7 +54,16 @@ class Pipeline:
             if segment.sample:
                 assert segment.total == len(ids)
                 token = next_token(ids, admission.seed, admission.choice)
-                tokens.append(SampledToken(segment.request, len(ids), token))
+                reported = admission.sampling.logprobs
+                tokens.append(
+                    SampledToken(
+                        segment.request,
+                        len(ids),
+                        token,
+                        -token / 100 if reported >= 0 else None,
+                        tuple((token + other, -other / 10) for other in range(reported)),
+                    )
+                )
         assert start == len(step.token_ids)
         return tokens
 
@@ -106,7 +116,7 @@ class StandInGroup:
                 vocab_size=VOCABULARY,
                 max_positions=self.max_positions,
                 rope_boundary=self.rope_boundary,
-                commit="",
+                commit=COMMIT,
                 dtype="float32",
                 device="cpu",
                 process_id=100 + rank,

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.master.engine.requests import GenerationRequest, OpenRequest, RequestLedger, TokenEvent
+from runner.master.engine.requests import (
+    FINISHED_BY_LENGTH,
+    Carried,
+    GenerationRequest,
+    OpenRequest,
+    RequestLedger,
+    TokenEvent,
+)
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import SampledToken
 
 
 def add(ledger: RequestLedger, prompt: list[int], new_tokens: int, **sampling: Any) -> OpenRequest:
-    parameters = SamplingParameters(**sampling)
+    parameters = SamplingParameters(seed=1, **sampling)
     request = GenerationRequest(tuple(prompt), new_tokens, parameters)
     return ledger.add(request, lambda _event: None)
 
@@ -31,12 +39,27 @@ def test_ids_are_a_slice_of_prompt_and_emitted(
     assert request.known == len(known)
 
 
-def test_seed_is_drawn_once_and_kept() -> None:
-    ledger = RequestLedger()
-    drawn, given_seed = add(ledger, [1], 1), add(ledger, [1], 1, seed=5)
-    assert drawn.sampling.seed == drawn.seed == drawn.admission().seed
-    assert given_seed.seed == 5
-    assert add(ledger, [1], 1).seed != drawn.seed
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_is_carried_goes_on_after_its_ids(alone: bool) -> None:
+    parameters = SamplingParameters(seed=5, stop_token_ids=(9,))
+    carried = Carried((7, 8), alone)
+    asked = GenerationRequest((1, 2, 3), 4, parameters, choice=2, carried=carried)
+    request = RequestLedger().add(asked, lambda _event: None)
+    assert request.ids(0, request.known) == [1, 2, 3, 7, 8]
+    admission = request.admission()
+    assert (admission.prompt_length, admission.capacity) == (3, 7)
+    assert (admission.seed, admission.choice) == (5, 2)
+    assert request.tried_alone == alone
+    request.came_back(4)
+    assert request.tried_alone == alone
+    request.came_back(5)
+    assert not request.tried_alone
+    request.awaiting = True
+    assert request.accept(SampledToken(1, 5, 6)) == TokenEvent(6)
+    request.awaiting = True
+    event = request.accept(SampledToken(1, 6, 4))
+    assert event is not None
+    assert event.finish_reason == FINISHED_BY_LENGTH
 
 
 def test_only_the_next_position_is_accepted() -> None:
