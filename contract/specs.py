@@ -1,8 +1,8 @@
 """The process contract: the one JSON file with which every process is started.
 
-`--spec FILE` (stages also `--rank N`) and `--token-file FILE` are all that a process is given, in
-a pod and on a laptop alike. A spec never holds a secret. The deployment program renders these
-files without importing any tier.
+`--spec FILE` (stages also `--rank N`) and files with secrets, as `--token-file FILE`, are all that
+a process is given, in a pod and on a laptop alike. A spec never holds a secret. The deployment
+program renders these files without importing any tier.
 """
 
 from __future__ import annotations
@@ -180,13 +180,21 @@ def load(path: str | os.PathLike[str], kind: type[Spec]) -> Spec:
 
 def read_token(path: str | os.PathLike[str]) -> bytes:
     """The group token of `--token-file`; raises SpecError when missing or too short."""
+    return _read_secret("--token-file", path)
+
+
+def read_management_key(path: str | os.PathLike[str]) -> str:
+    """The key of `--management-key-file`; raises SpecError as read_token does."""
+    return _read_secret("--management-key-file", path).decode("utf-8", "replace")
+
+
+def _read_secret(option: str, path: str | os.PathLike[str]) -> bytes:
     try:
-        token = Path(path).read_bytes().strip()
+        secret = Path(path).read_bytes().strip()
     except OSError as error:
-        raise SpecError(f"--token-file {path}: cannot be read: {error.strerror}") from error
-    if len(token) < MINIMUM_TOKEN_BYTES:
+        raise SpecError(f"{option} {path}: cannot be read: {error.strerror}") from error
+    if len(secret) < MINIMUM_TOKEN_BYTES:
         raise SpecError(
-            f"--token-file {path}: holds {len(token)} bytes; at least {MINIMUM_TOKEN_BYTES} are"
-            " needed"
+            f"{option} {path}: holds {len(secret)} bytes; at least {MINIMUM_TOKEN_BYTES} are needed"
         )
-    return token
+    return secret

@@ -30,9 +30,10 @@ def deploy(stack: ClusterStack) -> None:
     if deployment.proxy_blocks:
         store = SessionStore(name, SessionStoreArgs(clusters, secrets.session_store_password))
     for block in deployment.proxy_blocks:
+        image, proof = images["proxy_block"], secrets.management_key
         ProxyBlockTier(
             deployment.proxy_name(block.block_id),
-            ProxyBlockArgs(clusters, block, addresses, images["proxy_block"], store),
+            ProxyBlockArgs(clusters, block, addresses, image, store, proof),
         )
 
     if deployment.inference_server.enabled:

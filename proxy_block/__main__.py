@@ -1,12 +1,14 @@
-"""`python -m proxy_block --spec FILE [--session-password-file FILE]`: one proxy block."""
+"""`python -m proxy_block --spec FILE [secrets' files]`: one proxy block."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from contract.specs import ProxySpec, SpecError, load
+from contract.specs import ProxySpec, SpecError, load, read_management_key
 from proxy_block.api import build_app
 from proxy_block.generation_config import parse_generation_config
 from proxy_block.stores.interface import SessionStore, StoreUnavailable
@@ -23,6 +25,7 @@ def main() -> int:
     try:
         spec = load(arguments.spec, ProxySpec)
         defaults = parse_generation_config(spec.generation_config)
+        key = _management_key(arguments.management_key_file)
         store = _open_store(spec, arguments.session_password_file)
     except ApiError as error:
         print(f"--spec {arguments.spec}: generation_config: {error}", file=sys.stderr)
@@ -30,7 +33,7 @@ def main() -> int:
     except (SpecError, StoreUnavailable) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
-    app = build_app(spec, defaults, store)
+    app = build_app(spec, defaults, store, key)
     return serve(app, spec.bind_address, spec.port, spec.request_deadline_s)
 
 
@@ -40,7 +43,23 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--session-password-file", default="", help="password of the store at sessions.url"
     )
+    parser.add_argument(
+        "--management-key-file",
+        default="",
+        help="what callers of /management prove; on a loopback address nobody has to",
+    )
     return parser.parse_args()
+
+
+def _management_key(path: str) -> Callable[[], str] | None:
+    """Reads it anew for each proof: a new token of the group's restarts no block.
+
+    Raises SpecError where there is none now.
+    """
+    if not path:
+        return None
+    read_management_key(path)
+    return partial(read_management_key, path)
 
 
 def _open_store(spec: ProxySpec, password_file: str) -> SessionStore:

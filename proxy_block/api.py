@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,11 +28,13 @@ from web.events import EventStream
 from web.health import health_routes
 from web.middleware import RequestMetrics
 from web.openapi import openapi_route
+from web.proof import Proof
 from web.upstream import Upstream
 
 # How long a request that got nothing yet waits for a master that died.
 MASTER_PATIENCE_S = 30.0
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
+GENERATING = ("/infer", *OPENAI_PATHS)
 
 
 class ProxyBlock:
@@ -105,10 +107,15 @@ class ProxyBlock:
         ]
 
 
-def build_app(spec: ProxySpec, defaults: Mapping[str, Any], store: SessionStore) -> Starlette:
+def build_app(
+    spec: ProxySpec,
+    defaults: Mapping[str, Any],
+    store: SessionStore,
+    management_key: Callable[[], str] | None = None,
+) -> Starlette:
     """The application; it closes `store` at its end.
 
-    `defaults` is the block's generation_config, checked.
+    `defaults` is the block's generation_config, checked. `management_key` as in Proof.
     """
     block = ProxyBlock(spec, defaults, store)
 
@@ -124,7 +131,8 @@ def build_app(spec: ProxySpec, defaults: Mapping[str, Any], store: SessionStore)
 
     registry = CollectorRegistry()
     block.active.register(registry)
-    routes = [*block.routes(), *health_routes(block.not_ready, registry)]
+    proof = Proof(spec.bind_address, management_key)
+    routes = proof.guard([*block.routes(), *health_routes(block.not_ready, registry)], GENERATING)
     middleware = [
         Middleware(RequestMetrics, registry=registry, routes=[route.path for route in routes])
     ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from contract.signature import MANAGEMENT_OUTPUT
 from contract.specs import ProxySpec
 from proxy_block import component
 from web.openapi import document, object_of, operation, readiness
 
 _REASONS = {
     400: "A field is wrong: the body names it, its value and the rule.",
+    401: "No management key, or not the stack's.",
     404: "The engine has no such model.",
     409: "seq_no lies below the last one answered in this session.",
     413: "The body is larger than this block takes.",
@@ -25,6 +27,11 @@ _operation = partial(operation, _REASONS)
 _PLACE = "#/components/schemas/"
 _TEXT = {"type": "string", "minLength": 1}
 _OUTPUTS = ("reply", "generated")
+_KEY = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "The stack's management key, where the block listens beyond its own machine.",
+}
 
 
 def openapi_document(spec: ProxySpec) -> dict[str, Any]:
@@ -46,7 +53,9 @@ def openapi_document(spec: ProxySpec) -> dict[str, Any]:
             )
         },
     }
-    return document(f"Proxy block {spec.block_id}", paths, _input_schemas())
+    described = document(f"Proxy block {spec.block_id}", paths, _input_schemas())
+    described["components"]["securitySchemes"] = {MANAGEMENT_OUTPUT: _KEY}
+    return described
 
 
 def _infer() -> dict[str, Any]:
@@ -72,12 +81,13 @@ def _management() -> dict[str, Any]:
         "action": {"enum": ["reset"]},
         "data": {"anyOf": [arguments, {"type": "null"}]},
     }
-    return _operation(
+    described = _operation(
         "Forget sessions.",
-        (400, 413, 415, 503),
+        (400, 401, 413, 415, 503),
         body=object_of(fields, "action", closed=True),
         answer_is="The answer.",
     )
+    return described | {"security": [{}, {MANAGEMENT_OUTPUT: []}]}
 
 
 def _openai(summary: str, required: str) -> dict[str, Any]:

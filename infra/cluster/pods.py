@@ -168,10 +168,10 @@ def config_map_mount(config_map: str, path: str = SPEC_FOLDER) -> Mount:
     return Mount(core.VolumeArgs(name="spec", config_map=source), path)
 
 
-def secret_mount(secret: str, path: str = SECRET_FOLDER) -> Mount:
+def secret_mount(secret: str, path: str = SECRET_FOLDER, volume: str = "secrets") -> Mount:
     """A Secret's keys as files that only the pod's user reads. The name is a plain string."""
     source = core.SecretVolumeSourceArgs(secret_name=secret, default_mode=0o440)
-    return Mount(core.VolumeArgs(name="secrets", secret=source), path)
+    return Mount(core.VolumeArgs(name=volume, secret=source), path)
 
 
 def empty_mount(name: str, path: str) -> Mount:

@@ -12,6 +12,7 @@ from pulumi_kubernetes.meta import v1 as meta
 from pulumi_kubernetes.policy import v1 as policy
 
 from contract.names import BLOCK_ID_ANNOTATION, COMPONENT_ANNOTATION, LABELS_ANNOTATION
+from contract.signature import MANAGEMENT_OUTPUT
 from contract.specs import ProxySpec, render
 from infra.cluster import labels
 from infra.cluster.objects import Clusters
@@ -35,17 +36,20 @@ from infra.stack.tier_config import ProxyBlock
 
 SPEC_FILE = "proxy.json"
 HISTORIES_FOLDER = "/var/lib/splitstack"
+# Its file has the name of the stack's output, and a folder beside the store's password.
+MANAGEMENT_FOLDER = "/run/secrets/splitstack-management"
 
 
 @dataclass(frozen=True)
 class ProxyBlockArgs:
-    """`store` is waited for."""
+    """`store` is waited for; `management_key` is what callers of /management prove."""
 
     clusters: Clusters
     block: ProxyBlock
     addresses: Addresses
     image: pulumi.Input[str]
     store: SessionStore
+    management_key: pulumi.Output[str]
 
 
 class ProxyBlockTier(Tier):
@@ -91,7 +95,10 @@ class ProxyBlockTier(Tier):
 
     def _mounted(self, spec: ProxySpec) -> list[pulumi.Resource]:
         """What the pods mount, which must be there before them."""
-        made: list[pulumi.Resource] = [self._config_map(self.name, {SPEC_FILE: render(spec)})]
+        made: list[pulumi.Resource] = [
+            self._config_map(self.name, {SPEC_FILE: render(spec)}),
+            self._secret(self.name, {MANAGEMENT_OUTPUT: self._args.management_key}),
+        ]
         if self._has_claim:
             made.append(self._claim(self.name, self._deployment.session_store))
         return [*made, self._args.store]
@@ -121,8 +128,13 @@ class ProxyBlockTier(Tier):
     def _container(self) -> Container:
         probe = self._block.probe
         pace = Pace(period_s=probe.period_s, failures=probe.failure_threshold)
-        mounts: list[Mount] = [config_map_mount(self.name)]
+        mounts: list[Mount] = [
+            config_map_mount(self.name),
+            secret_mount(self.name, MANAGEMENT_FOLDER, volume="management"),
+        ]
         command = python_module("proxy_block", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}")
+        # Read again for each proof: a new group token needs no new pod.
+        command += ("--management-key-file", f"{MANAGEMENT_FOLDER}/{MANAGEMENT_OUTPUT}")
         if self._keeps_histories:
             mounts.append(histories_mount(self._deployment, self.name, HISTORIES_FOLDER))
         if self._args.store.password_secret:

@@ -9,6 +9,7 @@ import pulumi
 
 from contract.api_keys import ApiKeysError, read_api_keys
 from contract.faults import MISSING, Fault
+from contract.signature import management_key
 from contract.specs import MINIMUM_TOKEN_BYTES
 
 NAMESPACE = "splitstack"
@@ -28,6 +29,11 @@ class StackSecrets:
     hub_token: pulumi.Output[str] | None = None
     api_keys: pulumi.Output[str] | None = None
     session_store_password: pulumi.Output[str] | None = None
+
+    @property
+    def management_key(self) -> pulumi.Output[str]:
+        """What callers of verbs that change something prove; a secret as the token is."""
+        return self.group_token.apply(lambda token: management_key(token.strip().encode()))
 
 
 def read_secrets() -> tuple[dict[str, str], list[Fault]]:

@@ -10,6 +10,7 @@ from typing import Any
 import pulumi
 
 from contract.faults import MISSING, Fault
+from contract.signature import MANAGEMENT_OUTPUT
 from contract.specs import GroupSpec, spec_hash
 from infra.cluster.fit import addresses, plan_on_clusters, rank_clusters
 from infra.cluster.kubeconfig import PROJECT_ROOT, Kubeconfig, KubeconfigError, read_kubeconfig
@@ -67,6 +68,7 @@ class ClusterStack:
             "spec_hash": spec_hash(self.group),
             "ranks": [{key: rank[key] for key in keys} for rank in ranks],
             "urls": urls,
+            MANAGEMENT_OUTPUT: self.secrets.management_key,
         }
         if self.url:
             urls["inference_server"] = self.url

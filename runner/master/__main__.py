@@ -10,6 +10,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
+from contract.signature import management_key
 from contract.specs import GroupSpec, SpecError, load, read_token
 from runner.errors import ModelUnavailable
 from runner.master.api.app import create_app
@@ -56,7 +57,8 @@ def _serve(spec: GroupSpec, token: bytes, text: ModelText) -> int:
         yield
         await group.stop()
 
-    app = create_app(spec, engine, text, lifespan)
+    key = management_key(token)
+    app = create_app(spec, engine, text, lifespan, lambda: key)
     return serve(
         app, spec.bind_address, spec.http_port, spec.request_deadline_s, on_signal=group.drain
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from kubernetes.client import CoreV1Api
 
 from runner.models.folder import resolve_model
 from tests.cluster.applied_stack import DEMO, stack_mapping, write_stack
@@ -55,6 +56,25 @@ def test_the_curl_line_of_the_outputs_answers(control_plane, stack, tmp_path):
         models = f"curl --silent {outputs['urls']['inference_server']}/v1/models"
         wait_for(lambda: '"block"' in pods.shell(models), 30, "the block is discovered")
         answer = json.loads(pods.shell(outputs["curl"]))
+        check_verbs_that_change_something(control_plane, pods, outputs["management_key"])
     assert answer["model"] == "block"
     assert answer["session_id"].startswith("session-")
     assert "Paris" in json.dumps(answer["data"])
+
+
+def check_verbs_that_change_something(control_plane, pods: LocalPods, key: str) -> None:
+    """Of both tiers that have some, asked as whoever gets past the network policies would."""
+    with control_plane.client() as api:
+        core = CoreV1Api(api)
+        master = core.read_namespaced_pod("runs-rank-0", "runs-splits").status.pod_ip
+        labels = "app.kubernetes.io/component=proxy-block"
+        [block] = core.list_namespaced_pod("runs-blocks", label_selector=labels).items
+    verbs = {
+        f"http://{master}:8080/set_config": {"temperature": None},
+        f"http://{block.status.pod_ip}:8082/management": {"action": "reset"},
+    }
+    for url, body in verbs.items():
+        asked = f"curl --silent --output /dev/null --write-out '%{{http_code}}' {url}"
+        asked += f" --data '{json.dumps(body)}'"
+        assert pods.shell(asked) == "401", url
+        assert pods.shell(f"{asked} --header 'Authorization: Bearer {key}'") == "200", url

@@ -5,6 +5,8 @@ Each test goes on where the one before it ended, as the person at the keyboard d
 
 from __future__ import annotations
 
+import base64
+import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ import yaml
 from kubernetes import client
 from kubernetes.dynamic import DynamicClient
 
+from contract.signature import management_key
 from infra.cluster.labels import INSTANCE, MANAGED_BY
 from tests.cluster.nodes import Node
 from tests.cluster.plugin_choice import plugin_folders
@@ -29,6 +32,7 @@ NAME = "phi-128k-2"
 RANKS = [f"{NAME}-rank-{rank}" for rank in range(4)]
 NODES = dict(zip(RANKS, ["wc-gpu-node2"] * 2 + ["wc-gpu-node3"] * 2, strict=True))
 DEPLOYMENT = "splitstack:deployment"
+TOKEN = "a token of these tests"
 
 
 def seed_stack(control_plane) -> dict[str, Any]:
@@ -55,7 +59,7 @@ def open_workspace(folder, name: str, deployment: Mapping[str, Any]) -> PulumiWo
     workspace = PulumiWorkspace(
         folder / "workspace", stack_file, plugins=plugin_folders(folder / "plugin")
     )
-    workspace.set("splitstack:group_token", "a token of these tests", secret=True)
+    workspace.set("splitstack:group_token", TOKEN, secret=True)
     return workspace
 
 
@@ -141,6 +145,14 @@ def test_services_have_the_names_and_ports_that_aios_users_know(workspace, core)
     assert all("@sha256:" in image for image in outputs["images"].values())
 
 
+def test_the_management_key_is_a_secret_output_and_what_a_block_mounts(workspace, core):
+    key = management_key(TOKEN.encode())
+    assert workspace.outputs()["management_key"] == key
+    assert key not in json.dumps(workspace.state())
+    secret = core.read_namespaced_secret(f"{NAME}-proxy-{NAME}", "blocks").data
+    assert base64.b64decode(secret["management_key"]).decode() == key
+
+
 def test_a_second_up_changes_nothing(workspace, core):
     before = uids(core)
     run = workspace.up()
@@ -178,7 +190,8 @@ def test_a_new_token_replaces_the_four_ranks_and_is_told_nowhere(workspace, core
     run = workspace.up()
     assert run.succeeded, run.output
     replaced = {f"Pod::{name}": "replace" for name in RANKS}
-    assert run.changes == replaced | {f"Secret::{NAME}-ranks": "update"}
+    secrets = {f"Secret::{NAME}-ranks": "update", f"Secret::{NAME}-proxy-{NAME}": "update"}
+    assert run.changes == replaced | secrets
     assert not set(uids(core).values()) & set(before.values())
     assert workspace.up().changes == {}
 

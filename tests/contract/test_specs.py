@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from contract.specs import GroupSpec, ProxySpec, RankSpec, SpecError, load, read_token, render
+from contract.specs import (
+    GroupSpec,
+    ProxySpec,
+    RankSpec,
+    SpecError,
+    load,
+    read_management_key,
+    read_token,
+    render,
+)
 
 
 def test_what_is_rendered_is_read(tmp_path: Path) -> None:
@@ -53,3 +62,5 @@ def test_files_given_in_each_others_place_do_not_show_the_token(tmp_path: Path) 
     path.write_text("short")
     with pytest.raises(SpecError, match="holds 5 bytes; at least 16 are needed"):
         read_token(path)
+    with pytest.raises(SpecError, match=r"--management-key-file .*/token: holds 5 bytes"):
+        read_management_key(path)

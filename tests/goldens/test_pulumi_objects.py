@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).parents[2]
 ALL_SECRETS = {"group_token": TOKEN, **SECRETS}
 SPEC_FILES = ("group.json", "proxy.json", "inference_server.json")
 # `outputs` of a recorded program has those of its components too, one over the other.
-OUTPUTS = ("curl", "images", "ranks", "spec_hash", "urls")
+OUTPUTS = ("curl", "images", "management_key", "ranks", "spec_hash", "urls")
 # The dashboard, which is a file of the repository already.
 LONGEST_TEXT = 20_000
 

@@ -27,37 +27,30 @@ from runner.master.text.model_text import ModelText
 from web.errors import install_error_handlers
 from web.events import Events, EventStream, event
 from web.health import metrics_response
+from web.proof import Proof
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 # A watcher is told of changes no oftener, and hears of an idle pipeline no less often.
 CHANGE_S = 0.25
 REPEAT_S = 3.0
+GENERATING = ("/generate", "/v1/completions", "/v1/chat/completions", "/v1/chat/")
 # What who asks for another path is told.
 SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/generate", "/set_config")
 
 
 def create_app(
-    spec: GroupSpec, engine: Engine, text: ModelText, lifespan: Lifespan | None = None
+    spec: GroupSpec,
+    engine: Engine,
+    text: ModelText,
+    lifespan: Lifespan | None = None,
+    management_key: Callable[[], str] | None = None,
 ) -> Starlette:
-    """`lifespan` starts and ends what lives beside the API, on the same event loop."""
-    app = Starlette(
-        routes=[
-            Route("/generate", generate, methods=["POST"]),
-            Route("/set_config", set_config, methods=["POST"]),
-            Route("/set_config", get_config, methods=["GET"]),
-            Route("/v1/completions", completions, methods=["POST"]),
-            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-            Route("/v1/chat/", chat_completions, methods=["POST"]),
-            Route("/v1/models", models, methods=["GET"]),
-            Route("/v1/models/{name:path}", model, methods=["GET"]),
-            Route("/livez", livez, methods=["GET"]),
-            Route("/readyz", readyz, methods=["GET"]),
-            Route("/metrics", metrics, methods=["GET"]),
-            Route("/topology", topology, methods=["GET"]),
-            Route("/topology/events", topology_events, methods=["GET"]),
-        ],
-        lifespan=lifespan,
-    )
+    """`lifespan` starts and ends what lives beside the API, on the same event loop.
+
+    `management_key` as in Proof.
+    """
+    proof = Proof(spec.bind_address, management_key)
+    app = Starlette(routes=proof.guard(_routes(), GENERATING), lifespan=lifespan)
     state = app.state
     state.spec, state.engine, state.text = spec, engine, text
     state.defaults = GenerationDefaults(text.generation_defaults)
@@ -67,6 +60,24 @@ def create_app(
     install_error_handlers(app, SERVED)
     install_failure_handler(app)
     return app
+
+
+def _routes() -> list[Route]:
+    return [
+        Route("/generate", generate, methods=["POST"]),
+        Route("/set_config", set_config, methods=["POST"]),
+        Route("/set_config", get_config, methods=["GET"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/chat/", chat_completions, methods=["POST"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/models/{name:path}", model, methods=["GET"]),
+        Route("/livez", livez, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+        Route("/topology", topology, methods=["GET"]),
+        Route("/topology/events", topology_events, methods=["GET"]),
+    ]
 
 
 async def livez(_request: Request) -> Response:

@@ -10,6 +10,7 @@ from collections import Counter
 import pulumi
 import pytest
 
+from contract.signature import management_key
 from contract.specs import GroupSpec, load, spec_hash
 from infra.cluster.labels import INSTANCE, MANAGED_BY
 from infra.plan.stack_plan import plan_stack
@@ -118,6 +119,17 @@ def test_secrets_are_nowhere_in_plain(program):
         assert "token-of-" not in json.dumps(kept), f"a kubeconfig in {item.name}"
     for name, secret in ALL_SECRETS.items():
         assert secret not in json.dumps(program.outputs), name
+
+
+def test_the_management_key_is_a_secret_of_the_stack_and_of_its_blocks(program):
+    key = management_key(TOKEN.encode())
+    assert program.outputs["management_key"] == key
+    holders = {item.name for item in program.resources if key in json.dumps(item.properties)}
+    blocks = {item.name for item in program.of_kind("Deployment") if "-proxy-" in item.name}
+    assert holders == blocks
+    for item in program.resources:
+        if item.name in holders and item.short_kind == "Secret":
+            assert item.secrets == {"stringData"}
 
 
 def test_pods_mount_what_there_is(program):
@@ -329,10 +341,12 @@ def test_a_system_message_is_the_proxys_business_only(tmp_path, full):
 def test_a_changed_token_replaces_every_rank_and_the_hubs_none(tmp_path):
     before = run_program(stack(tmp_path), secrets={"group_token": TOKEN, "hub_token": "a"})
     after = run_program(stack(tmp_path), secrets={"group_token": TOKEN[::-1], "hub_token": "a"})
-    ranks_and_secret = {
-        ("Secret", "small-ranks"), ("Pod", "small-rank-0"), ("Pod", "small-rank-1")
+    # A block reads the key that is made of the token anew: its pods stay.
+    ranks_and_secrets = {
+        ("Secret", "small-ranks"), ("Secret", "small-proxy-block"),
+        ("Pod", "small-rank-0"), ("Pod", "small-rank-1"),
     }  # fmt: skip
-    assert changed(before, after) == ranks_and_secret
+    assert changed(before, after) == ranks_and_secrets
     other = run_program(stack(tmp_path), secrets={"group_token": TOKEN, "hub_token": "b"})
     assert changed(before, other) == {("Secret", "small-ranks")}
 

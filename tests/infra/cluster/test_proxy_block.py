@@ -39,10 +39,12 @@ def test_the_pod_starts_the_proxy_block_as_on_one_machine(tmp_path):
     (container,) = pod["containers"]
     assert container["command"] == [
         "python", "-m", "proxy_block", "--spec", "/etc/splitstack/proxy.json",
+        "--management-key-file", "/run/secrets/splitstack-management/management_key",
     ]  # fmt: skip
     assert container["image"].startswith("registry.test/proxy-block@sha256:")
     assert {item["name"]: item["mountPath"] for item in container["volumeMounts"]} == {
         "spec": "/etc/splitstack",
+        "management": "/run/secrets/splitstack-management",
         "histories": "/var/lib/splitstack",
         "temporary": "/tmp",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -60,11 +60,13 @@ def served_engine(
     *,
     spec: GroupSpec | None = None,
     defaults: Mapping[str, Any] | None = None,
+    management_key: Callable[[], str] | None = None,
 ) -> Iterator[str]:
     """`defaults` go in place of the model's own."""
     if defaults is not None:
         text = replace(text, generation_defaults=defaults)
-    with served(create_app(spec or group_spec(), engine, text, lifespan)) as url:
+    app = create_app(spec or group_spec(), engine, text, lifespan, management_key)
+    with served(app) as url:
         yield url
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from runner.master.text.model_text import ModelText
 from tests.runner.master.scripted_engine import ScriptedEngine
-from tests.runner.master.serving import served_engine
+from tests.runner.master.serving import group_spec, served_engine
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,21 @@ def test_a_wrong_configuration_changes_nothing(
     assert response.status_code == 400
     assert response.json()["error"]["param"] == field
     assert httpx.get(f"{url}/set_config").json() == before
+
+
+def test_beyond_one_machine_a_configuration_needs_the_management_key(
+    engine: ScriptedEngine, demo_text: ModelText
+) -> None:
+    spec = group_spec(bind_address="")
+    with served_engine(engine, demo_text, spec=spec, management_key=lambda: "the-key") as url:
+        change = {"temperature": 0.3}
+        for headers in ({}, {"Authorization": "Bearer another-key"}):
+            refused = httpx.post(f"{url}/set_config", json=change, headers=headers)
+            assert refused.status_code == 401
+            assert refused.json()["error"]["code"] == "invalid_management_key"
+            assert refused.headers["www-authenticate"] == "Bearer"
+        assert httpx.get(f"{url}/set_config").json()["temperature"] != 0.3
+        assert httpx.post(f"{url}/generate", json={"prompt": "x"}).status_code == 200
+        proof = {"Authorization": "Bearer the-key"}
+        assert httpx.post(f"{url}/set_config", json=change, headers=proof).status_code == 200
+        assert httpx.get(f"{url}/set_config").json()["temperature"] == 0.3
