@@ -11,6 +11,7 @@ import urllib3.exceptions
 from kubernetes import client
 
 from infra.cluster.labels import HOSTNAME
+from infra.inspection.back_off import told_back_off
 from infra.inspection.client import REQUEST_TIMEOUT
 
 LOG_LINES = 10
@@ -103,6 +104,8 @@ def _crash(core: client.CoreV1Api, pod: Pod, status: Any, ended: Any) -> Diagnos
         how = f"was ended by signal {ended.signal}"
     restarts = f", {status.restart_count} restarts" if status.restart_count else ""
     reason = f"crash: container {status.name} {how}{restarts}"
+    if waits := told_back_off(status):
+        reason += f"; {waits}"
     # The kubelet's copy first: it outlives the log, and needs no right to read logs.
     lines = (ended.message or _log(core, pod, status)).splitlines()
     return Diagnosis(reason, tuple(lines[-LOG_LINES:]))

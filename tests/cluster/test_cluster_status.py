@@ -89,6 +89,8 @@ def test_a_crash_with_the_end_of_its_log(control_plane):
     with applied(control_plane, mapping):
         pod = with_reason(mapping, 1, "crash: ")
         assert "container stage ended with code 1" in pod.reason
+        assert "the kubelet starts it again in " in pod.reason
+        assert pod.reason.endswith(" s, 40 s after it ended")
         assert pod.restarts == 3
         assert pod.log[-1] == "ValueError: the weights are not there"
         assert len(pod.log) == 10
