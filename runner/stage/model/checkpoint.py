@@ -88,7 +88,8 @@ def _read_config(folder: Path) -> Any:
     if not (folder / CONFIG).is_file():
         raise ModelUnavailable(f"{folder}: has no {CONFIG}")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        # Said, for otherwise transformers asks whoever sits at the terminal.
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever foreign configuration code raises
         cause = str(error).splitlines()[0]
         raise UnsupportedModel(f"{folder / CONFIG}: {cause}") from error
