@@ -48,6 +48,35 @@ class StageInfo:
     process_id: int
 
 
+@dataclass(frozen=True, slots=True)
+class GroupEvent:
+    """Something that kept the group from serving, or its first start: `at` in unix seconds, `what`
+    the beginning of a sentence, `duration_s` None until the group serves again."""
+
+    at: float
+    kind: Literal["start", "master", "rank", "epoch", "failed"]
+    rank: int | None
+    what: str
+    duration_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMemory:
+    """What a master has its stages remember for the next one; a higher `version` is newer.
+
+    `restarts` and `instances` (the processes' that held the ranks last, "" for none) are by rank.
+    """
+
+    version: int
+    epoch: int
+    formations: int
+    losses: int
+    replays: int
+    restarts: tuple[int, ...]
+    instances: tuple[str, ...]
+    events: tuple[GroupEvent, ...]
+
+
 class _Message:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -55,7 +84,8 @@ class _Message:
 @dataclass(frozen=True)
 class Join(_Message):
     """Stage -> master, first of all. `instance` is random for each process; `stage` is set when
-    its weights are loaded (a stage that outlived a master), `commit` once it knows the model's."""
+    its weights are loaded (a stage that outlived a master), `commit` once it knows the model's.
+    `memory` is what its last master told it to remember, which it lost `alone_s` ago."""
 
     instance: str
     process_id: int
@@ -63,6 +93,8 @@ class Join(_Message):
     data_port: int
     commit: str | None
     stage: StageInfo | None
+    memory: GroupMemory | None = None
+    alone_s: float = 0.0
     kind: Literal["join"] = "join"
 
 
@@ -116,6 +148,14 @@ class Form(_Message):
 
 
 @dataclass(frozen=True)
+class Remember(_Message):
+    """Master -> stage: what to tell the next master at the join."""
+
+    memory: GroupMemory
+    kind: Literal["remember"] = "remember"
+
+
+@dataclass(frozen=True)
 class Formed(_Message):
     """Stage -> master: both data connections of this epoch stand, the KV cache is empty."""
 
@@ -155,6 +195,7 @@ Message = (
     | Loaded
     | LoadFailed
     | Form
+    | Remember
     | Formed
     | EpochFailed
     | Leaving

@@ -93,11 +93,28 @@ STAGE = StageInfo(
     device="cuda:0",
     process_id=17,
 )
+MEMORY = control_message.GroupMemory(
+    version=9,
+    epoch=7,
+    formations=6,
+    losses=5,
+    replays=4,
+    restarts=(0, 3),
+    instances=("a", ""),
+    events=(
+        control_message.GroupEvent(1.5, "start", None, "started", 12.5),
+        control_message.GroupEvent(20.0, "rank", 1, "rank 1 gone", None),
+    ),
+)
 MESSAGES: dict[str, control_message.Message] = {
     "join": control_message.Join("an instance", 17, "10.0.0.7", 3001, None, None),
     "join again": control_message.Join(
         "é", 17, "::1", 3001, "c0ffee", replace(STAGE, rope_boundary=4096)
     ),
+    "join of a stage that outlived its master": control_message.Join(
+        "an instance", 17, "10.0.0.7", 3001, "c0ffee", STAGE, MEMORY, 2.5
+    ),
+    "remember": control_message.Remember(MEMORY),
     "welcome": control_message.Welcome("c0ffee"),
     "refusal": control_message.Refusal("rank 1 is held"),
     "heartbeat": control_message.Heartbeat(),

@@ -187,7 +187,9 @@ class Engine:
 
     def topology(self) -> dict[str, object]:
         """The ranks, the steps among them, and how it stands with the group."""
-        return describe_topology(self._spec, self.statistics(), self._scheduler) | {
+        return describe_topology(
+            self._spec, self._group.history, self.statistics(), self._scheduler
+        ) | {
             "state": self.state,
             "reason": "" if self.ready else self.reason,
             "max_model_len": self.max_model_len,
@@ -246,7 +248,6 @@ class Engine:
 
     def group_lost(self, reason: str, *, announced: bool) -> None:
         logger.warning("the group is lost: %s; %d open requests", reason, len(self._ledger.open))
-        self._counters.losses += 1
         if self._scheduler is not None and not announced:
             for entry in self._ledger.blame(self._scheduler.being_computed()):
                 self._end_culprit(entry)
@@ -289,7 +290,7 @@ class Engine:
             self._ledger.remove(entry.number)
             entry.deliver(error)
             return
-        self._counters.replays += bool(entry.emitted)
+        self._group.history.replays += bool(entry.emitted)
         scheduler.submit(entry)
 
     @own_work

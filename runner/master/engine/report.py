@@ -9,6 +9,7 @@ from contract.specs import GroupSpec, RankSpec
 from runner.master.engine.scheduler import Scheduler
 from runner.master.engine.step_cost import StageCost, StepCost
 from runner.master.group.formation import RankGroup
+from runner.master.group.history import History
 from runner.transport.control import StageInfo
 
 
@@ -51,12 +52,20 @@ def take_statistics(
     known: EngineStatistics, group: RankGroup, cost: StepCost, scheduler: Scheduler | None
 ) -> EngineStatistics:
     """What the engine knows itself, completed by the group and this epoch's scheduler."""
-    by_rank = zip(group.stages(), group.restarts(), cost.stages, group.joined(), strict=True)
+    history = group.history
+    by_rank = zip(group.stages(), history.restarts, cost.stages, group.joined(), strict=True)
     ranks = tuple(
         RankStatistics(rank, stage, restarts, times, joined)
         for rank, (stage, restarts, times, joined) in enumerate(by_rank)
     )
-    present = replace(known, epoch=group.epoch, formations=group.formations, ranks=ranks)
+    present = replace(
+        known,
+        epoch=history.epoch,
+        formations=history.formations,
+        losses=history.losses,
+        replays=history.replays,
+        ranks=ranks,
+    )
     if scheduler is None:
         return present
     return replace(
@@ -72,18 +81,22 @@ def take_statistics(
 
 
 def describe_topology(
-    spec: GroupSpec, statistics: EngineStatistics, scheduler: Scheduler | None
+    spec: GroupSpec, history: History, statistics: EngineStatistics, scheduler: Scheduler | None
 ) -> dict[str, object]:
     """Epoch, micro-batches in flight, and by rank its layers, bytes and mean step times (ms).
 
+    Formations, losses, replays and restarts are those of all the masters' lives that stages
+    remember, and so is the epoch, None while none is known. What /metrics counts begins anew.
     A rank's bubble ratio is the share of its time that it waits for work while there is some.
     """
     in_flight = [] if scheduler is None else scheduler.in_flight.values()
+    totals = history.totals()
+    by_rank = zip(spec.ranks, statistics.ranks, totals.restarts, strict=True)
     return {
-        "epoch": statistics.epoch,
-        "formations": statistics.formations,
-        "losses": statistics.losses,
-        "replays": statistics.replays,
+        "epoch": history.epoch or None,
+        "formations": totals.formations,
+        "losses": totals.losses,
+        "replays": totals.replays,
         "micro_batches": statistics.micro_batches,
         "steps": statistics.steps,
         "steps_in_flight": statistics.steps_in_flight,
@@ -93,19 +106,17 @@ def describe_topology(
         "kv_tokens": statistics.kv_tokens,
         "kv_tokens_used": statistics.kv_tokens_used,
         "kv_tokens_reserved": statistics.kv_tokens_reserved,
-        "ranks": [
-            _describe_rank(rank, found)
-            for rank, found in zip(spec.ranks, statistics.ranks, strict=True)
-        ],
+        "ranks": [_describe_rank(rank, found, restarts) for rank, found, restarts in by_rank],
         "in_flight": [
             {"requests": len(item.step.segments), "tokens": len(item.step.token_ids)}
             for item in in_flight
             if item.step.segments
         ],
+        "events": history.describe_events(),
     }
 
 
-def _describe_rank(rank: RankSpec, found: RankStatistics) -> dict[str, object]:
+def _describe_rank(rank: RankSpec, found: RankStatistics, restarts: int) -> dict[str, object]:
     stage, cost = found.stage, found.cost
     busy_s, wait_s = cost.mean_s, cost.wait_s
     return {
@@ -115,7 +126,7 @@ def _describe_rank(rank: RankSpec, found: RankStatistics) -> dict[str, object]:
         "layers": list(rank.layers),
         "joined": found.joined,
         "loaded": stage is not None,
-        "restarts": found.restarts,
+        "restarts": restarts,
         "address": stage.address if stage else None,
         "process_id": stage.process_id if stage else None,
         "weight_bytes": stage.weight_bytes if stage else None,

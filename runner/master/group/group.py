@@ -11,11 +11,13 @@ import contextlib
 import logging
 import math
 import secrets
+import time
 from typing import Literal
 
 from contract.specs import GroupSpec, spec_hash
 from runner.master.group.barren_epochs import BarrenEpochs
 from runner.master.group.formation import Formation, GroupListener, Loss
+from runner.master.group.history import History
 from runner.master.group.membership import Member, Membership
 from runner.master.group.pipeline_ends import PipelineEnds
 from runner.master.own_fault import OnFault, own_work, raise_fault
@@ -28,6 +30,7 @@ from runner.transport.control import (
     Leaving,
     Message,
     Released,
+    Remember,
     StageInfo,
 )
 from runner.transport.dialling import BackOff
@@ -47,9 +50,9 @@ LEAVING_GRACE_S = 0.5
 
 class Group:
     """`state` is starting (waiting for stages), forming, ready or failed (three groups in a row, it
-    waits before it tries again); `reason` says why it is not ready. `epoch` is the counter of the
-    epoch in force or last tried; `formations` counts the epochs that were formed. A fault in its
-    own tasks goes to `on_fault`."""
+    waits before it tries again); `reason` says why it is not ready. `history` has the epoch in
+    force or last tried, and what became of those before. A fault in its own tasks goes to
+    `on_fault`."""
 
     _listener: GroupListener
 
@@ -57,14 +60,14 @@ class Group:
         self._spec, self._token, self._on_fault = spec, token, on_fault
         self.state: State = "starting"
         self.reason = "starting"
-        self.epoch = 0
-        self.formations = 0
+        self.history = History(len(spec.ranks), time.time())
         self._master_id = secrets.randbits(64)
         self._change = asyncio.Event()
         self._membership = Membership(
             spec,
+            self.history,
             changed=self._change.set,
-            lost=lambda rank, why: self._lose(f"rank {rank}: {why}"),
+            lost=self._lose_rank,
             received=self._received,
         )
         self._ends: PipelineEnds | None = None
@@ -72,7 +75,7 @@ class Group:
         self._formed: set[int] = set()
         self._barren = BarrenEpochs()
         self._retry_at = 0.0
-        self._draining = False
+        self._draining = self._ending = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, listener: GroupListener) -> None:
@@ -93,6 +96,7 @@ class Group:
 
     async def stop(self) -> None:
         """Tell the stages that all is drained, and close everything."""
+        self._ending = True
         self._set_state("starting", "the master is ending")
         members = list(self._membership.members.values())
         for member in members:
@@ -138,9 +142,10 @@ class Group:
         """By rank: whether its process is there, loaded or not."""
         return self._membership.joined()
 
-    def restarts(self) -> tuple[int, ...]:
-        """By rank, in this master's life."""
-        return self._membership.restarts()
+    @property
+    def epoch(self) -> int:
+        """The counter of the epoch in force or last tried."""
+        return self.history.epoch
 
     async def _live(self) -> None:
         back_off = BackOff(FIRST_DELAY_S, LAST_DELAY_S)
@@ -160,7 +165,8 @@ class Group:
 
     async def _try_to_form(self) -> bool:
         """One attempt at a new epoch."""
-        self.epoch += 1
+        self.history.trying()
+        self._remember()
         note_in_logs("epoch", self.epoch)
         epoch = Epoch(self._master_id, self.epoch)
         if not self.reason or self.state == "starting":
@@ -208,12 +214,15 @@ class Group:
     async def _serve(self) -> None:
         """From formed to lost, and the pause after a loss too many."""
         assert self._loss is not None
-        self.formations += 1
+        self.history.formed(time.time())
         processes = self._membership.instances()
         self._set_state("ready", "")
         stages = tuple(stage for stage in self.stages() if stage is not None)
         self._listener.group_formed(Formation(self.epoch, stages))
+        self._remember()
         loss = await self._loss
+        self.history.epoch_lost(loss.reason, time.time())
+        self._remember()
         self._listener.group_lost(loss.reason, announced=loss.announced)
         if pause_s := self._barren.lost():
             await self._pause(pause_s, loss.reason, processes)
@@ -227,12 +236,23 @@ class Group:
         self._retry_at = asyncio.get_running_loop().time() + pause_s
         wait = f"; the next try is in {pause_s:g} s, or when a stage's process is a new one"
         self._set_state("failed", failed + wait)
+        self.history.gave_up(self._barren.in_a_row, time.time())
+        self._remember()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 while self._membership.instances() <= processes:
                     self._change.clear()
                     await self._change.wait()
         self._set_state("forming", failed)
+
+    def _remember(self) -> None:
+        """Have the stages keep it for the next master."""
+        self._membership.broadcast(Remember(self.history.totals()))
+
+    def _lose_rank(self, rank: int, how: str, why: str) -> None:
+        if not (self._draining or self._ending):
+            self.history.rank_lost(rank, how, time.time())
+        self._lose(f"rank {rank}: {why}")
 
     @own_work
     def _lose(self, reason: str, *, announced: bool = False) -> None:
@@ -264,6 +284,7 @@ class Group:
         if self._draining or self._membership.members.get(member.rank) is not member:
             return
         member.leaving = True
+        self.history.rank_lost(member.rank, "was asked to end", time.time())
         self._lose(f"rank {member.rank} is ending", announced=True)
         member.channel.send(Released("the group forms again without this process"))
         self._change.set()

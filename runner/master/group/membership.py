@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from contract.specs import GroupSpec
 from runner.errors import ModelUnavailable, ProtocolError
+from runner.master.group.history import History
 from runner.models.folder import resolve_model
 from runner.transport.connection import Proven
 from runner.transport.control import (
@@ -53,23 +55,22 @@ class Membership:
     is heard keeps it, the other is refused by name and tries again each second. A process that
     dials again (its connection broke on one side only) replaces itself.
 
-    `changed` is called when anyone joined, loaded or left; `lost` when a member is gone; `received`
-    with every message that is not about membership.
+    `changed` is called when anyone joined, loaded or left; `lost` when a member is gone: how (as in
+    History.rank_lost) and why; `received` with every message that is not about membership.
     """
 
     def __init__(
         self,
         spec: GroupSpec,
+        history: History,
         *,
         changed: Callable[[], None],
-        lost: Callable[[int, str], None],
+        lost: Callable[[int, str, str], None],
         received: Callable[[Member, Message], None],
     ) -> None:
-        self._spec = spec
+        self._spec, self._history = spec, history
         self._changed, self._lost, self._received = changed, lost, received
         self.members: dict[int, Member] = {}
-        self._last_instance: dict[int, str] = {}
-        self._restarts = dict.fromkeys((item.rank for item in spec.ranks), 0)
         self.commit: str | None = None
         self._commit_failure = ""
         self._load_failures: dict[int, str] = {}
@@ -101,10 +102,6 @@ class Membership:
     def joined(self) -> tuple[bool, ...]:
         """By rank: whether its process is there, loaded or not."""
         return tuple(item.rank in self.members for item in self._spec.ranks)
-
-    def restarts(self) -> tuple[int, ...]:
-        """By rank: how often another process took it over, in this master's life."""
-        return tuple(self._restarts[item.rank] for item in self._spec.ranks)
 
     def instances(self) -> frozenset[str]:
         """The processes that hold a rank now."""
@@ -193,9 +190,7 @@ class Membership:
             self._leave(holder, "replaced by a newer connection")
         member = Member(rank, join, channel)
         self.members[rank] = member
-        if self._last_instance.get(rank, join.instance) != join.instance:
-            self._restarts[rank] += 1
-        self._last_instance[rank] = join.instance
+        self._history.joined(rank, join.instance, join.memory, join.alone_s, time.time())
         logger.info("rank %d joined: process %d at %s", rank, join.process_id, join.address)
         if join.commit is not None:
             self._adopt(join.commit)
@@ -214,7 +209,7 @@ class Membership:
 
     async def _watch(self, member: Member) -> None:
         await member.channel.keep_alive()
-        self._leave(member, f"silent for {SILENCE_LIMIT_S:g} s")
+        self._leave(member, f"silent for {SILENCE_LIMIT_S:g} s", how="silent")
 
     def _handle(self, member: Member, message: Message) -> None:
         if isinstance(message, Loaded):
@@ -238,13 +233,13 @@ class Membership:
         member.stage = replace(stage, address=member.join.address)
         self._load_failures.pop(member.rank, None)
 
-    def _leave(self, member: Member, reason: str) -> None:
+    def _leave(self, member: Member, reason: str, how: str = "gone") -> None:
         member.channel.abort()
         if self.members.get(member.rank) is not member:
             return
         del self.members[member.rank]
         logger.warning("rank %d is gone: %s", member.rank, reason)
-        self._lost(member.rank, reason)
+        self._lost(member.rank, how, reason)
         self._changed()
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,12 +21,14 @@ from runner.transport.connection import ProvingListener, interface_address
 from runner.transport.control import (
     EpochFailed,
     Form,
+    GroupMemory,
     Join,
     Leaving,
     Loaded,
     LoadFailed,
     Message,
     Released,
+    Remember,
     StageInfo,
     Welcome,
 )
@@ -70,6 +73,8 @@ class ControlThread(threading.Thread):
         self._failure = ""
         self._leaving = False
         self._commit: str | None = None
+        self._memory: GroupMemory | None = None
+        self._alone_since: float | None = None
         self._welcomed = threading.Event()
 
     def run(self) -> None:
@@ -171,6 +176,8 @@ class ControlThread(threading.Thread):
             data_port=self._rank.data_port,
             commit=self._commit,
             stage=self._stage,
+            memory=self._memory,
+            alone_s=0.0 if self._alone_since is None else time.monotonic() - self._alone_since,
         )
 
     def _listen(self, address: str) -> None:
@@ -194,12 +201,15 @@ class ControlThread(threading.Thread):
             self._welcome(message.commit)
         elif isinstance(message, Form):
             self._epochs.form(message)
+        elif isinstance(message, Remember):
+            self._memory = message.memory
         elif isinstance(message, EpochFailed):
             self._epochs.dissolve(message.counter, message.reason)
         elif isinstance(message, Released) and self._leaving:
             self._stop(message.reason)
 
     def _welcome(self, commit: str) -> None:
+        self._alone_since = None
         if self._commit is None:
             self._commit = commit
             self._welcomed.set()
@@ -209,6 +219,8 @@ class ControlThread(threading.Thread):
             os._exit(1)
 
     def _lost(self, reason: str) -> None:
+        if self._alone_since is None:
+            self._alone_since = time.monotonic()
         self._epochs.dissolve(None, reason)
         if self._leaving:
             self._stop(reason)

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 
 from runner.master.group.formation import Formation, GroupListener
+from runner.master.group.history import History
 from runner.steps import Admission, SampledToken, StageTime, Step, StepResult
 from runner.transport.control import StageInfo
 
@@ -86,7 +87,8 @@ class StandInGroup:
         self.kv_tokens, self.rope_boundary = kv_tokens, rope_boundary
         self.max_positions = max_positions or kv_tokens
         self.state, self.reason = "starting", "waiting for ranks"
-        self.epoch = self.formations = self.progress = 0
+        self.history = History(ranks, 0.0)
+        self.progress = 0
         self.steps: list[Step] = []
         self.pipeline = Pipeline(kv_tokens)
         self.frozen = self.frozen_segments = False
@@ -98,9 +100,6 @@ class StandInGroup:
 
     def joined(self) -> tuple[bool, ...]:
         return tuple(True for _ in self.stages())
-
-    def restarts(self) -> tuple[int, ...]:
-        return tuple(0 for _ in self.stages())
 
     def stages(self) -> tuple[StageInfo | None, ...]:
         return tuple(
@@ -125,16 +124,17 @@ class StandInGroup:
         )
 
     def form(self) -> None:
-        self.epoch += 1
-        self.formations += 1
+        self.history.trying()
+        self.history.formed(0.0)
         self.state, self.reason = "ready", ""
         self.pipeline = Pipeline(self.kv_tokens)
         stages = tuple(stage for stage in self.stages() if stage is not None)
-        self.listener.group_formed(Formation(self.epoch, stages))
+        self.listener.group_formed(Formation(self.history.epoch, stages))
 
     def lose(self, reason: str = "rank 1: killed", *, announced: bool = False) -> None:
         self.state, self.reason = "starting", reason
         self._queue.clear()
+        self.history.epoch_lost(reason, 0.0)
         self.listener.group_lost(reason, announced=announced)
 
     def fail(self, reason: str) -> None:

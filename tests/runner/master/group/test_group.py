@@ -33,6 +33,12 @@ LAYERS = [(0, 2), (2, 4), (4, 6)]
 PROMPT = (5, 17, 99, 3, 42, 7, 64)
 COUNT = 12
 NOTICED_S = 5.0
+ENDED = {
+    signal.SIGKILL: ["killed"],
+    # By restart(), or its control connection was silent for 3 s before.
+    signal.SIGSTOP: ["killed", "hung and was restarted"],
+    signal.SIGTERM: ["was asked to end"],
+}
 LINKS = {0: "127.0.0.2", 1: "127.0.0.3", 2: "127.0.0.4"}
 MASTER_LINK = "127.0.0.5"
 
@@ -102,10 +108,14 @@ def test_steps_go_round(stages: Stages, expected: list[int]) -> None:
 def test_a_masters_death_costs_no_weights(stages: Stages, expected: list[int]) -> None:
     async def work() -> None:
         async with stages.master() as master:
-            await master.until_formed()
+            before = await master.until_formed()
         pids = stages.process_ids()
         async with stages.master() as master:
             formation = await master.until_formed(NOTICED_S)
+            assert formation.epoch == before.epoch + 1
+            assert master.group.history.restarts == (0, 0, 0)
+            [*_, event] = master.group.history.describe_events()
+            assert str(event["text"]).startswith("the master restarted, back after ")
             assert await master.generate(1, PROMPT, COUNT) == expected
             assert {stage.rank: stage.process_id for stage in formation.stages} == pids
 
@@ -131,6 +141,11 @@ def test_a_lost_stage(
             assert len(master.recorder.losses) == 1
             changed = [a.rank for a, b in zip(first.stages, second.stages, strict=True) if a != b]
             assert changed == [rank]
+            assert master.group.history.restarts == tuple(int(item == rank) for item in range(3))
+            [*_, event] = master.group.history.describe_events()
+            assert (event["kind"], event["rank"]) == ("rank", rank)
+            beginnings = [f"rank {rank} {how}, back after " for how in ENDED[number]]
+            assert str(event["text"]).startswith(tuple(beginnings))
             assert await master.generate(1, PROMPT, COUNT) == expected
 
     run(work())

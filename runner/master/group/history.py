@@ -1,0 +1,162 @@
+"""What became of the group, over the lives of its masters: counters, and the last events. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+
+from runner.transport.control import GroupEvent, GroupMemory
+
+EVENTS = 50
+_LONGEST_REASON = 160
+
+
+class History:
+    """Counters of this master's life, and with what stages remember of those before it.
+
+    `epoch` is the newest known, 0 while none is: a new master goes on where the last one was, once
+    a stage that outlived it has joined. `formations`, `losses`, `replays` and `restarts` are of
+    this life; `totals` are of all known ones. Times are unix seconds, and are given.
+    """
+
+    def __init__(self, ranks: int, now: float) -> None:
+        self.epoch = self.formations = self.losses = self.replays = 0
+        nothing = (0,) * ranks
+        self._before = GroupMemory(0, 0, 0, 0, 0, nothing, ("",) * ranks, ())
+        self._version = 0
+        self._processes: list[list[str]] = [[] for _ in range(ranks)]
+        self._events = [GroupEvent(now, "start", None, "started", None)]
+
+    @property
+    def restarts(self) -> tuple[int, ...]:
+        """By rank: how often another process took it over."""
+        return tuple(max(0, len(self._holders(rank)) - 1) for rank in range(len(self._processes)))
+
+    def totals(self) -> GroupMemory:
+        """What the next master is to know: counters of all known lives and the last events."""
+        before = self._before
+        return GroupMemory(
+            version=self._version,
+            epoch=self.epoch,
+            formations=before.formations + self.formations,
+            losses=before.losses + self.losses,
+            replays=before.replays + self.replays,
+            restarts=tuple(
+                old + new for old, new in zip(before.restarts, self.restarts, strict=True)
+            ),
+            instances=tuple(
+                (self._holders(rank) or [""])[-1] for rank in range(len(self._processes))
+            ),
+            events=tuple(sorted((*before.events, *self._events), key=lambda e: e.at)[-EVENTS:]),
+        )
+
+    def describe_events(self) -> list[dict[str, object]]:
+        """The last events, oldest first: at, kind, rank, text, duration_s (None: not over)."""
+        return [_describe(event) for event in self.totals().events]
+
+    # What happens
+
+    def joined(
+        self, rank: int, instance: str, memory: GroupMemory | None, alone_s: float, now: float
+    ) -> None:
+        """A stage has joined, with what its last master told it `alone_s` ago or before."""
+        if memory is not None and memory.version > self._version and self._fits(memory):
+            self._adopt(memory, now - alone_s)
+        holders = self._holders(rank)
+        self._processes[rank].append(instance)
+        again = _cut_off if holders[-1:] == [instance] else _restarted
+        self._amend(lambda e: e.kind == "rank" and e.rank == rank, again)
+
+    def trying(self) -> None:
+        """A new epoch is about to form."""
+        self.epoch += 1
+        self._version += 1
+
+    def formed(self, now: float) -> None:
+        """The group serves: what was not over is."""
+        self.formations += 1
+        self._version += 1
+        self._amend(lambda _: True, lambda e: replace(e, duration_s=max(0.0, now - e.at)))
+
+    def epoch_lost(self, reason: str, now: float) -> None:
+        """A formed epoch has ended, for `reason` where nothing else is known to be wrong."""
+        self.losses += 1
+        self._version += 1
+        if not any(e.duration_s is None for e in self.totals().events):
+            what = f"epoch {self.epoch} lost ({_shortened(reason)})"
+            self._events.append(GroupEvent(now, "epoch", None, what, None))
+
+    def rank_lost(self, rank: int, how: str, now: float) -> None:
+        """`how`: "gone", "silent", "was asked to end". Once until the group serves again."""
+        if any(e.rank == rank and e.duration_s is None for e in self.totals().events):
+            return
+        # A neighbour often notices first, by a link that breaks: that loss is this one.
+        noticed = [e for e in self._events if e.kind == "epoch" and e.duration_s is None]
+        began = min([now, *(e.at for e in noticed)])
+        self._events = [e for e in self._events if e not in noticed]
+        self._events.append(GroupEvent(began, "rank", rank, f"rank {rank} {how}", None))
+        self._version += 1
+
+    def gave_up(self, epochs: int, now: float) -> None:
+        """So many epochs in a row were lost before a token advanced: the next try waits."""
+        self._events.append(
+            GroupEvent(now, "failed", None, f"{epochs} groups in a row failed", None)
+        )
+        self._version += 1
+
+    # Inside
+
+    def _holders(self, rank: int) -> list[str]:
+        """The processes that held the rank, one after the other, from the last one remembered."""
+        known = [self._before.instances[rank], *self._processes[rank]]
+        return [one for one, before in zip(known, ["", *known], strict=False) if one != before]
+
+    def _fits(self, memory: GroupMemory) -> bool:
+        return len(memory.restarts) == len(memory.instances) == len(self._processes)
+
+    def _adopt(self, memory: GroupMemory, since: float) -> None:
+        self._before, self._version = memory, memory.version
+        self.epoch = max(self.epoch, memory.epoch)
+        # It was no first start.
+        ended = GroupEvent(since, "master", None, "the master restarted", None)
+        self._events = [ended if e.kind == "start" else e for e in self._events]
+
+    def _amend(
+        self, which: Callable[[GroupEvent], bool], change: Callable[[GroupEvent], GroupEvent]
+    ) -> None:
+        """Change those of the events that are not over."""
+
+        def amended(events: Sequence[GroupEvent]) -> list[GroupEvent]:
+            return [change(e) if e.duration_s is None and which(e) else e for e in events]
+
+        self._events = amended(self._events)[-EVENTS:]
+        self._before = replace(self._before, events=tuple(amended(self._before.events)))
+
+
+def _cut_off(event: GroupEvent) -> GroupEvent:
+    """The very process came again: only its connection was gone."""
+    if event.what.endswith(" gone"):
+        return replace(event, what=f"rank {event.rank} cut off")
+    return event
+
+
+def _restarted(event: GroupEvent) -> GroupEvent:
+    """Another process came for the rank: the one before is dead, however it was noticed."""
+    if event.what.endswith(" gone"):
+        return replace(event, what=f"rank {event.rank} killed")
+    if event.what.endswith(" silent"):
+        return replace(event, what=f"rank {event.rank} hung and was restarted")
+    return event
+
+
+def _shortened(reason: str) -> str:
+    return reason if len(reason) <= _LONGEST_REASON else f"{reason[: _LONGEST_REASON - 1]}…"
+
+
+def _describe(event: GroupEvent) -> dict[str, object]:
+    served = "ready" if event.kind == "start" else "back"
+    over = event.duration_s is not None
+    end = f"{served} after {event.duration_s:.1f} s" if over else f"not {served} yet"
+    duration_s = None if event.duration_s is None else round(event.duration_s, 3)
+    told = asdict(event) | {"text": f"{event.what}, {end}", "duration_s": duration_s}
+    return {name: told[name] for name in ("at", "kind", "rank", "text", "duration_s")}
