@@ -7,6 +7,11 @@ from pathlib import Path
 DEMO_PREFIX = "demo:"
 DEMO_MODEL = f"{DEMO_PREFIX}smollm2-135m-instruct"
 
+# A table that a rank alone both looks up and computes its logits with is packed for the latter as a
+# second copy up to this size, on the CPU: half the time of a decode's head for 108 MiB in the demo
+# model. Larger ones are used where they lie.
+TIED_COPY_LIMIT_BYTES = 128 * 2**20
+
 _SHARED = "has inputs or KV that several layers share"
 _CHUNKED = "uses chunked attention"
 # model_type -> why it cannot be split. Only what a forward with a few tokens does not show: the

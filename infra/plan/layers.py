@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from contract.models import TIED_COPY_LIMIT_BYTES
 from infra.plan.model_shape import DTYPE_BYTES, ModelShape
 
 # What a stage needs beside weights and KV: interpreter, torch, activations, transport.
@@ -23,13 +24,15 @@ class PlanError(ValueError):
 class RankResources:
     """What a rank brings. `memory_bytes` None: not checked. `speed` is relative to the others.
 
-    `reserve_bytes` is the part of the memory that neither weights nor KV may take.
+    `reserve_bytes` is the part of the memory that neither weights nor KV may take. `packs`: a CPU,
+    whose stage packs its weights.
     """
 
     memory_bytes: int | None = None
     reserve_bytes: int = 0
     speed: float = 1.0
     layers: tuple[int, int] | None = None
+    packs: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,16 +130,23 @@ class _Partition:
         if rank == 0:
             parameters += self.shape.embedding_parameters
         if last:
-            parameters += self.shape.final_norm_parameters
-            # One rank alone holds a tied embedding once.
-            parameters += 0 if rank == 0 and self.shape.tied else self.shape.head_parameters
+            parameters += self.shape.end_parameters
+            parameters += self._held_head(rank)
         return parameters * self.bytes_per_value
+
+    def _held_head(self, rank: int) -> int:
+        """One rank alone looks rows up in a tied embedding too, which is then its head as well."""
+        head = self.shape.head_parameters
+        if rank > 0 or not self.shape.tied:
+            return head
+        copied = head * self.bytes_per_value <= TIED_COPY_LIMIT_BYTES
+        return head if self.resources[rank].packs and copied else 0
 
     def _read_bytes(self, rank: int, start: int, end: int) -> int:
         """Weights that a decode step reads: of the embedding only single rows."""
         parameters = self._weights[end] - self._weights[start]
         if rank == len(self.resources) - 1:
-            parameters += self.shape.final_norm_parameters + self.shape.head_parameters
+            parameters += self.shape.end_parameters + self.shape.head_parameters
         return parameters * self.bytes_per_value
 
     def _needed_bytes(self, rank: int, start: int, end: int) -> int:
@@ -184,7 +194,7 @@ class _Partition:
     def _tightest(self) -> tuple[int, int, int]:
         """Of the cut that ignores memory, the rank that lacks the most."""
         free = [
-            RankResources(None, item.reserve_bytes, item.speed, item.layers)
+            RankResources(None, item.reserve_bytes, item.speed, item.layers, item.packs)
             for item in self.resources
         ]
         ranges = _Partition(self.shape, free, self.bytes_per_value, self.tokens).solve()

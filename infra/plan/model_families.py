@@ -44,7 +44,8 @@ class Family:
     """The parts of a layer. A string names the config key that decides, with its default after =.
 
     `norms` counts norms of hidden_size per layer; `query_key_norm`: none, "head" (one of head_dim),
-    "heads" (head_dim for each head, a vector over all) of queries and of keys.
+    "heads" (head_dim for each head, a vector over all) of queries and of keys. `grouped_heads`: the
+    model looks at num_key_value_heads.
     """
 
     gated: bool = True
@@ -61,6 +62,8 @@ class Family:
     head_bias: bool = False
     sinks: bool = False
     experts_key: str = ""
+    expert_width: str = "moe_intermediate_size"
+    grouped_heads: bool = True
     expert_bias: bool = False
 
 
@@ -90,7 +93,7 @@ FAMILIES: dict[str, Family] = {
         experts_key="num_experts",
     ),
     "mistral": Family(),
-    "mixtral": Family(experts_key="num_local_experts"),
+    "mixtral": Family(experts_key="num_local_experts", expert_width="intermediate_size"),
     "phi": Family(
         gated=False,
         query_bias=True,
@@ -116,6 +119,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt2": Family(
         gated=False,
+        grouped_heads=False,
         query_bias=True,
         output_bias=True,
         feed_forward_bias=True,
@@ -125,6 +129,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt_neox": Family(
         gated=False,
+        grouped_heads=False,
         query_bias="attention_bias=True",
         output_bias="attention_bias=True",
         feed_forward_bias=True,
@@ -132,6 +137,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "opt": Family(
         gated=False,
+        grouped_heads=False,
         query_bias="enable_bias=True",
         output_bias="enable_bias=True",
         feed_forward_bias="enable_bias=True",
@@ -170,6 +176,7 @@ FAMILIES: dict[str, Family] = {
         head_dim=64,
         sinks=True,
         experts_key="num_local_experts",
+        expert_width="intermediate_size",
         expert_bias=True,
     ),
     "glm": Family(query_bias=_ATTENTION_BIAS, head_dim=128),

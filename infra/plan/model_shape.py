@@ -33,7 +33,8 @@ class ModelShape:
     """Sizes of a model, in parameters (weights) and values (KV); tuples have one item per layer.
 
     `head_parameters` is what the last rank reads for its logits: of a tied model the embedding
-    again, which the last rank then holds as well. `exact` is False for a model_type that is not
+    again, which the last rank then holds as well. `end_parameters` are between the last layer and
+    the head: the final norm. `exact` is False for a model_type that is not
     in `model_families`: it is taken for a Llama.
     """
 
@@ -45,7 +46,7 @@ class ModelShape:
     kv_values_per_token: tuple[int, ...]
     embedding_parameters: int
     head_parameters: int
-    final_norm_parameters: int
+    end_parameters: int
     tied: bool
     max_positions: int | None
     dtype: str
@@ -55,7 +56,7 @@ class ModelShape:
     def parameters(self) -> int:
         """Of the whole model, a tied head counted once."""
         head = 0 if self.tied else self.head_parameters
-        rest = self.embedding_parameters + self.final_norm_parameters + head
+        rest = self.embedding_parameters + self.end_parameters + head
         return sum(self.layer_parameters) + rest
 
 
@@ -79,6 +80,8 @@ def model_shape(config: Config) -> ModelShape:
     embedding = vocabulary * embedding_width
     if family.learned_positions_offset is not None and positions:
         embedding += (positions + family.learned_positions_offset) * hidden
+    # OPT's embedding and head may be narrower than its layers: a matrix lies between.
+    between = hidden * embedding_width if embedding_width != hidden else 0
     # StableLM's parallel layers share one norm.
     norms = 1 if config.get("use_parallel_residual") and model_type == "stablelm" else family.norms
     attention, kv_values = _attention(config, family, hidden)
@@ -92,9 +95,9 @@ def model_shape(config: Config) -> ModelShape:
             for layer in range(layers)
         ),
         kv_values_per_token=(kv_values,) * layers,
-        embedding_parameters=embedding,
+        embedding_parameters=embedding + between,
         head_parameters=vocabulary * embedding_width + (vocabulary if family.head_bias else 0),
-        final_norm_parameters=norm,
+        end_parameters=between + (norm if config.get("do_layer_norm_before", True) else 0),
         tied=bool(config.get("tie_word_embeddings", family.tied)),
         max_positions=positions,
         dtype=_dtype(config),
@@ -132,7 +135,8 @@ def _attention(config: Config, family: Family, hidden: int) -> tuple[int, int]:
     heads = _size(config, "num_attention_heads")
     if "kv_lora_rank" in config:
         return _latent_attention(config, hidden, heads)
-    kv_heads = _optional_size(config, "num_key_value_heads") or heads
+    grouped = _optional_size(config, "num_key_value_heads") if family.grouped_heads else None
+    kv_heads = grouped or heads
     default = family.head_dim if family.head_dim is not None else hidden // heads
     head_dim = _optional_size(config, "head_dim") or default
     if not head_dim:
@@ -189,7 +193,7 @@ def _is_sparse(config: Config, layer: int) -> bool:
 
 def _experts(config: Config, family: Family, hidden: int) -> int:
     count = _size(config, family.experts_key)
-    width = _optional_size(config, "moe_intermediate_size") or _size(config, "intermediate_size")
+    width = _optional_size(config, family.expert_width) or _size(config, "intermediate_size")
     parameters = count * 3 * hidden * width + hidden * count
     if family.expert_bias:
         parameters += count * (2 * width + hidden) + count

@@ -164,6 +164,7 @@ def _resources(deployment: DeploymentConfig) -> list[RankResources]:
             reserve_bytes=RESERVE_BYTES,
             speed=(params.cpu or 1.0) if known else 1.0,
             layers=params.layer_range,
+            packs=on_cpu,
         )
         for params in deployment.ranks
     ]

@@ -13,12 +13,9 @@ from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
+from contract.models import TIED_COPY_LIMIT_BYTES
 from runner.stage.cpu.allocator import limit_kernel_caches
 from runner.stage.cpu.packed_matrix import Layout, PackedMatrix, supported
-
-# A table that the embedding looks up too is packed as a second copy up to this size: half the
-# time of a decode's head for 108 MiB in the demo model. Larger ones are used where they lie.
-TIED_COPY_LIMIT_BYTES = 128 * 2**20
 
 _EXPERTS_IMPLEMENTATION = "splitstack_packed"
 _PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")

@@ -59,6 +59,14 @@ class ModelLayout:
         outside = {**self.before, **self.after}
         return {name: width for name, width in outside.items() if name not in needed}
 
+    def only_tied(self, layers: tuple[int, int]) -> dict[str, int]:
+        """Modules, with widths, that a stage with these layers loads for their weight alone, which
+        its head shares: the last of several looks nothing up in the embedding."""
+        if layers[0] == 0:
+            return {}
+        stays = self.foreign_modules(layers).keys() | self.after.keys()
+        return {name: width for name, width in self.before.items() if name not in stays}
+
     def own_weights(self, layers: tuple[int, int]) -> set[str]:
         """Names of the weights that a stage with these layers holds."""
         foreign = tuple(f"{name}." for name in self.foreign_modules(layers))

@@ -71,6 +71,8 @@ def load_pruned(
     if missing:
         shown = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
         raise ModelUnavailable(f"{checkpoint.folder}: the weights lack {shown}")
+    for name, width in checkpoint.layout.only_tied(layers).items():
+        _stub(model, name, width)
     return model
 
 
@@ -87,14 +89,12 @@ def _make_class(model_class: type[Any], layout: ModelLayout, layers: tuple[int, 
 
 def _prune(model: Any, layout: ModelLayout, layers: tuple[int, int]) -> None:
     """Before any memory is taken: from_pretrained constructs on the meta device."""
-    dtype = torch.get_default_dtype()
     layer_list = model.get_submodule(layout.layer_list)
     for index, length in enumerate(layout.tuple_lengths):
         if not layers[0] <= index < layers[1]:
             layer_list[index] = PassThrough(layer_list[index], length)
     for name, width in layout.foreign_modules(layers).items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, Stub(width, dtype))
+        _stub(model, name, width)
     own = layout.own_weights(layers)
     for part_name, part in model.named_modules():
         if hasattr(part, "all_tied_weights_keys"):
@@ -104,3 +104,8 @@ def _prune(model: Any, layout: ModelLayout, layers: tuple[int, int]) -> None:
                 for target, source in part.all_tied_weights_keys.items()
                 if prefix + target in own and prefix + source in own
             }
+
+
+def _stub(model: Any, name: str, width: int) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, Stub(width, torch.get_default_dtype()))

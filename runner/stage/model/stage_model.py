@@ -183,9 +183,11 @@ def _max_positions(config: Any) -> int:
 
 
 def _dense_bytes(model: nn.Module) -> int:
-    """Bytes of parameters and buffers, shared ones once, without those that packing counted."""
+    """Bytes of what a checkpoint holds, shared ones once, without those that packing counted."""
     seen: dict[int, int] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
+    saved = model.state_dict().keys()
+    buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
+    for tensor in (*model.parameters(), *buffers):
         if not tensor.is_mkldnn and not tensor.is_meta:
             seen[id(tensor)] = tensor.numel() * tensor.element_size()
     return sum(seen.values())

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contract.models import TIED_COPY_LIMIT_BYTES
 from infra.plan.layers import PlanError, RankResources, plan_layers
 from infra.plan.model_shape import ModelShape
 from tests.lanes import examples
@@ -21,7 +22,7 @@ def shape_of(layers, *, embedding=10, head=10, tied=False, kv=2):
         kv_values_per_token=(kv,) * len(layers),
         embedding_parameters=embedding,
         head_parameters=head,
-        final_norm_parameters=1,
+        end_parameters=1,
         tied=tied,
         max_positions=100,
         dtype="float32",
@@ -39,7 +40,7 @@ def step_time(shape, resources, cuts):
     for rank, (start, end) in enumerate(pairwise(bounds)):
         parameters = sum(shape.layer_parameters[start:end])
         if rank == len(resources) - 1:
-            parameters += shape.head_parameters + shape.final_norm_parameters
+            parameters += shape.head_parameters + shape.end_parameters
         times.append(parameters * 4 / resources[rank].speed)
     return max(times)
 
@@ -51,7 +52,7 @@ def fits(shape, resources, cuts, tokens):
         parameters += shape.embedding_parameters if rank == 0 else 0
         if rank == len(resources) - 1:
             tied_here = shape.tied and rank == 0
-            parameters += shape.final_norm_parameters
+            parameters += shape.end_parameters
             parameters += 0 if tied_here else shape.head_parameters
         kv = sum(shape.kv_values_per_token[start:end]) * tokens
         memory = resources[rank].memory_bytes
@@ -152,6 +153,14 @@ def test_one_rank_holds_a_tied_embedding_once():
         for tied in (True, False)
     )
     assert untied.weight_bytes - tied.weight_bytes == 4 * 5
+
+
+def test_one_rank_on_a_cpu_packs_a_small_tied_head_as_a_copy():
+    limit = TIED_COPY_LIMIT_BYTES // 4
+    for head, copies in ((limit, 1), (limit + 1, 0)):
+        shape = shape_of([10], embedding=head, head=head, tied=True)
+        [rank] = plan(shape, [RankResources(packs=True)])
+        assert rank.weight_bytes == 4 * (10 + 1 + (1 + copies) * head)
 
 
 def test_memory_moves_the_cut():
