@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import torch
-import transformers
 
-from runner.models.folder import resolve_model
+from tests.e2e.random_model import save_random_model
 from tests.e2e.rank_group import RankGroup
 from tests.e2e.streams import SUBJECTS
 from tests.e2e.tcp_proxy import TcpProxy
@@ -39,24 +35,7 @@ ASKED: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Four small layers of random weights behind the demo model's tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    demo = Path(resolve_model("demo:smollm2-135m-instruct").path)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(demo / name, folder / name)
-    config = transformers.LlamaConfig(
-        vocab_size=json.loads((demo / "config.json").read_text())["vocab_size"],
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.3,
-    )
-    torch.manual_seed(3)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return str(folder)
+    return save_random_model(tmp_path_factory.mktemp("model"), LAYERS)
 
 
 class Ranks:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from contract.carry import FIELD, Carry
 from contract.carry import field as as_field
+from runner.master.api import carried
 from runner.master.text.model_text import ModelText
 from tests.lanes import examples
 from tests.runner.master.api.carried_answers import ASKS, Told, ask, new_master, read
@@ -171,6 +172,20 @@ def test_log_probabilities_of_a_whole_answer_are_computed_again(demo_text: Model
         after = await uncut_after(demo_text, COMPLETIONS, body, carry, told.beginning.id)
         assert after.end == told.end
         assert after.parts == told.parts[4:]
+
+    asyncio.run(run())
+
+
+def test_many_ids_are_made_into_text_beside_the_event_loop(
+    demo_text: ModelText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carried, "_MANY_IDS", 1)
+
+    async def run() -> None:
+        told = await uncut(demo_text, COMPLETIONS, BODY)
+        carry = told.carry(None, 2)
+        after = await uncut_after(demo_text, COMPLETIONS, BODY, carry, told.beginning.id)
+        assert after.parts == told.parts[2:]
 
     asyncio.run(run())
 

@@ -4,15 +4,17 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
+from runner.errors import InvalidField
 from runner.master.engine.requests import (
     FINISHED_BY_LENGTH,
     FINISHED_BY_STOP,
     GenerationRequest,
     TokenEvent,
+    finish_reason,
 )
 from runner.master.text.choice import (
     ChoiceText,
@@ -23,6 +25,7 @@ from runner.master.text.choice import (
 )
 from runner.master.text.model_text import ModelText
 from runner.sampling_parameters import SamplingParameters
+from tests.lanes import examples
 
 TEXTS = [
     "The quick brown fox.\n\n  def add(a, b):\n\treturn a + b\n",
@@ -222,3 +225,46 @@ def test_an_incomplete_character_at_the_limit_is_shown_as_such(demo_text: ModelT
     events.append(TokenEvent(ids[-2], finish_reason=FINISHED_BY_LENGTH))
     pieces = [piece for event in events if (piece := choice.push(event))]
     assert "".join(piece.text for piece in pieces) == whole
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(st.data())
+def test_a_text_goes_on_after_its_ids(demo_text: ModelText, data: st.DataObject) -> None:
+    """Every id is in one piece, that of the end and those of a stop string too, and the pieces
+    after any of them are those that come when the ids before are taken again."""
+    ids = data.draw(st.lists(st.integers(0, 400), min_size=1, max_size=30))
+    stops = data.draw(st.lists(st.text("ab e", min_size=1, max_size=3), max_size=2))
+    sampling = SamplingParameters(stop_token_ids=data.draw(st.sampled_from([(), (ids[-1],)])))
+    asked = GenerationRequest((1, 2), data.draw(st.integers(1, len(ids))), sampling)
+    request = TextRequest(asked, tuple(stops), continues_prompt=data.draw(st.booleans()))
+
+    def pushed(text: ChoiceText, first: int) -> list[TextPiece]:
+        pieces = []
+        for count, token_id in enumerate(ids[first:], start=first + 1):
+            event = TokenEvent(token_id, finish_reason=finish_reason(asked, token_id, count))
+            if piece := text.push(event):
+                pieces.append(piece)
+            if text.finished:
+                break
+        return pieces
+
+    pieces = pushed(ChoiceText(demo_text, request), 0)
+    taken = [token_id for piece in pieces for token_id in piece.ids]
+    assert taken == ids[: len(taken)]
+    assert [piece.tokens for piece in pieces[-1:]] == [len(taken)] * len(pieces[-1:])
+
+    cut = data.draw(st.integers(0, len(pieces)))
+    kept = [token_id for piece in pieces[:cut] for token_id in piece.ids]
+    carried = ChoiceText(demo_text, request)
+    carried.go_on(asked, kept)
+    assert carried.delivered == pieces[:cut]
+    assert carried.finished == (cut == len(pieces) and pieces[-1].finish_reason is not None)
+    if not carried.finished:
+        assert pushed(carried, len(kept)) == pieces[cut:]
+
+
+def test_ids_beyond_the_end_are_refused(demo_text: ModelText) -> None:
+    asked = GenerationRequest((1,), 9, SamplingParameters(stop_token_ids=(7,)))
+    text = ChoiceText(demo_text, TextRequest(asked, index=2))
+    with pytest.raises(InvalidField, match=r"carry.ids\[2\] = '3 ids': .* which is its id 2"):
+        text.go_on(asked, (5, 7, 5))
