@@ -4,7 +4,7 @@ specs       the file with which every process is started, ports, limits
 names       what infra writes on Kubernetes objects and the inference server reads
 generation  every generation parameter with its bounds, by surface
 api_keys    an API key's entry
-signature   how a caller proves that it is of the stack
+signature   how a caller proves that it is of the stack; signed_request: of one whole request
 models      models that both the plan and the runner know by name
 faults      path, value, rule: the one wording of a mistake
 

@@ -3,7 +3,8 @@
 The group's token never travels. What does is made of it, one way, for one use each: from one of
 these neither the token nor another one is to be had.
 
-management  a key of its own that a person presents: `Authorization: Bearer KEY`
+management  a key that a person presents: `Authorization: Bearer KEY`
+signing     what whole requests are signed with (signed_request); it never travels either
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ from typing import Final
 MANAGEMENT_OUTPUT: Final = "management_key"
 """The stack's output that has the key, and the name of the file that has it in a pod."""
 _MANAGEMENT = b"splitstack management key 1"
+_SIGNING = b"splitstack signing key 1"
 
 
 def management_key(token: bytes) -> str:
     """64 hexadecimal digits; `token` as read_token gives it."""
     return _derived(token, _MANAGEMENT).hex()
+
+
+def signing_key(token: bytes) -> bytes:
+    """32 bytes; `token` as read_token gives it. Not the management key: that one can be read on a
+    network which does not encrypt."""
+    return _derived(token, _SIGNING)
 
 
 def same(given: str, expected: str) -> bool:

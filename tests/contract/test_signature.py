@@ -3,7 +3,7 @@ import hmac
 
 import pytest
 
-from contract.signature import management_key, same
+from contract.signature import management_key, same, signing_key
 
 TOKEN = b"a-secret-of-the-whole-group"
 
@@ -12,6 +12,11 @@ def test_the_key_is_what_it_was() -> None:
     """The same at the master, in the program and in a block of another version."""
     code = hmac.new(TOKEN, b"splitstack management key 1\x01", hashlib.sha256)
     assert management_key(TOKEN) == code.hexdigest()
+
+
+def test_keys_of_one_token_differ() -> None:
+    assert signing_key(TOKEN).hex() != management_key(TOKEN)
+    assert len(signing_key(TOKEN)) == 32
 
 
 def test_another_token_has_another_key() -> None:
