@@ -18,6 +18,9 @@ line before it: what none confirms counts as not delivered, and comes again. The
 
 After a break the same body is sent again with a field `carry`, a `Carry`; the answer goes on after
 the ids in it. A service that knows no ids ignores the header, and its streams have no such lines.
+
+Whoever is asked again after a loss is told so with the header `X-Asked-Again`: of a session it may
+take what the one before it had to itself.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from contract.faults import Fault, faults_of
 
 HEADER = "X-Carry"
 ASKS_FOR_IDS = "ids"
+AGAIN_HEADER = "X-Asked-Again"
 FIELD = "carry"
 MODEL_CHANGED = "model_changed"
 # So many carries in a row without a new id are the end; from the second on it is tried alone.

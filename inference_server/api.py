@@ -22,6 +22,7 @@ from inference_server.page_files import page_routes
 from inference_server.pipeline import PipelineApi
 from inference_server.request_log import LogApi, RequestLog
 from inference_server.server import InferenceServer
+from web.carry import Carrier
 from web.errors import install_error_handlers
 from web.health import health_routes
 from web.middleware import RequestMetrics
@@ -32,7 +33,9 @@ def build_app(
     spec: InferenceServerSpec, keys: ApiKeys | None = None, log: RequestLog | None = None
 ) -> Starlette:
     """The application; `keys` None: everybody may ask. It closes `log` at its end."""
-    server = InferenceServer(spec, BlockTable(spec.blocks, spec.request_deadline_s), log)
+    registry = CollectorRegistry()
+    table = BlockTable(spec.blocks, spec.request_deadline_s)
+    server = InferenceServer(spec, table, Carrier(registry), log)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -42,7 +45,6 @@ def build_app(
         if log is not None:
             await asyncio.to_thread(log.close)
 
-    registry = CollectorRegistry()
     _watch_log(registry, log)
     routes = [
         *InferApi(server).routes(),

@@ -14,6 +14,7 @@ from inference_server.blocks.block import Block
 from inference_server.keys.access import Caller
 from inference_server.request_log import MAX_TEXT, LogRow, RequestLog
 from web.answer import Answer
+from web.carry import Carrier
 from web.errors import ApiError
 
 OK, FAILED, CANCELLED = "ok", "failed", "cancelled"
@@ -25,8 +26,16 @@ CHARACTERS_PER_TOKEN = 4
 class Exchange:
     """From `ask` to `finish`, which is to be called once, whatever happens."""
 
-    def __init__(self, block: Block, caller: Caller, log: RequestLog | None, row: LogRow) -> None:
+    def __init__(
+        self,
+        block: Block,
+        caller: Caller,
+        carrier: Carrier,
+        log: RequestLog | None,
+        row: LogRow,
+    ) -> None:
         self.block, self.row = block, row
+        self._carrier = carrier
         self._caller, self._log = caller, log
         self._attempts: Attempts | None = None
         self._question: dict[str, Any] = {}
@@ -38,7 +47,7 @@ class Exchange:
         """What the block answers, its refusals too. Raises ApiError."""
         self._question = document
         self._attempts = Attempts(self.block, affinity)
-        answer = await self._attempts.ask(path, document)
+        answer = await self._carrier.ask(self._attempts, path, document)
         self.row.status = answer.status
         if answer.events is None:
             self.answer_began()
@@ -48,11 +57,6 @@ class Exchange:
         """The whole answer, or a stream's first event, is there; later calls change nothing."""
         if self.row.first_s is None:
             self.row.first_s = time.monotonic() - self._began
-
-    def replica_failed(self) -> None:
-        """The one that answers broke off."""
-        if self._attempts is not None:
-            self._attempts.failed()
 
     def count(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
         self.row.prompt_tokens, self.row.completion_tokens = prompt_tokens, completion_tokens

@@ -14,10 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from contract.carry import FIELD
 from inference_server.blocks.block import Block
 from inference_server.exchange import CANCELLED, FAILED, OK, Exchange
 from inference_server.server import InferenceServer
-from web.answer import Answer, UpstreamError
+from web.answer import Answer
 from web.body import read_json_object
 from web.disconnect import until_disconnected
 from web.errors import ApiError, invalid_field
@@ -46,6 +47,9 @@ class OpenAIApi:
         name = document.get("model")
         if not isinstance(name, str) or not name:
             raise invalid_field("model", MODEL_RULE, name)
+        if FIELD in document:
+            # Between the tiers alone: whoever held the connection says what was delivered.
+            raise invalid_field(FIELD, "is not a field of this request", document[FIELD])
         block = await self._server.table.by_model(name)
         exchange = self._server.exchange(request, block, user=_user(document))
         if self._server.spec.log_texts:
@@ -109,16 +113,12 @@ class OpenAIApi:
 
 async def _metered(events: Events, exchange: Exchange, meter: StreamMeter) -> Events:
     yield ADMITTED
-    try:
-        async for piece in events:
-            kept = meter.push(piece)
-            if meter.begun:
-                exchange.answer_began()
-            if kept:
-                yield kept
-    except UpstreamError:
-        exchange.replica_failed()
-        raise
+    async for piece in events:
+        kept = meter.push(piece)
+        if meter.begun:
+            exchange.answer_began()
+        if kept:
+            yield kept
 
 
 def _finish_stream(exchange: Exchange, meter: StreamMeter, error: Exception | None) -> None:

@@ -14,6 +14,7 @@ from inference_server.blocks.block import Block
 from inference_server.blocks.table import BlockTable
 from inference_server.exchange import Exchange
 from inference_server.request_log import LogRow, RequestLog
+from web.carry import Carrier
 from web.request_id import current_request_id
 
 
@@ -21,6 +22,7 @@ from web.request_id import current_request_id
 class InferenceServer:
     spec: InferenceServerSpec
     table: BlockTable
+    carrier: Carrier
     log: RequestLog | None
     started: int = field(default_factory=lambda: int(time.time()))
     # Why the blocks are not known yet, "" where they are.
@@ -44,4 +46,4 @@ class InferenceServer:
             block_id=block.block_id,
             **row,
         )
-        return Exchange(block, caller, self.log, entry)
+        return Exchange(block, caller, self.carrier, self.log, entry)

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from contract.carry import AGAIN_HEADER
 from contract.specs import ProxySpec
 from proxy_block.active_sessions import ActiveSessions
 from proxy_block.block_request import parse_block_request, parse_management_request
@@ -22,6 +23,7 @@ from proxy_block.master_client import Master, UpstreamRefused
 from proxy_block.openapi import openapi_document
 from proxy_block.stores.interface import SessionStore, StoreUnavailable
 from web.body import read_json_object
+from web.carry import Carrier, asks_for_ids
 from web.disconnect import until_disconnected
 from web.errors import error_response, install_error_handlers
 from web.events import EventStream
@@ -31,8 +33,6 @@ from web.openapi import openapi_route
 from web.proof import Proof
 from web.upstream import Upstream
 
-# How long a request that got nothing yet waits for a master that died.
-MASTER_PATIENCE_S = 30.0
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
 GENERATING = ("/infer", *OPENAI_PATHS)
 
@@ -40,24 +40,29 @@ GENERATING = ("/infer", *OPENAI_PATHS)
 class ProxyBlock:
     """What the endpoints of one block share."""
 
-    def __init__(self, spec: ProxySpec, defaults: Mapping[str, Any], store: SessionStore) -> None:
+    def __init__(
+        self,
+        spec: ProxySpec,
+        defaults: Mapping[str, Any],
+        store: SessionStore,
+        registry: CollectorRegistry,
+    ) -> None:
         self.spec, self.store = spec, store
         self.active = ActiveSessions()
+        self.active.register(registry)
+        self.carrier = Carrier(registry)
         self.master = Upstream(
-            "the rank master",
-            spec.upstream_url,
-            deadline_s=spec.request_deadline_s,
-            patience_s=MASTER_PATIENCE_S,
+            "the rank master", spec.upstream_url, deadline_s=spec.request_deadline_s
         )
-        self.conversations = Conversations(
-            Master(spec, defaults, self.master), store, spec.request_deadline_s
-        )
+        master = Master(spec, defaults, self.master, self.carrier)
+        self.conversations = Conversations(master, store, spec.request_deadline_s)
 
     async def infer(self, request: Request) -> Response:
         """POST /infer {session_id, seq_no, data} -> {"data": ...}."""
         block_request = parse_block_request(await self._body(request))
         self.active.note(block_request.session_id)
-        work = self.conversations.answer(block_request)
+        again = AGAIN_HEADER in request.headers
+        work = self.conversations.answer(block_request, again=again)
         try:
             data = await until_disconnected(request.receive, work)
         except UpstreamRefused as refused:
@@ -75,7 +80,12 @@ class ProxyBlock:
         document = await self._body(request)
         if document.get("model") == self.spec.block_id:
             document["model"] = self.spec.deployment_name
-        work = self.master.ask(request.url.path, document)
+        work = self.carrier.ask(
+            self.master,
+            request.url.path,
+            document,
+            passes_lines=asks_for_ids(request.headers),
+        )
         return (await until_disconnected(request.receive, work)).response()
 
     async def models(self, _request: Request) -> Response:
@@ -117,7 +127,8 @@ def build_app(
 
     `defaults` is the block's generation_config, checked. `management_key` as in Proof.
     """
-    block = ProxyBlock(spec, defaults, store)
+    registry = CollectorRegistry()
+    block = ProxyBlock(spec, defaults, store, registry)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -129,8 +140,6 @@ def build_app(
         headers = {"Retry-After": "1"}
         return error_response(503, str(error), code="session_store_unavailable", headers=headers)
 
-    registry = CollectorRegistry()
-    block.active.register(registry)
     proof = Proof(spec.bind_address, management_key)
     routes = proof.guard([*block.routes(), *health_routes(block.not_ready, registry)], GENERATING)
     middleware = [

@@ -13,6 +13,7 @@ from proxy_block.context_window import ContextWindow, is_too_long, turn_tokens
 from proxy_block.master_client import Master, Reply, UpstreamRefused
 from proxy_block.session import Exchange, SeqNoPassed, Session, Turn
 from proxy_block.stores.interface import SessionStore
+from proxy_block.stores.patient_store import PatientStore
 from web import deadline
 from web.errors import ApiError
 
@@ -87,39 +88,48 @@ class Conversations:
         self._window = ContextWindow(master.upstream)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def answer(self, request: BlockRequest) -> Any:
-        """The reply's `data`. Raises UpstreamRefused, ApiError and StoreUnavailable."""
+    async def answer(self, request: BlockRequest, *, again: bool = False) -> Any:
+        """The reply's `data`. Raises UpstreamRefused, ApiError and StoreUnavailable.
+
+        `again`: the process that had this request is gone. A store that is gone is waited for.
+        """
+        store = PatientStore(self._store)
         try:
             async with asyncio.timeout(deadline.remaining_s(self._deadline_s)):
-                async with self._alone(request.session_id):
-                    return await self._answer(request)
+                async with self._alone(store, request, again):
+                    return await self._answer(store, request)
         except TimeoutError as error:
-            raise self._master.upstream.too_late() from error
+            if store.failure is not None:
+                raise store.failure from error
+            raise deadline.too_late(self._master.upstream.name, self._deadline_s) from error
 
     async def reset(self, session_id: str | None) -> int:
         """How many sessions there were; a request that runs will begin a new one."""
         return await self._store.reset(session_id)
 
     @contextlib.asynccontextmanager
-    async def _alone(self, session_id: str) -> AsyncIterator[None]:
+    async def _alone(
+        self, store: PatientStore, request: BlockRequest, again: bool
+    ) -> AsyncIterator[None]:
         """In this process first, in order of arrival, then among those that share the store."""
+        session_id = request.session_id
         async with (
             self._locks.setdefault(session_id, asyncio.Lock()),
-            self._store.lease(session_id),
+            store.lease(session_id, request.seq_no, again=again),
         ):
             yield
 
-    async def _answer(self, request: BlockRequest) -> Any:
+    async def _answer(self, store: PatientStore, request: BlockRequest) -> Any:
         """Everything is recorded when the last question is answered, nothing before."""
-        session = await self._store.read(request.session_id)
+        session = await store.read(request.session_id)
         if _is_passed(session, request.seq_no):
             return _recorded(session, request.seq_no)
         chat = Chat(session, self._master, self._window)
         answer = await self._ask_all(request.asked, chat)
         try:
-            await self._store.record(request.session_id, chat.exchange(request.seq_no, answer))
+            await store.record(request.session_id, chat.exchange(request.seq_no, answer))
         except SeqNoPassed:
-            return _recorded(await self._store.read(request.session_id), request.seq_no)
+            return _recorded(await store.read(request.session_id), request.seq_no)
         return answer
 
     async def _ask_all(self, asked: Input, chat: Chat) -> Any:

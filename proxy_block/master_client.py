@@ -11,6 +11,7 @@ from proxy_block.block_request import Question
 from proxy_block.generation_config import openai_parameters
 from proxy_block.session import Turn
 from web.answer import Answer
+from web.carry import Carrier
 from web.errors import ApiError
 from web.upstream import Upstream
 
@@ -36,8 +37,11 @@ class Reply:
 class Master:
     """`defaults` is the block's generation_config, checked."""
 
-    def __init__(self, spec: ProxySpec, defaults: Mapping[str, Any], upstream: Upstream) -> None:
+    def __init__(
+        self, spec: ProxySpec, defaults: Mapping[str, Any], upstream: Upstream, carrier: Carrier
+    ) -> None:
         self._spec, self._defaults, self.upstream = spec, defaults, upstream
+        self._carrier = carrier
 
     def config(self, question: Question) -> dict[str, Any]:
         """The question's generation_config with the block's where it says nothing."""
@@ -52,7 +56,7 @@ class Master:
             "messages": self._messages(question.message, system_message, turns),
             **openai_parameters(self.config(question)),
         }
-        answer = await self.upstream.ask(CHAT_PATH, document)
+        answer = await self._carrier.ask(self.upstream, CHAT_PATH, document)
         if answer.status != 200:
             raise UpstreamRefused(answer)
         completion = answer.document()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from web.errors import error_response
+from web.errors import ApiError, error_response
 
 HEADER = "X-Request-Timeout"
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
@@ -42,6 +42,12 @@ def remaining_s(limit_s: float) -> float:
     if deadline is None:
         return limit_s
     return max(0.0, min(limit_s, deadline.at - time.monotonic()))
+
+
+def too_late(who: str, limit_s: float) -> ApiError:
+    """What a request gets that `who` did not finish within them."""
+    message = f"{who} did not finish within {allowed_s(limit_s):g} s, the request deadline"
+    return ApiError(504, message, code="deadline_exceeded")
 
 
 class DeadlineMiddleware:

@@ -73,6 +73,14 @@ def error_body(
     return {"error": error}
 
 
+def status_of(body: Mapping[str, Any]) -> int:
+    """The status of an error that came as the last event of a stream, as far as its body tells."""
+    kind = body["error"].get("type")
+    if kind == "invalid_request_error":
+        return 400
+    return next((status for status, name in _TYPES.items() if name == kind), 500)
+
+
 def error_response(
     status: int,
     message: str,

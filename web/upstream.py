@@ -1,21 +1,18 @@
-"""The tier behind this one, asked over HTTP; what it streams is passed on as it comes.
-
-A request that has delivered nothing is sent once more when the upstream dies under it, after
-waiting for its return; one that has delivered something ends with an error that says so. That a
-stream's headers have been passed on changes neither.
-"""
+"""The tier behind this one, asked over HTTP, each request once; web.carry asks again."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from functools import partial
+import math
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
 from web import deadline as request_deadline
-from web.answer import Answer, Opening, UpstreamError, or_another, unavailable
+from web.answer import Answer, UpstreamError
 from web.errors import ApiError
 from web.events import ADMITTED, Events, whole_events
 from web.request_id import HEADER, current_request_id
@@ -32,14 +29,13 @@ _PASSED_ON = ("content-type", "retry-after", "cache-control")
 
 
 class Upstream:
-    """`name` is what errors call it; `patience_s` how long a failed request waits for its return.
+    """`name` is what errors call it; a request may take `deadline_s`."""
 
-    With `patience_s` 0 nothing is sent twice.
-    """
-
-    def __init__(self, name: str, url: str, *, deadline_s: float, patience_s: float = 0.0) -> None:
-        self.name, self.url = name, url
-        self._deadline_s, self._patience_s = deadline_s, patience_s
+    def __init__(self, name: str, url: str, *, deadline_s: float) -> None:
+        self.name, self.url, self.deadline_s = name, url, deadline_s
+        self._reason = ""
+        self._asked_at = -math.inf
+        self._asking: asyncio.Task[str] | None = None
         self._connections = httpx.AsyncClient(
             base_url=url,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
@@ -51,6 +47,12 @@ class Upstream:
     async def close(self) -> None:
         """Whoever still asks, or asks again, is told that it cannot be reached."""
         await self._connections.aclose()
+        if self._asking is not None:
+            await self._asking  # ends with its connection; others may wait for it too
+
+    @property
+    def who(self) -> str:
+        return f"{self.name} at {self.url}"
 
     @property
     def _client(self) -> httpx.AsyncClient:
@@ -58,24 +60,38 @@ class Upstream:
             raise httpx.ConnectError("it is no longer one of the addresses")
         return self._connections
 
-    async def ready(self) -> str:
-        """Why it does not serve, in one sentence; "" when it does."""
-        return (await self._readiness())[0]
+    async def ready(self, max_age_s: float = 0.0) -> str:
+        """Why it does not serve, in one sentence; "" when it does.
 
-    async def _readiness(self) -> tuple[str, bool]:
-        """What `ready` says, and whether that is the end: no waiting will change it."""
+        An answer of up to `max_age_s` ago will do.
+        """
+        if time.monotonic() - self._asked_at < max_age_s:
+            return self._reason
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_readiness())
+        # Whoever else waits for the same answer is not cancelled with this one.
+        return await asyncio.shield(self._asking)
+
+    async def _ask_readiness(self) -> str:
+        try:
+            self._reason = await self._readiness()
+            self._asked_at = time.monotonic()
+            return self._reason
+        finally:
+            self._asking = None
+
+    async def _readiness(self) -> str:
         try:
             answer = await self._client.get("/readyz", timeout=READY_TIMEOUT_S)
         except httpx.HTTPError as error:
-            return f"{self.name} at {self.url} does not answer: {_reason(error)}", False
+            return f"{self.who} does not answer: {_reason(error)}"
         if answer.is_success:
-            return "", False
+            return ""
         try:
-            document = answer.json()
-            reason, failed = str(document["reason"]), document.get("state") == "failed"
-        except (ValueError, KeyError, TypeError, AttributeError):
-            reason, failed = f"HTTP {answer.status_code}", False
-        return f"{self.name} is not ready: {reason}", failed
+            reason = str(answer.json()["reason"])
+        except (ValueError, KeyError, TypeError):
+            reason = f"HTTP {answer.status_code}"
+        return f"{self.name} is not ready: {reason}"
 
     async def get(self, path: str) -> dict[str, Any]:
         """A JSON object by GET; raises ApiError: 404 where there is none, 502 and 503."""
@@ -108,80 +124,36 @@ class Upstream:
             if not begun:
                 raise self._unreachable(error) from error
 
-    async def ask(self, path: str, document: dict[str, Any]) -> Answer:
-        """POST `document`. The upstream's own errors come back as an Answer with their status.
+    async def ask(
+        self, path: str, document: dict[str, Any], headers: Mapping[str, str], deadline: float
+    ) -> Answer:
+        """POST `document`, once. The upstream's own errors are an Answer with their status.
 
-        Raises UpstreamError (502 and 503) and ApiError 504 when the deadline passes, this tier's
-        or the client's own.
+        `deadline` is in the event loop's time; the upstream is told, whoever asks keeps it. Raises
+        UpstreamError (502 and 503), as the answer's events do; the first of those is ADMITTED.
         """
-        allowed = request_deadline.remaining_s(self._deadline_s)
-        deadline = asyncio.get_running_loop().time() + allowed
+        left = deadline - asyncio.get_running_loop().time()
         # Compact: what was within a limit at this tier is within the same one at the next.
         content = json.dumps(
             document, ensure_ascii=False, allow_nan=False, separators=(",", ":")
         ).encode()
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await self._ask_patiently(path, content, deadline)
-        except TimeoutError as error:
-            raise self.too_late() from error
-
-    async def _ask_patiently(self, path: str, content: bytes, deadline: float) -> Answer:
-        failure: UpstreamError | None = None
-        try:
-            answer = await self._ask_once(path, content, deadline)
-        except UpstreamError as error:
-            failure = error
-        else:
-            if answer.status != httpx.codes.SERVICE_UNAVAILABLE:
-                if not self._patience_s:
-                    return answer
-                return or_another(answer, partial(self._again, path, content, deadline), self.name)
-        if self._patience_s and await self._returned():
-            return await self._ask_once(path, content, deadline)
-        if failure is not None:
-            raise failure
-        return answer
-
-    async def _again(
-        self, path: str, content: bytes, deadline: float, failure: UpstreamError
-    ) -> Answer:
-        if await self._returned():
-            return await self._ask_once(path, content, deadline)
-        raise failure
-
-    async def _returned(self) -> bool:
-        """True as soon as the upstream is ready, False after `patience_s` or in its end state."""
-        try:
-            async with asyncio.timeout(self._patience_s):
-                while True:
-                    reason, failed = await self._readiness()
-                    if failed or not reason:
-                        return not failed
-                    await asyncio.sleep(READY_POLL_S)
-        except TimeoutError:
-            return False
-
-    async def _ask_once(self, path: str, content: bytes, deadline: float) -> Answer:
-        left = deadline - asyncio.get_running_loop().time()
-        headers = {
+        sent = {
             "Content-Type": "application/json",
             HEADER: current_request_id() or "",
             request_deadline.HEADER: f"{max(left, 0.001):.3f}",
+            **headers,
         }
         try:
-            request = self._client.build_request("POST", path, content=content, headers=headers)
+            request = self._client.build_request("POST", path, content=content, headers=sent)
             response = await self._client.send(request, stream=True)
-        except httpx.HTTPError as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._unreachable(error) from error
+        except httpx.HTTPError as error:
+            raise self._broke_off(error) from error
         if response.headers.get("content-type", "").startswith(EVENT_STREAM):
+            events = self._events(response)
             return Answer(
-                response.status_code,
-                _headers(response),
-                events=self._delivered(response),
-                close=response.aclose,
-                deadline=deadline,
-                too_late=self.too_late(),
+                response.status_code, _headers(response), events=events, close=response.aclose
             )
         try:
             return _whole(response, await response.aread())
@@ -190,48 +162,30 @@ class Upstream:
         finally:
             await response.aclose()
 
-    async def _delivered(self, response: httpx.Response) -> Events:
-        """The answer's events; the first item is ADMITTED.
+    async def returned(self) -> None:
+        """Ends as soon as it serves."""
+        while True:
+            if not await self.ready(READY_POLL_S):
+                return
+            await asyncio.sleep(READY_POLL_S)
 
-        Who waits for the upstream's return is also told of a 503 that came too late for a status.
-        """
+    async def _events(self, response: httpx.Response) -> Events:
         yield ADMITTED
-        opening = Opening()
         try:
             async for events in whole_events(response.aiter_raw()):
-                waits = bool(self._patience_s) and not opening.over
-                passed = opening.push(events)
-                if waits and opening.over and (refusal := unavailable(events)):
-                    raise refusal
-                if passed:
-                    yield passed
+                yield events
         except httpx.HTTPError as error:
-            failure = self._died() if opening.over else self._broke_off(error)
-            raise failure from error
-        if held := opening.end():
-            yield held
+            raise self._broke_off(error) from error
 
     def _unreachable(self, error: httpx.HTTPError) -> UpstreamError:
-        message = f"{self.name} at {self.url} cannot be reached: {_reason(error)}"
+        message = f"{self.who} cannot be reached: {_reason(error)}"
         return UpstreamError(
             503, message, code="upstream_unreachable", headers={"Retry-After": "1"}
         )
 
-    def _died(self) -> UpstreamError:
-        who = f"{self.name} at {self.url}"
-        message = f"{who} died while it answered; what came until here is cut"
-        died = UpstreamError(502, message, code="upstream_died_mid_stream")
-        died.delivered = True
-        return died
-
     def _broke_off(self, error: httpx.HTTPError) -> UpstreamError:
-        message = f"{self.name} at {self.url} broke off before it answered: {_reason(error)}"
-        return UpstreamError(502, message, code="upstream_broke_off")
-
-    def too_late(self) -> ApiError:
-        allowed = request_deadline.allowed_s(self._deadline_s)
-        message = f"{self.name} did not finish within {allowed:g} s, the request deadline"
-        return ApiError(504, message, code="deadline_exceeded")
+        message = f"{self.who} broke off before it answered: {_reason(error)}"
+        return UpstreamError(502, message, at_work=True, code="upstream_broke_off")
 
 
 def _whole(response: httpx.Response, content: bytes) -> Answer:

@@ -10,6 +10,7 @@ import httpx
 
 from contract.specs import BlockSpec
 from inference_server.blocks.replica import Replica
+from web.answer import UpstreamError
 from web.errors import ApiError
 from web.remembered import Remembered
 
@@ -19,7 +20,7 @@ class Block:
 
     def __init__(self, spec: BlockSpec, deadline_s: float) -> None:
         self.spec = spec
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self._replicas: dict[str, Replica] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self.gone = False
@@ -45,7 +46,7 @@ class Block:
         self.spec = spec
         urls = spec.replica_urls or ((spec.url,) if spec.url else ())
         kept = {
-            url: self._replicas.get(url) or Replica(self.block_id, url, self._deadline_s)
+            url: self._replicas.get(url) or Replica(self.block_id, url, self.deadline_s)
             for url in urls
         }
         for url in self._replicas.keys() - kept.keys():
@@ -82,12 +83,12 @@ class Block:
     def choose(self, affinity: str, tried: Collection[Replica]) -> Replica:
         """The least loaded replica, if possible none of `tried`; `affinity` decides between equals.
 
-        Raises ApiError 503 where there is none.
+        Raises UpstreamError 503 where there is none.
         """
         left = [one for one in self.replicas if one not in tried] or self.replicas
         if not left:
             message = f"block {self.block_id} has no replica that is ready"
-            raise ApiError(503, message, code="no_replica", headers={"Retry-After": "1"})
+            raise UpstreamError(503, message, code="no_replica", headers={"Retry-After": "1"})
         in_turn = [one for one in left if not one.avoided] or left
         return min(in_turn, key=lambda one: (one.in_flight, one.rank(affinity)))
 

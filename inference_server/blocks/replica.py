@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import time
 
 from web.upstream import Upstream
@@ -21,9 +20,6 @@ class Replica:
         self.upstream = Upstream(f"block {block_id}", url, deadline_s=deadline_s)
         self.in_flight = 0
         self._avoided_until = 0.0
-        self._reason = ""
-        self._asked_at = -math.inf
-        self._asking: asyncio.Task[str] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -46,22 +42,10 @@ class Replica:
 
     async def not_ready(self, max_age_s: float = 0.0) -> str:
         """Why it does not serve, "" when it does; an answer of up to `max_age_s` ago will do."""
-        if time.monotonic() - self._asked_at < max_age_s:
-            return self._reason
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask_readiness())
-        # Whoever else waits for the same answer is not cancelled with this one.
-        return await asyncio.shield(self._asking)
-
-    async def _ask_readiness(self) -> str:
-        try:
-            self._reason = await self.upstream.ready()
-            self._asked_at = time.monotonic()
-            if not self._reason:
-                self._avoided_until = 0.0
-            return self._reason
-        finally:
-            self._asking = None
+        reason = await self.upstream.ready(max_age_s)
+        if not reason:
+            self._avoided_until = 0.0
+        return reason
 
     async def retire(self) -> None:
         """Close its connections when the last request in flight has ended."""
@@ -70,8 +54,6 @@ class Replica:
 
     async def close(self) -> None:
         await self.upstream.close()
-        if self._asking is not None:
-            await self._asking  # ends with its connection; others may wait for it too
 
     def rank(self, affinity: str) -> bytes:
         """Rendezvous hashing: equal `affinity` orders the same replicas in the same way."""

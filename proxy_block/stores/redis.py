@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import LockNotOwnedError, RedisError
+from redis.exceptions import RedisError
 
 from contract.specs import SessionsSpec
 from proxy_block.session import Exchange, Session, from_text
-from proxy_block.stores.interface import StoreUnavailable
+from proxy_block.stores.interface import SessionUnreadable, StoreUnavailable
 
 ANSWER_TIMEOUT_S = 2.0
 # Who finds all connections in use waits for one.
@@ -26,6 +25,17 @@ LEASE_S = 10.0
 # Between processes only: within one, requests of a session wait for one another without polling.
 POLL_S = 0.02
 _RESET_BATCH = 500
+# A lease is free, or held with a value that begins with ARGV[2]: of the same seq_no, or one's own.
+# That of a server which forgot it is had again.
+_HOLD = """
+local held = redis.call('GET', KEYS[1])
+if held and string.sub(held, 1, #ARGV[2]) ~= ARGV[2] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+return 1
+"""
+_RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
 # A session is one value, written when it still is what was read. A retry after a lost reply finds
 # it changed.
 _REPLACE = """
@@ -57,6 +67,8 @@ class RedisStore:
         except ValueError as error:
             raise StoreUnavailable(f"sessions.url = {spec.url!r}: {error}") from error
         self._replace = self._client.register_script(_REPLACE)
+        self._hold = self._client.register_script(_HOLD)
+        self._release = self._client.register_script(_RELEASE)
 
     async def not_ready(self) -> str:
         try:
@@ -92,23 +104,41 @@ class RedisStore:
             )
 
     @contextlib.asynccontextmanager
-    async def lease(self, session_id: str) -> AsyncIterator[None]:
+    async def lease(
+        self, session_id: str, seq_no: int, *, again: bool = False
+    ) -> AsyncIterator[None]:
         """A lock that is renewed as long as it is held.
 
-        Who loses it all the same, stopped for longer than it lasts, is caught by the seq_no when it
-        records.
+        Who loses it all the same, stopped for longer than it lasts or taken for dead, is caught by
+        the seq_no when it records.
         """
-        name = f"{self._prefix}lock:{session_id}"
-        lock = self._client.lock(name, LEASE_S, sleep=POLL_S, thread_local=False)
+        name, of_seq_no = f"{self._prefix}lock:{session_id}", f"{seq_no}:"
+        own = of_seq_no + secrets.token_hex(16)
         with self._failures():
-            await lock.acquire()
-        renewing = asyncio.create_task(_renew(lock))
+            while True:
+                if await self._held(name, own, of_seq_no if again else own):
+                    break
+                await asyncio.sleep(POLL_S)
+        renewing = asyncio.create_task(self._renew(name, own))
         try:
             yield
         finally:
             renewing.cancel()
             with contextlib.suppress(RedisError, OSError):
-                await lock.release()
+                await self._release([name], [own])
+
+    async def _held(self, name: str, own: str, passed_over: str) -> bool:
+        return bool(await self._hold([name], [own, passed_over, int(LEASE_S * 1000)]))
+
+    async def _renew(self, name: str, own: str) -> None:
+        while True:
+            await asyncio.sleep(LEASE_S / 3)
+            try:
+                if not await self._held(name, own, own):
+                    log.warning("a session's lease was lost while its request ran")
+                    return
+            except (RedisError, OSError) as error:
+                log.warning("a session's lease could not be renewed: %s", error)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -120,18 +150,8 @@ class RedisStore:
     def _failures(self) -> Iterator[None]:
         try:
             yield
-        except (RedisError, OSError, ValueError) as error:
+        except (RedisError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise StoreUnavailable(f"the session store {self._spec.url}: {reason}") from error
-
-
-async def _renew(lock: Lock) -> Any:
-    while True:
-        await asyncio.sleep(LEASE_S / 3)
-        try:
-            await lock.reacquire()
-        except LockNotOwnedError:
-            log.warning("a session's lease was lost while its request ran")
-            return
-        except (RedisError, OSError) as error:
-            log.warning("a session's lease could not be renewed: %s", error)
+        except ValueError as error:
+            raise SessionUnreadable(f"the session store {self._spec.url}: {error}") from error

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from contract.specs import SessionsSpec
 from proxy_block.session import Exchange, Session, from_text
-from proxy_block.stores.interface import StoreUnavailable
+from proxy_block.stores.interface import SessionUnreadable, StoreUnavailable
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS session_record (
@@ -63,7 +63,13 @@ class SqliteStore:
             lambda: self._database.execute(statement, (session_id,)).rowcount
         )
 
-    def lease(self, _session_id: str) -> AbstractAsyncContextManager[None]:
+    def lease(
+        self,
+        _session_id: str,
+        _seq_no: int,
+        *,
+        again: bool = False,  # noqa: ARG002 (the name)
+    ) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 
     async def close(self) -> None:
@@ -74,8 +80,10 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._thread, work)
-        except (sqlite3.Error, ValueError) as error:
+        except sqlite3.Error as error:
             raise StoreUnavailable(f"the session store {self._spec.path}: {error}") from error
+        except ValueError as error:
+            raise SessionUnreadable(f"the session store {self._spec.path}: {error}") from error
 
     def _read(self, session_id: str) -> Session:
         row = self._database.execute(

@@ -34,16 +34,28 @@ class Tiers:
         process = TierProcess("proxy_block", proxy, self.folder, comment_s=comment_s)
         return self._stack.enter_context(process)
 
+    def entered(self, process: TierProcess) -> TierProcess:
+        """`process`, which ends with the others."""
+        return self._stack.enter_context(process)
+
     def server(
         self,
         *blocks: BlockSpec,
         options: tuple[str, ...] = (),
         comment_s: float | None = None,
+        patience_s: float | None = None,
         **spec: Any,
     ) -> TierProcess:
+        """`patience_s` as in TierProcess."""
         server = InferenceServerSpec(DEPLOYMENT, blocks, **spec)
         process = TierProcess(
-            "inference_server", server, self.folder, None, *options, comment_s=comment_s
+            "inference_server",
+            server,
+            self.folder,
+            None,
+            *options,
+            comment_s=comment_s,
+            patience_s=patience_s,
         )
         return self._stack.enter_context(process)
 

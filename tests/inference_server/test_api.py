@@ -59,7 +59,7 @@ def server(
     with TierProcess("proxy_block", proxy_spec, folder) as proxy:
         dead = BlockSpec("dead-block", f"http://127.0.0.1:{free_ports(1)[0]}")
         spec = InferenceServerSpec(DEPLOYMENT, (BlockSpec(BLOCK, proxy.url), dead))
-        with TierProcess("inference_server", spec, folder) as server:
+        with TierProcess("inference_server", spec, folder, patience_s=1) as server:
             yield server
 
 

@@ -110,7 +110,9 @@ def test_a_failure_after_the_headers_is_an_event_and_in_the_log(
 ) -> None:
     lone = tiers.proxy("lone")
     log = str(tiers.folder / "lone-log.sqlite3")
-    server = tiers.server(BlockSpec("lone", lone.url), comment_s=0.3, request_log_path=log)
+    server = tiers.server(
+        BlockSpec("lone", lone.url), comment_s=0.3, request_log_path=log, request_deadline_s=4
+    )
     url = f"{server.url}/v1/chat/completions"
     asked = {**body("be late"), "model": "lone"}
     with httpx.stream("POST", url, json=asked, timeout=30) as answer:
@@ -118,10 +120,10 @@ def test_a_failure_after_the_headers_is_an_event_and_in_the_log(
         lone.process.kill()
         lines = [line for line in answer.iter_lines() if line and line != OWN]
     error = json.loads(lines[-1].removeprefix("data: "))["error"]
-    assert error["code"] == "upstream_unreachable"
+    assert error["code"] == "deadline_exceeded"
     assert error["request_id"] == answer.headers["x-request-id"]
     row = logged(server, answer)
-    assert (row["outcome"], row["code"]) == ("failed", "upstream_unreachable")
+    assert (row["outcome"], row["code"]) == ("failed", "deadline_exceeded")
     assert (row["completion_tokens"], row["first_s"]) == (0, None)
 
 

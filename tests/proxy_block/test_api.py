@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from contract.carry import MOST_FRUITLESS
 from contract.specs import ProxySpec
 from tests.waiting import wait_for
 from tests.web.small_upstream import DEPLOYMENT, MODEL, SmallUpstream
@@ -73,7 +74,7 @@ def test_a_client_that_leaves_a_silent_stream_is_gone_upstream(
 
 
 @pytest.mark.parametrize(("text", "stream"), [("die once", False), ("die in the role", True)])
-def test_what_delivered_nothing_is_sent_once_more(
+def test_what_delivered_nothing_is_sent_again(
     proxy: TierProcess, upstream: SmallUpstream, text: str, stream: bool
 ) -> None:
     answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=chat(text, stream=stream))
@@ -82,11 +83,13 @@ def test_what_delivered_nothing_is_sent_once_more(
     assert len(upstream.requests) == 2
 
 
-def test_it_is_sent_twice_at_most(proxy: TierProcess, upstream: SmallUpstream) -> None:
+def test_it_is_not_sent_for_ever(proxy: TierProcess, upstream: SmallUpstream) -> None:
     answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=chat("die"), timeout=20)
     assert answer.status_code == 502
     assert "rank master" in answer.json()["error"]["message"]
-    assert len(upstream.requests) == 2
+    assert len(upstream.requests) == 1 + MOST_FRUITLESS
+    metrics = httpx.get(f"{proxy.url}/metrics").text
+    assert 'request_carries_total{outcome="given_up"} 1.0' in metrics
 
 
 def test_a_master_that_returns_serves_what_waited(
@@ -106,7 +109,9 @@ def test_a_master_that_returns_serves_what_waited(
     assert answers[0].status_code == 200
 
 
-def test_a_stream_cut_in_the_middle_says_so(proxy: TierProcess, upstream: SmallUpstream) -> None:
+def test_a_stream_of_an_engine_without_ids_that_is_cut_in_the_middle_says_so(
+    proxy: TierProcess, upstream: SmallUpstream
+) -> None:
     body = chat("die in the middle", stream=True)
     with httpx.stream("POST", f"{proxy.url}/v1/chat/completions", json=body) as answer:
         lines = events(answer)

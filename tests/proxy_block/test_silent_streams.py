@@ -12,6 +12,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from contract.carry import MOST_FRUITLESS
 from contract.specs import ProxySpec
 from tests.waiting import wait_for
 from tests.web.small_upstream import SILENT_S, SmallUpstream
@@ -19,7 +20,7 @@ from tests.web.tier_process import TierProcess
 from web.events import COMMENT
 
 OWN = COMMENT.decode().strip()
-DEADLINE_S = 5.0
+DEADLINE_S = 12.0
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_the_openai_client_reads_through_comments(proxy: TierProcess) -> None:
             assert read == "".join(f"piece {number} " for number in range(5))
 
 
-def test_a_death_after_the_headers_is_asked_once_more(
+def test_a_death_after_the_headers_is_asked_again(
     proxy: TierProcess, upstream: SmallUpstream
 ) -> None:
     said = [line for _, line in lines(proxy, "die late")]
@@ -80,11 +81,11 @@ def test_a_death_after_the_headers_is_asked_once_more(
     assert sum("assistant" in line for line in said) == 1
 
 
-def test_a_503_after_the_headers_is_asked_once_more_and_then_told(
+def test_a_503_after_the_headers_is_asked_again_and_then_told(
     proxy: TierProcess, upstream: SmallUpstream
 ) -> None:
     last = lines(proxy, "fail late")[-1][1]
-    assert len(upstream.requests) == 2
+    assert len(upstream.requests) == 1 + MOST_FRUITLESS
     error = {"message": "gone", "type": "service_unavailable_error", "code": "not_serving"}
     assert json.loads(last.removeprefix("data: ")) == {"error": error}
 

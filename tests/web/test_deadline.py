@@ -6,8 +6,10 @@ import asyncio
 import time
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from tests.web.small_upstream import SmallUpstream
+from web.carry import Carrier
 from web.deadline import HEADER, DeadlineMiddleware, allowed_s, remaining_s
 from web.upstream import Upstream
 
@@ -48,7 +50,8 @@ def test_what_is_no_number_of_seconds_never_gets_to_the_application(value: str) 
 def test_what_is_left_is_sent_on() -> None:
     async def run(upstream: SmallUpstream) -> None:
         asked = Upstream("the upstream", upstream.url, deadline_s=7.0)
-        await asked.ask("/v1/completions", {"model": "m", "prompt": "x"})
+        document = {"model": "m", "prompt": "x"}
+        await Carrier(CollectorRegistry()).ask(asked, "/v1/completions", document)
         await asked.close()
 
     with SmallUpstream() as upstream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from tests.waiting import free_ports, wait_for
 STARTUP_S = 60
 
 
-# As `python -m MODULE`, with another interval of the comments in its streams.
-_WITH_COMMENTS = """
-import runpy, sys, web.events
-web.events.COMMENT_S = float(sys.argv.pop(1))
+# As `python -m MODULE`, with other values of MODULE.NAME.
+_WITH_VALUES = """
+import importlib, json, runpy, sys
+for place, value in json.loads(sys.argv.pop(1)).items():
+    module, _, name = place.rpartition(".")
+    setattr(importlib.import_module(module), name, value)
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 
@@ -30,7 +33,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 class TierProcess:
     """`python -m MODULE --spec FILE OPTIONS`; the spec gets a free port unless given one.
 
-    `comment_s` replaces web.events.COMMENT_S.
+    `comment_s` replaces web.events.COMMENT_S, `patience_s` web.carried_request.PATIENCE_S.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class TierProcess:
         port: int | None = None,
         *options: str,
         comment_s: float | None = None,
+        patience_s: float | None = None,
     ) -> None:
         self.port = port or free_ports(1)[0]
         address = spec.bind_address or "127.0.0.1"
@@ -50,8 +54,9 @@ class TierProcess:
         file.write_text(render(spec))
         self._errors = (folder / f"{module}-{self.port}.log").open("w+")
         started = ["-m", module]
-        if comment_s is not None:
-            started = ["-c", _WITH_COMMENTS, str(comment_s), module]
+        values = {"web.events.COMMENT_S": comment_s, "web.carried_request.PATIENCE_S": patience_s}
+        if given := {name: value for name, value in values.items() if value is not None}:
+            started = ["-c", _WITH_VALUES, json.dumps(given), module]
         command = [sys.executable, *started, "--spec", str(file), *options]
         self.process = subprocess.Popen(command, stderr=self._errors, preexec_fn=die_with_parent())
 

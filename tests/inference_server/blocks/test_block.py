@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -107,18 +108,25 @@ def test_one_that_drains_is_passed_over(server: TierProcess, replicas: list[Tier
         assert len(streams) == 2
 
 
-def test_when_none_is_left_the_error_says_so_and_one_that_returns_is_used(
-    server: TierProcess, replicas: list[TierProcess], tiers: Tiers
+def test_when_none_is_left_one_that_returns_is_waited_for(
+    tiers: Tiers, replicas: list[TierProcess]
 ) -> None:
+    urls = tuple(one.url for one in replicas)
+    server = tiers.server(BlockSpec(BLOCK, "", replica_urls=urls), patience_s=3)
     for one in replicas:
         one.process.kill()
         one.process.wait()
     answer = chat(server)
     assert answer.status_code == 503
     assert f"block {BLOCK} at " in answer.json()["error"]["message"]
+    assert answer.headers["retry-after"] == "1"
     again = TierProcess("proxy_block", tiers.proxy_spec(BLOCK), tiers.folder, replicas[0].port)
-    with again:
-        assert chat(server).status_code == 200
+    with ThreadPoolExecutor(2) as threads:
+        question = {"session_id": "s", "seq_no": 1, "data": {"message": "x"}, "model": BLOCK}
+        asked = threads.submit(httpx.post, f"{server.url}/v1/infer", json=question, timeout=30)
+        waiting = threads.submit(chat, server)
+        with again:
+            assert [one.result().status_code for one in (waiting, asked)] == [200, 200]
 
 
 def test_a_cache_key_keeps_to_one_replica(server: TierProcess, replicas: list[TierProcess]) -> None:

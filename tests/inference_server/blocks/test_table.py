@@ -75,7 +75,7 @@ def test_who_asks_a_replica_that_goes_is_told_so() -> None:
             await replica.close()
             assert all(await asyncio.gather(*asking))
         assert "no longer" in await replica.not_ready()
-        for ask in (replica.upstream.get("/x"), replica.upstream.ask("/x", {})):
+        for ask in (replica.upstream.get("/x"), replica.upstream.ask("/x", {}, {}, 0.0)):
             with pytest.raises(ApiError, match="cannot be reached") as raised:
                 await ask
             assert raised.value.status == 503

@@ -25,7 +25,7 @@ def server(tiers: Tiers) -> TierProcess:
         proxy = tiers.proxy(name, labels=labels)
         rows.append(BlockSpec(name, proxy.url, "model.pytorch-runner:1.0.0-stable", labels))
     log = str(tiers.folder / "requests.sqlite3")
-    return tiers.server(*rows, request_log_path=log, log_texts=True)
+    return tiers.server(*rows, request_log_path=log, log_texts=True, patience_s=1)
 
 
 def infer(

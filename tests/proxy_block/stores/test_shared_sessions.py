@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from contract.carry import AGAIN_HEADER
 from contract.specs import ProxySpec, SessionsSpec
+from proxy_block.stores.redis import LEASE_S
 from tests.programs import needs
 from tests.proxy_block.stores.redis_server import RedisServer
 from tests.waiting import wait_for
@@ -48,9 +50,11 @@ def replica(spec: ProxySpec, folder: Path, password: str = PASSWORD) -> TierProc
     return TierProcess("proxy_block", spec, folder, None, *options)
 
 
-def ask(proxy: TierProcess, message: str, seq_no: int, session_id: str = "s") -> httpx.Response:
-    body = {"session_id": session_id, "seq_no": seq_no, "data": {"message": message}}
-    return httpx.post(f"{proxy.url}/infer", json=body, timeout=30)
+def ask(
+    proxy: TierProcess, message: str, seq_no: int, headers: dict[str, str] | None = None
+) -> httpx.Response:
+    body = {"session_id": "s", "seq_no": seq_no, "data": {"message": message}}
+    return httpx.post(f"{proxy.url}/infer", json=body, headers=headers, timeout=30)
 
 
 def test_a_session_goes_on_at_another_replica(
@@ -102,15 +106,15 @@ def test_blocks_on_one_store_do_not_share_sessions(
 
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
-def test_a_lost_store_is_a_clear_503_and_no_half_written_turn(
+def test_a_store_that_stays_lost_is_a_clear_503_and_no_half_written_turn(
     replicas: list[TierProcess], redis_server: RedisServer, upstream: SmallUpstream, how: str
 ) -> None:
     proxy = replicas[0]
     ask(proxy, "one", 1)
     getattr(redis_server, how)()
     began = time.monotonic()
-    refused = ask(proxy, "two", 2)
-    assert time.monotonic() - began < 10
+    refused = ask(proxy, "two", 2, {"X-Request-Timeout": "5"})
+    assert 4 < time.monotonic() - began < 10
     assert refused.status_code == 503
     error = refused.json()["error"]
     assert error["code"] == "session_store_unavailable"
@@ -129,19 +133,32 @@ def test_a_lost_store_is_a_clear_503_and_no_half_written_turn(
     assert ask(proxy, "two", 2).json()["data"]["reply"] == "4 messages: two"
 
 
-def test_a_store_lost_while_a_request_runs_keeps_the_session_as_it_was(
-    replicas: list[TierProcess], redis_server: RedisServer, upstream: SmallUpstream
+@pytest.mark.parametrize("how", ["kill", "pause"])
+@pytest.mark.parametrize("lost", ["before", "meanwhile"])
+def test_a_turn_waits_for_a_store_that_comes_back(
+    replicas: list[TierProcess],
+    redis_server: RedisServer,
+    upstream: SmallUpstream,
+    how: str,
+    lost: str,
 ) -> None:
     ask(replicas[0], "one", 1)
-    with ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(2) as threads:
+        if lost == "before":
+            getattr(redis_server, how)()
         running = threads.submit(ask, replicas[0], "slow", 2)
-        wait_for(lambda: upstream.in_flight)
-        redis_server.kill()
-        assert running.result().status_code == 503
-    redis_server.start()
-    # The lease of the request that failed runs out by itself.
-    answer = ask(replicas[1], "two", 2)
-    assert answer.json()["data"]["reply"] == "4 messages: two"
+        if lost == "meanwhile":
+            wait_for(lambda: upstream.in_flight)
+            getattr(redis_server, how)()
+        # The same turn at another replica: answered once, recorded once.
+        other = threads.submit(ask, replicas[1], "slow", 2)
+        time.sleep(3)
+        assert not running.done()
+        redis_server.resume() if how == "pause" else redis_server.start()
+        assert running.result().json()["data"]["reply"] == "4 messages: slow"
+        assert other.result().text == running.result().text
+    assert len(upstream.requests) == 2
+    assert ask(replicas[1], "three", 3).json()["data"]["reply"] == "6 messages: three"
 
 
 def test_a_replica_that_dies_gives_its_session_to_the_other(
@@ -152,17 +169,46 @@ def test_a_replica_that_dies_gives_its_session_to_the_other(
         wait_for(lambda: upstream.in_flight)
         replicas[0].process.kill()
         assert isinstance(running.exception(), httpx.HTTPError)
-    assert ask(replicas[1], "instead", 1).json()["data"]["reply"] == "2 messages: instead"
+    # Who says that the one before is gone has not to wait until the lease runs out.
+    began = time.monotonic()
+    answer = ask(replicas[1], "instead", 1, {AGAIN_HEADER: "1"})
+    assert answer.json()["data"]["reply"] == "2 messages: instead"
+    assert time.monotonic() - began < LEASE_S / 2
+
+
+def test_one_that_was_taken_for_dead_records_nothing(
+    replicas: list[TierProcess], upstream: SmallUpstream
+) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(ask, replicas[0], "slow", 1)
+        wait_for(lambda: upstream.in_flight)
+        again = ask(replicas[1], "instead", 1, {AGAIN_HEADER: "1"})
+        # Both get the answer that was recorded.
+        assert running.result().text == again.text
+    assert ask(replicas[0], "two", 2).json()["data"]["reply"] == "4 messages: two"
+
+
+def test_another_turn_does_not_take_the_session_of_a_dead_one(
+    replicas: list[TierProcess], upstream: SmallUpstream
+) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(ask, replicas[0], "slow", 11)
+        wait_for(lambda: upstream.in_flight)
+        later = ask(replicas[1], "later", 111, {AGAIN_HEADER: "1"})
+        assert running.result().json()["data"]["reply"] == "2 messages: slow"
+    assert later.json()["data"]["reply"] == "4 messages: later"
 
 
 def test_a_proxy_starts_before_its_store(
     shared_spec: ProxySpec, redis_server: RedisServer, upstream: SmallUpstream, tmp_path: Path
 ) -> None:
     redis_server.kill()
-    with replica(shared_spec, tmp_path) as proxy:
-        assert ask(proxy, "one", 1).status_code == 503
+    with replica(shared_spec, tmp_path) as proxy, ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(ask, proxy, "one", 1)
+        time.sleep(1)
+        assert not waiting.done()
         redis_server.start()
-        assert ask(proxy, "one", 1).status_code == 200
+        assert waiting.result().status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from contract.specs import SessionsSpec
 from proxy_block.session import Exchange, SeqNoPassed, Session, Turn
-from proxy_block.stores.interface import SessionStore, StoreUnavailable
+from proxy_block.stores.interface import SessionStore, SessionUnreadable, StoreUnavailable
 from proxy_block.stores.redis import RedisStore
 from proxy_block.stores.sqlite import SqliteStore
 from tests.programs import needs
@@ -147,7 +147,7 @@ def test_a_lease_is_left_when_it_ends(open_store: Open) -> None:
     async def work(store: SessionStore) -> str:
         for _ in range(2):
             async with asyncio.timeout(2):
-                async with store.lease("s"), store.lease("another"):
+                async with store.lease("s", 1), store.lease("another", 1):
                     pass
         return await store.not_ready()
 
@@ -172,7 +172,7 @@ def test_two_processes_take_turns_with_a_session(redis_server: RedisServer) -> N
     order: list[str] = []
 
     async def hold(store: RedisStore, name: str, held: asyncio.Event) -> None:
-        async with store.lease("s"):
+        async with store.lease("s", 1):
             held.set()
             order.append(f"{name} begins")
             await asyncio.sleep(0.2)
@@ -201,17 +201,41 @@ def test_a_lease_outlasts_its_time_while_it_is_held_and_ends_with_a_dead_holder(
 
     async def work() -> None:
         holder, waiter = (RedisStore(spec, "renewed", PASSWORD) for _ in range(2))
-        async with holder.lease("s"):
+        async with holder.lease("s", 1):
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.8), waiter.lease("s"):
+                async with asyncio.timeout(0.8), waiter.lease("s", 1):
                     pass
         # A process that dies: the key stays, nobody renews it.
-        dead = holder._client.lock("splitstack:renewed:lock:s", 0.3)
-        assert await dead.acquire()
-        async with asyncio.timeout(2), waiter.lease("s"):
+        await holder._client.set("splitstack:renewed:lock:s", "1:dead", px=300)
+        async with asyncio.timeout(2), waiter.lease("s", 1):
             pass
         await holder.close()
         await waiter.close()
+
+    asyncio.run(work())
+
+
+@needs("redis-server")
+def test_a_lease_is_taken_over_by_the_same_seq_no_and_had_again_of_a_server_that_forgot_it(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("proxy_block.stores.redis.LEASE_S", 0.6)
+    spec = SessionsSpec(url=redis_server.url)
+
+    async def work() -> None:
+        holder, other = (RedisStore(spec, "taken", PASSWORD) for _ in range(2))
+        async with holder.lease("s", 7):
+            await holder._client.delete("splitstack:taken:lock:s")
+            await asyncio.sleep(0.4)
+            for seq_no, again in ((7, False), (8, True), (77, True)):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.1), other.lease("s", seq_no, again=again):
+                        pass
+            async with asyncio.timeout(0.5), other.lease("s", 7, again=True):
+                await asyncio.sleep(0.4)
+        assert "lease was lost" in caplog.text
+        await holder.close()
+        await other.close()
 
     asyncio.run(work())
 
@@ -237,7 +261,7 @@ def test_what_is_no_session_is_refused_until_it_is_reset(redis_server: RedisServ
     async def work() -> None:
         store = RedisStore(SessionsSpec(url=redis_server.url), "broken", PASSWORD)
         await store._client.set("splitstack:broken:session:s", "{")
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(SessionUnreadable):
             await store.read("s")
         assert await store.reset("s") == 1
         assert await store.read("s") == Session()
