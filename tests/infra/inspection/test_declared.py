@@ -48,7 +48,13 @@ def test_objects_of_both_clusters(tmp_path):
 
 def test_every_secret_that_a_stack_may_have_is_looked_for(tmp_path):
     found = {item.name for item in declared(tmp_path, "everything on") if item.kind == "Secret"}
-    assert found == {"small-ranks", "small-session-store", "small-inference-server"}
+    assert found == {
+        "small-ranks",
+        "small-session-store",
+        "small-inference-server",
+        "small-proxy-first",
+        "small-proxy-second",
+    }
 
 
 def test_a_second_run_finds_the_same_and_nothing_is_left_of_the_first(tmp_path):
