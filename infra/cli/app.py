@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -11,15 +12,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from infra.aios.import_block import import_block
 from infra.aios.import_split import import_split
 from infra.cli.chat import open_chat, run_chat
+from infra.local.fit import fit_to_plan
 from infra.local.log_reader import log_lines
 from infra.local.progress import Progress
 from infra.local.run import run_stack, start_detached, stop_stack
 from infra.local.state import find_folder, find_state
-from infra.local.status import read_status, render_status, show_live, watch_status
+from infra.local.status import read_status
+from infra.local.status_view import fit_text, render_status, show_live, terminal_width, watch_status
 from infra.plan.report import plan_to_json, render_plan
 from infra.plan.stack_plan import plan_stack
 from infra.stack.api_keys import make_api_key
@@ -31,12 +35,27 @@ from infra.stack.file import (
     require_clusters,
 )
 
+# What typer's parser raises; its own name for it depends on the version.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 STACKS = Path("stacks")
 
+
+class Commands(TyperGroup):
+    """Help that says each command's sentence whole, over several lines where it must."""
+
+    def format_commands(self, _context: Any, formatter: Any) -> None:
+        rows = [
+            (name, command.get_short_help_str(limit=sys.maxsize))
+            for name, command in self.commands.items()
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 app = typer.Typer(
-    no_args_is_help=True,
+    cls=Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -44,7 +63,12 @@ app = typer.Typer(
 Stack = Annotated[
     str, typer.Option("--stack", "-s", help="Stack: stacks/Pulumi.<stack>.yaml, or a file.")
 ]
-Running = Annotated[str, typer.Option("--stack", "-s", help="Stack or deployment name.")]
+Running = Annotated[
+    str,
+    typer.Option(
+        "--stack", "-s", help="Stack or deployment name; default: the one that runs here."
+    ),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Override a key under splitstack:deployment."),
@@ -58,14 +82,18 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def splitstack(
+    context: typer.Context,
     _version: Annotated[
         bool,
         typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
     ] = False,
 ) -> None:
     """Serve a language model that fits no single GPU."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(EXIT_USAGE)
 
 
 @app.command()
@@ -81,7 +109,7 @@ def up(
 
 @app.command()
 def down(
-    stack: Running,
+    stack: Running = "",
     now: Annotated[bool, typer.Option("--now", help="Drop the requests that run.")] = False,
 ) -> None:
     """End a stack that runs on this machine."""
@@ -91,7 +119,7 @@ def down(
 
 @app.command()
 def status(
-    stack: Running,
+    stack: Running = "",
     as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Live, with the pipeline.")] = False,
 ) -> None:
@@ -104,10 +132,13 @@ def status(
             raise
         raise typer.Exit(_show_cluster_status(stack_file, as_json, watch)) from None
     if watch:
-        watch_status(lambda: find_state(stack)[1])
+        watch_status(lambda: read_status(find_state(stack)[1]))
         raise typer.Exit
     found = read_status(state)
-    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else render_status(found))
+    text = (
+        json.dumps(found.to_json(), indent=2) if as_json else render_status(found, terminal_width())
+    )
+    typer.echo(text)
     raise typer.Exit(0 if found.phase == "ready" else 1)
 
 
@@ -119,16 +150,21 @@ def _show_cluster_status(stack_file: StackFile, as_json: bool, watch: bool) -> i
         return read_cluster_status(stack_file.stack, stack_file.deployment)
 
     if watch:
-        show_live(lambda: render_cluster_status(read()))
+        show_live(
+            lambda width, height: fit_text(render_cluster_status(read(), width), width, height)
+        )
         return 0
     found = read()
-    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else render_cluster_status(found))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        typer.echo(render_cluster_status(found, terminal_width()))
     return 0 if found.ready else 1
 
 
 @app.command()
 def logs(
-    stack: Running,
+    stack: Running = "",
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[PROCESS]...", help="As status names them.")
     ] = None,
@@ -152,9 +188,7 @@ def logs(
 
 @app.command()
 def chat(
-    stack: Annotated[
-        str, typer.Option("--stack", "-s", help="Stack or deployment name, running here.")
-    ] = "",
+    stack: Running = "",
     url: Annotated[str, typer.Option(help="An inference server elsewhere, instead of -s.")] = "",
     model: Annotated[str, typer.Option(help="Block to talk to; default: the first.")] = "",
     system: Annotated[str, typer.Option(help="System message.")] = "",
@@ -165,8 +199,8 @@ def chat(
     key: Annotated[str, typer.Option(envvar="SPLITSTACK_API_KEY", help="API key.")] = "",
 ) -> None:
     """Talk to a running stack; Ctrl-C stops an answer."""
-    if bool(stack) == bool(url):
-        raise UserError("chat: give either --stack, of a stack that runs here, or --url")
+    if stack and url:
+        raise UserError("--stack and --url: give either, of a stack that runs here or elsewhere")
     session = open_chat(url or find_state(stack)[1].front_url, key, model)
     given = {"max_completion_tokens": max_tokens, "temperature": temperature}
     session.system = system
@@ -177,7 +211,7 @@ def chat(
 @app.command()
 def plan(stack: Stack, sets: Sets = None, as_json: Json = False) -> None:
     """Show which layers each rank would hold, and the memory that they take."""
-    found = plan_stack(_load(stack, sets).deployment)
+    found = plan_stack(fit_to_plan(_load(stack, sets).deployment))
     typer.echo(json.dumps(plan_to_json(found), indent=2) if as_json else render_plan(found))
 
 
@@ -187,6 +221,11 @@ def doctor(stack: Stack, sets: Sets = None, as_json: Json = False) -> None:
     from infra.inspection.doctor import examine
 
     stack_file = _load(stack, sets)
+    if not stack_file.deployment.clusters:
+        raise UserError(
+            f"{stack_file.path}: names no clusters. doctor checks the clusters that `pulumi up`"
+            f" would use; on this machine the stack runs with: splitstack up -s {stack}"
+        )
     require_clusters(stack_file.deployment, str(stack_file.path))
     findings = []
     for finding in examine(stack_file.deployment):
@@ -289,15 +328,27 @@ def _read_json(file: str) -> Any:
 
 
 def main() -> None:
-    """User errors are one paragraph and exit code 2."""
-    sys.exit(_run(app))
+    """User errors are one paragraph and exit code 2, whoever finds them."""
+    # Whatever a terminal, a pipe or a locale makes of a character, nothing ends for it.
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    sys.exit(_run(lambda: app(standalone_mode=False)))
 
 
 def _run(command: Callable[[], Any]) -> int:
     try:
-        command()
+        code = command()
+        return code if isinstance(code, int) else 0
     except SystemExit as ending:
         return ending.code if isinstance(ending.code, int) else 1
+    except typer.Abort:  # Ctrl-C, or the end of what was asked for
+        return EXIT_INTERRUPTED
+    except _UsageError as error:
+        said = error.format_message().rstrip(".")
+        asked = error.ctx.command_path if error.ctx else "splitstack"
+        print(f"error: {said[:1].lower()}{said[1:]}; see: {asked} --help", file=sys.stderr)
+        return EXIT_USAGE
     except (UserError, StackConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -309,4 +360,3 @@ def _run(command: Callable[[], Any]) -> int:
         return 1
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    return 0

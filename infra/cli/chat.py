@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Generator
@@ -11,6 +12,7 @@ from typing import Any, TextIO
 
 import httpx
 
+from infra.cli.quiet_keyboard import quiet_keyboard
 from infra.stack.faults import UserError
 
 CONNECT_TIMEOUT_S = 5.0
@@ -59,10 +61,15 @@ class Answer:
 
 @dataclass
 class ChatSession:
-    """The conversation with one block. `sampling` are fields of the request's body."""
+    """The conversation with one block, `model`; `title` names what stands behind it.
+
+    `sampling` are fields of the request's body.
+    """
 
     client: httpx.Client
     model: str
+    title: str = ""
+    context: int | None = None
     system: str = ""
     sampling: dict[str, Any] = field(default_factory=dict)
     turns: list[dict[str, str]] = field(default_factory=list)
@@ -126,12 +133,17 @@ def open_chat(url: str, key: str, model: str) -> ChatSession:
     if not answer.is_success:
         hint = "; give it with SPLITSTACK_API_KEY" if answer.status_code == 401 else ""
         raise UserError(f"{url}: {_refusal(answer)}{hint}")
-    known = [str(entry["id"]) for entry in answer.json()["data"]]
+    served = {str(entry["id"]): entry for entry in answer.json()["data"]}
+    known = list(served)
     if model and model not in known:
         raise UserError(f"--model {model}: no such block; there are: {', '.join(known)}")
     if not known:
         raise UserError(f"{url} serves no block yet")
-    return ChatSession(client, model or known[0])
+    chosen = model or known[0]
+    entry = served[chosen]
+    # The title of its model where the server tells one, else a name that clients know it by.
+    title = str(entry.get("title") or next(iter(entry.get("names") or ()), "") or chosen)
+    return ChatSession(client, chosen, title, entry.get("max_model_len"))
 
 
 def run_chat(session: ChatSession, lines: TextIO = sys.stdin, out: TextIO = sys.stdout) -> int:
@@ -140,23 +152,32 @@ def run_chat(session: ChatSession, lines: TextIO = sys.stdin, out: TextIO = sys.
     if terminal:
         import readline  # noqa: F401  arrow keys and history in input()
 
-        print(f"{session.model} at {session.client.base_url}; /help says what else", file=out)
+        print(_introduction(session), file=sys.stderr if not out.isatty() else out)
     code = 0
-    while (line := _read_line(lines, terminal)) is not None:
+    while (line := _read_line(lines, terminal, out)) is not None:
         text = line.strip()
         if text == "/quit":
             break
         if text.startswith("/"):
             print(_command(session, text), file=out)
         elif text:
-            code = _answer(session, text, out, terminal)
+            with quiet_keyboard(lines):
+                code = _answer(session, text, out)
     return code
 
 
-def _read_line(lines: TextIO, terminal: bool) -> str | None:
+def _introduction(session: ChatSession) -> str:
+    context = f", context {session.context:,} tokens" if session.context else ""
+    block = f"block {session.model} at {session.client.base_url}"
+    return f"{session.title}{context}; {block}; /help says what else"
+
+
+def _read_line(lines: TextIO, terminal: bool, out: TextIO) -> str | None:
     try:
-        if terminal:
+        if terminal and out.isatty():
             return input("\n> ")
+        if terminal:
+            print("\n> ", end="", file=sys.stderr, flush=True)
         return next(lines)
     except (EOFError, StopIteration):
         return None
@@ -175,7 +196,7 @@ def _command(session: ChatSession, text: str) -> str:
     return _HELP if name == "/help" else f"{name}: no such command\n{_HELP}"
 
 
-def _answer(session: ChatSession, text: str, out: TextIO, terminal: bool) -> int:
+def _answer(session: ChatSession, text: str, out: TextIO) -> int:
     answer = Answer()
     pieces = session.ask(text, answer)
     try:
@@ -190,9 +211,14 @@ def _answer(session: ChatSession, text: str, out: TextIO, terminal: bool) -> int
     finally:
         pieces.close()
     print(file=out)
-    if terminal and (figures := answer.figures()):
-        print(f"\033[2m{figures}\033[0m", file=out)
+    if out.isatty() and (figures := answer.figures()):
+        print(_dimmed(f"{session.title}: {figures}"), file=out)
     return 0
+
+
+def _dimmed(text: str) -> str:
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in (None, "dumb")
+    return text if plain else f"\033[2m{text}\033[0m"
 
 
 def _refusal(response: httpx.Response) -> str:

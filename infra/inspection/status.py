@@ -76,7 +76,7 @@ def read_cluster_status(stack: str, deployment: DeploymentConfig) -> ClusterStat
     return ClusterStatus(stack, deployment.deployment_name, rows)
 
 
-def render_cluster_status(status: ClusterStatus) -> str:
+def render_cluster_status(status: ClusterStatus, width: int | None = None) -> str:
     """A line about the stack, a table of its pods, and what is wrong with each."""
     ready = sum(pod.ready for pod in status.pods)
     head = f"{status.deployment_name} (stack {status.stack}): {ready} of {len(status.pods)} ready"
@@ -91,7 +91,7 @@ def render_cluster_status(status: ClusterStatus) -> str:
         )
         for pod in status.pods
     ]
-    lines = table_lines(rows)
+    lines = table_lines(rows, width=width, drop=("cluster", "node"))
     alike = groupby((pod for pod in status.pods if pod.reason), lambda pod: (pod.reason, pod.log))
     for (reason, log), pods in alike:
         names = ", ".join(pod.name for pod in pods)

@@ -36,6 +36,12 @@ def fit(deployment: DeploymentConfig) -> DeploymentConfig:
     return deployment.model_copy(update={"per_rank_params": fitted})
 
 
+def fit_to_plan(deployment: DeploymentConfig) -> DeploymentConfig:
+    """As `up` would take it, where that is this machine: no clusters, no GPUs."""
+    here = not deployment.clusters and deployment.gpu_pinning == "none"
+    return fit(deployment) if here else deployment
+
+
 def _fit_rank(params: RankParams, cores: int, memory: int) -> RankParams:
     return params.model_copy(
         update={

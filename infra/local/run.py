@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import json
 import os
@@ -177,12 +178,13 @@ def start_detached(stack_file: StackFile, sets: Sequence[str]) -> int:
 
 
 def _follow(supervisor: subprocess.Popen[bytes], folder: StateFolder) -> int:
-    with folder.supervisor_log.open("r") as log:
+    with folder.supervisor_log.open("rb") as log:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while True:
             code = supervisor.poll()
             state = folder.read()
             ready = state is not None and state.phase == "ready" and state.pid == supervisor.pid
-            sys.stdout.write(log.read())
+            sys.stdout.write(decoder.decode(log.read()))
             sys.stdout.flush()
             if code is not None:
                 return code or 1

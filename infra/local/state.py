@@ -164,10 +164,13 @@ def kill_leftovers(state: StackState) -> list[str]:
 
 
 def find_state(name: str, root: Path = ROOT) -> tuple[StateFolder, StackState]:
-    """The deployment of that stack or of that deployment name; raises UserError.
+    """The deployment of that stack or of that deployment name, "" for the only one that runs;
+    raises UserError.
 
     Looks at what was started, not at the stack file, which may have been edited since.
     """
+    if not name:
+        return _find_only(root)
     found = []
     for path in sorted(root.glob("*/state.json")):
         folder = StateFolder(path.parent.name, root)
@@ -191,7 +194,22 @@ def find_state(name: str, root: Path = ROOT) -> tuple[StateFolder, StackState]:
     return found[0]
 
 
+def _find_only(root: Path) -> tuple[StateFolder, StackState]:
+    folders = [StateFolder(path.parent.name, root) for path in sorted(root.glob("*/state.json"))]
+    found = [(folder, state) for folder in folders if (state := folder.read()) is not None]
+    if len(found) > 1:
+        names = ", ".join(folder.deployment_name for folder, _ in found)
+        raise UserError(f"several stacks run below {root.absolute()}; name one with -s: {names}")
+    if not found:
+        raise UserError(
+            f"no stack is running below {root.absolute()}; start one with: splitstack up -s STACK"
+        )
+    return found[0]
+
+
 def find_folder(name: str, root: Path = ROOT) -> StateFolder:
     """As find_state, or the folder that an ended deployment of that name has left."""
+    if not name:
+        return find_state(name, root)[0]
     folder = StateFolder(name, root)
     return folder if folder.logs() else find_state(name, root)[0]

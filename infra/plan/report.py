@@ -7,7 +7,7 @@ from typing import Any
 
 from infra.plan.layers import RankPlan
 from infra.plan.stack_plan import StackPlan
-from infra.plan.table import table_lines
+from infra.plan.table import byte_size, table_lines
 from infra.stack.config import RankParams
 
 WIDTH = 96
@@ -76,7 +76,7 @@ def _row(plan: StackPlan, index: int) -> tuple[str, ...]:
         params.node_id or "-",
         devices_label(plan, params),
         f"{rank.layers[0]}-{rank.layers[1] - 1}",
-        _size(rank.weight_bytes),
+        byte_size(rank.weight_bytes),
         _kv_size(rank),
         "-" if rank.kv_budget_tokens is None else f"{rank.kv_budget_tokens:,}",
         "-" if rank.step_share is None else f"{rank.step_share:.1%}",
@@ -86,15 +86,5 @@ def _row(plan: StackPlan, index: int) -> tuple[str, ...]:
 def _kv_size(rank: RankPlan) -> str:
     """The budget; where the memory is not known, what a token takes."""
     if rank.kv_budget_bytes is None and rank.kv_bytes_per_token is not None:
-        return f"{_size(rank.kv_bytes_per_token)}/token"
-    return _size(rank.kv_budget_bytes)
-
-
-def _size(count: int | None) -> str:
-    if count is None:
-        return "-"
-    size, units = float(count), ["B", "KB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
+        return f"{byte_size(rank.kv_bytes_per_token)}/token"
+    return byte_size(rank.kv_budget_bytes)

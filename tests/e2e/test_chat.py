@@ -119,7 +119,7 @@ def test_lines_of_a_pipe_are_answered(local_stack: LocalStack) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ((), "either --stack"),
+        (("-s", "local", "--url", "http://127.0.0.1:9"), "--stack and --url: give either"),
         (("--url", "http://127.0.0.1:9"), "cannot be reached"),
         (("-s", "local", "--model", "other"), "no such block; there are: pytorch-block-3"),
     ],

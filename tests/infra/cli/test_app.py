@@ -75,6 +75,18 @@ def test_plan_shows_a_table_or_json(project: Path) -> None:
     assert [rank["rank"] for rank in document["ranks"]] == [0, 1]
 
 
+def test_plan_takes_this_machines_memory_as_up_does(project: Path) -> None:
+    document = json.loads(splitstack(project, "plan", "-s", "small", "--json").stdout)
+    assert document["memory_checked"]
+    assert all(rank["kv_tokens"] > 0 for rank in document["ranks"])
+
+
+def test_help_lines_are_whole(project: Path) -> None:
+    said = splitstack(project, "--help").stdout
+    assert "..." not in said.partition("Commands:")[2]
+    assert "its entry for the list on standard output" in " ".join(said.split())
+
+
 def test_set_changes_what_is_planned(project: Path) -> None:
     arguments = ("--set", "nnodes=4", "--set", "deployment_name=other", "--json")
     document = json.loads(splitstack(project, "plan", "-s", "small", *arguments).stdout)
@@ -108,6 +120,13 @@ def test_a_file_is_a_stack_too(project: Path) -> None:
         (("down", "-s", "small"), "no stack and no deployment small is running"),
         (("status", "-s", "small"), "no stack and no deployment small is running"),
         (("logs", "-s", "small"), "no stack and no deployment small is running"),
+        (("down",), "no stack is running below"),
+        (("chat",), "no stack is running below"),
+        (("chat", "-s", "small", "--url", "http://x"), "--stack and --url: give either"),
+        (("doctor", "-s", "small"), "names no clusters. doctor checks the clusters"),
+        (("plan",), "error: missing option '--stack' / '-s'; see: "),
+        (("plan", "-s"), "error: option '-s' requires an argument; see: "),
+        (("nonsense",), "error: no such command 'nonsense'; see: "),
         (("import-split", "none.json"), "none.json: cannot be read"),
         (("import-split", "stacks/Pulumi.small.yaml"), "Pulumi.small.yaml: is not JSON"),
     ],

@@ -119,3 +119,17 @@ def test_the_logs_of_an_ended_deployment_are_found(tmp_path: Path) -> None:
     with folder.lock():
         folder.log("stage-0").write_text("last words\n")
     assert find_folder("d", tmp_path).logs() == [folder.log("stage-0")]
+
+
+def test_without_a_name_it_is_the_only_one_that_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no stack is running below"):
+        find_state("", tmp_path)
+    for name in ("d", "e"):
+        folder = StateFolder(name, tmp_path)
+        with folder.lock():
+            folder.write(replace(STATE, deployment_name=name))
+        if name == "d":
+            assert find_state("", tmp_path)[1].deployment_name == "d"
+            assert find_folder("", tmp_path).deployment_name == "d"
+    with pytest.raises(UserError, match="several stacks run below .*: d, e"):
+        find_state("", tmp_path)

@@ -5,13 +5,15 @@ import time
 
 import pytest
 
-from infra.local.status import TokenRate, render_pipeline
+from infra.local.status_view import TokenRate, render_pipeline
 
 RANK = {
     "rank": 0,
     "node": "n1",
     "devices": "0",
     "layers": [0, 16],
+    "joined": True,
+    "loaded": True,
     "weight_bytes": 3_000_000_000,
     "kv_bytes": 500_000_000,
     "compute_ms": 12.34,
@@ -19,23 +21,34 @@ RANK = {
     "restarts": 2,
 }
 TOPOLOGY = {
+    "state": "ready",
     "epoch": 3,
     "requests_running": 4,
     "requests_waiting": 1,
     "micro_batches": 2,
+    "kv_tokens": 4096,
+    "kv_tokens_used": 70,
+    "kv_tokens_reserved": 600,
     "replays": 5,
-    "ranks": [RANK, RANK | {"rank": 1, "weight_bytes": None, "compute_ms": 0.0}],
+    "ranks": [RANK, RANK | {"rank": 1, "loaded": False, "weight_bytes": None}],
 }
 
 
 def test_a_line_for_the_group_and_one_for_each_rank() -> None:
     head, _, _, first, second = render_pipeline(TOPOLOGY, 31.25).split("\n")
     assert head == (
-        "epoch 3, 4 requests running, 1 waiting, 2 micro-batches, 5 replays, 31.2 tokens/s"
+        "4 requests running, 1 waiting, KV 70 used / 600 reserved of 4,096 tokens,"
+        " 2 micro-batches, 5 replays, 31.2 tokens/s"
     )
-    cells = ["0", "n1", "0", "0-15", "3,000 MB", "500 MB", "12.3 ms", "25%", "2"]
+    cells = ["0", "n1", "0", "0-15", "loaded", "3.0 GB", "500.0 MB", "12.3 ms", "25%"]
     assert re.split(r" {2,}", first) == cells
-    assert second.split()[4:6] == ["-", "500"]
+    assert second.split()[4:] == ["loading", "-", "500.0", "MB", "-", "-"]
+
+
+def test_one_micro_batch_has_no_bubbles_to_tell_of() -> None:
+    head, _, _, first, _ = render_pipeline(TOPOLOGY | {"micro_batches": 1}).split("\n")
+    assert "one request uses one rank at a time" in head
+    assert first.endswith("12.3 ms        -")
 
 
 def test_a_rate_needs_two_looks_at_one_counter(monkeypatch: pytest.MonkeyPatch) -> None:
