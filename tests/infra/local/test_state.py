@@ -131,5 +131,5 @@ def test_without_a_name_it_is_the_only_one_that_runs(tmp_path: Path) -> None:
         if name == "d":
             assert find_state("", tmp_path)[1].deployment_name == "d"
             assert find_folder("", tmp_path).deployment_name == "d"
-    with pytest.raises(UserError, match="several stacks run below .*: d, e"):
+    with pytest.raises(UserError, match=r"several stacks run below .*: d, e"):
         find_state("", tmp_path)
