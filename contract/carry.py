@@ -37,11 +37,10 @@ HEADER = "X-Carry"
 ASKS_FOR_IDS = "ids"
 AGAIN_HEADER = "X-Asked-Again"
 FIELD = "carry"
-MODEL_CHANGED = "model_changed"
-# So many carries in a row without a new id are the end; from the second on it is tried alone.
+# So many carries in a row without a new id are the end; it is tried alone from ALONE_FROM on.
 MOST_FRUITLESS = 3
+ALONE_FROM = 2
 LINE = b": carry "
-
 
 # One wrong id is enough to say.
 Ids: TypeAlias = Annotated[tuple[int, ...], Field(fail_fast=True)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from contract.carry import MODEL_CHANGED
 from contract.faults import Fault
 
 MAX_PATH = 200  # characters
@@ -48,7 +47,7 @@ class UnknownModel(InvalidField):
 class ModelChanged(InvalidField):
     """A carried request's ids are of another commit of the model."""
 
-    status, code = 409, MODEL_CHANGED
+    status, code = 409, "model_changed"
 
 
 class EngineFull(RunnerError):

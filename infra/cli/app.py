@@ -221,12 +221,15 @@ def doctor(stack: Stack, sets: Sets = None, as_json: Json = False) -> None:
     from infra.inspection.doctor import examine
 
     stack_file = _load(stack, sets)
-    if not stack_file.deployment.clusters:
+    try:
+        require_clusters(stack_file.deployment, str(stack_file.path))
+    except StackConfigError as error:
+        if stack_file.deployment.clusters:
+            raise
         raise UserError(
             f"{stack_file.path}: names no clusters. doctor checks the clusters that `pulumi up`"
-            f" would use; on this machine the stack runs with: splitstack up -s {stack}"
-        )
-    require_clusters(stack_file.deployment, str(stack_file.path))
+            f" would use; on this machine the stack runs with: splitstack up -s {stack}\n{error}"
+        ) from error
     findings = []
     for finding in examine(stack_file.deployment):
         findings.append(finding)

@@ -23,6 +23,7 @@ from tests.programs import needs
 from tests.waiting import free_ports, wait_for
 from tests.web.small_upstream import DEPLOYMENT, SmallUpstream
 from tests.web.tier_process import TierProcess
+from web.carried_request import PATIENCE_S
 
 pytestmark = [pytest.mark.slow, needs("kube-apiserver")]
 
@@ -156,7 +157,8 @@ def known(server: TierProcess) -> dict[str, Any]:
 
 def infer(server: TierProcess, block: str) -> httpx.Response:
     body = {"model": block, "session_id": "s", "seq_no": 1, "data": {"message": "x"}}
-    return httpx.post(f"{server.url}/v1/infer", json=body)
+    # A request that nobody takes is refused after PATIENCE_S.
+    return httpx.post(f"{server.url}/v1/infer", json=body, timeout=PATIENCE_S + 30)
 
 
 def test_a_block_comes_serves_and_goes(
