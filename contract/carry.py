@@ -101,7 +101,9 @@ _CARRY = TypeAdapter(Carry)
 
 def line(told: Told) -> bytes:
     """One comment, as an event of its own."""
-    return LINE + json.dumps(asdict(told), separators=(",", ":")).encode() + b"\n\n"
+    # One for each token of each stream: the adapter writes it in a fraction of json's time.
+    content = _ADVANCE.dump_json(told) if isinstance(told, Advance) else _BEGINNING.dump_json(told)
+    return LINE + content + b"\n\n"
 
 
 def parse_line(comment: bytes) -> Told:

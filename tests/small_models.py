@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 VOCABULARY = 160
 LAYERS = 4
@@ -176,6 +176,22 @@ def make_small_model(architecture: str, folder: Path, **changes: Any) -> Any:
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder, max_shard_size="40KB")
     return model
+
+
+def save_small_llama(folder: Path, *, layers: int, vocabulary: int, positions: int) -> None:
+    """A Llama whose greedy text is diverse, as it is drawn."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=positions,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(3)
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 @torch.no_grad()

@@ -172,11 +172,7 @@ def find_state(name: str, root: Path = ROOT) -> tuple[StateFolder, StackState]:
     if not name:
         return _find_only(root)
     found = []
-    for path in sorted(root.glob("*/state.json")):
-        folder = StateFolder(path.parent.name, root)
-        state = folder.read()
-        if state is None:
-            continue
+    for folder, state in _running(root):
         if folder.deployment_name == name:
             return folder, state
         if state.stack == name:
@@ -194,9 +190,16 @@ def find_state(name: str, root: Path = ROOT) -> tuple[StateFolder, StackState]:
     return found[0]
 
 
+def _running(root: Path) -> Iterator[tuple[StateFolder, StackState]]:
+    for path in sorted(root.glob("*/state.json")):
+        folder = StateFolder(path.parent.name, root)
+        state = folder.read()
+        if state is not None:
+            yield folder, state
+
+
 def _find_only(root: Path) -> tuple[StateFolder, StackState]:
-    folders = [StateFolder(path.parent.name, root) for path in sorted(root.glob("*/state.json"))]
-    found = [(folder, state) for folder in folders if (state := folder.read()) is not None]
+    found = list(_running(root))
     if len(found) > 1:
         names = ", ".join(folder.deployment_name for folder, _ in found)
         raise UserError(f"several stacks run below {root.absolute()}; name one with -s: {names}")

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from contract.models import DEMO_MODEL
-from runner.master.text.model_text import ModelText
-from runner.models.folder import resolve_model
+from tests.runner.master.conftest import demo_folder, demo_text  # noqa: F401  fixtures
 from tests.runner.master.scripted_engine import ScriptedEngine
 
 
@@ -35,16 +33,6 @@ def trap(tmp_path: Path) -> Iterator[Trap]:
     made = Trap(tmp_path / "somebody-elses-code-ran")
     yield made
     assert not made.sprung
-
-
-@pytest.fixture(scope="session")
-def demo_folder() -> Path:
-    return resolve_model(DEMO_MODEL).path
-
-
-@pytest.fixture(scope="session")
-def demo_text(demo_folder: Path) -> ModelText:
-    return ModelText.load(demo_folder)
 
 
 @pytest.fixture

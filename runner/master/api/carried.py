@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from contract.carry import Carry
+from contract.carry import ALONE_FROM, Carry
 from contract.generation import ENGINE_BOUNDS
 from runner.errors import InvalidField, ModelChanged
 from runner.master.engine.requests import Carried
@@ -15,7 +15,6 @@ from runner.master.text.choice import ChoiceText, TextRequest
 from runner.master.text.model_text import ModelText
 
 _BEGINNING = "carry.beginning"
-_ALONE_FROM = 2  # carries in a row without a new id
 # Fewer ids are made into text faster than a thread takes them over.
 _MANY_IDS = 2_000
 
@@ -72,7 +71,7 @@ async def carried_requests(
         raise InvalidField(f"{_BEGINNING}.prompt", carry.beginning.prompt, rule)
     for request, ids in zip(requests, carry.ids, strict=True):
         _check_ids(f"carry.ids[{request.index}]", ids, request, vocabulary_size)
-    alone = carry.fruitless >= _ALONE_FROM
+    alone = carry.fruitless >= ALONE_FROM
     delivered = [() if from_start else ids for ids in carry.ids]
 
     def go_on() -> list[TextRequest]:

@@ -63,7 +63,8 @@ class History:
         if memory is not None and memory.version > self._version and self._fits(memory):
             self._adopt(memory, now - alone_s)
         holders = self._holders(rank)
-        self._processes[rank].append(instance)
+        if self._processes[rank][-1:] != [instance]:
+            self._processes[rank].append(instance)
         again = _cut_off if holders[-1:] == [instance] else _restarted
         self._amend(lambda e: e.kind == "rank" and e.rank == rank, again)
 
