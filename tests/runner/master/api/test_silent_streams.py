@@ -90,7 +90,8 @@ def test_a_client_that_leaves_before_the_first_token_frees_its_place(
 ) -> None:
     slow.delay_s = 60
     with httpx.stream("POST", f"{slow_url}/v1/chat/completions", json={**CHAT, "n": 2}) as response:
-        assert next(response.iter_lines()) == COMMENT.decode().strip()
+        lines = response.iter_lines()  # kept: httpx ends the connection with it
+        assert next(lines) == COMMENT.decode().strip()
         assert slow.open == 2
     left = time.monotonic()
     while slow.open:
