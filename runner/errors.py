@@ -76,6 +76,12 @@ class RequestEndsTheGroup(RunnerError):
     code = "request_ends_the_group"
 
 
+class NoMemory(RunnerError):
+    """A stage's memory does not suffice for the request, with nothing computed beside it."""
+
+    status, code = 507, "out_of_memory"
+
+
 class DeadlineExceeded(RunnerError):
     """The request's deadline passed before its last token."""
 

@@ -1,12 +1,13 @@
 """A step: what moves once through the pipeline. Token ids only, no torch.
 
 The master makes a Step, every stage runs its layers over it, the last stage answers with one
-SampledToken per sampling segment. How steps travel is in `transport`.
+SampledToken per sampling segment, and one per row that is scored. How steps travel is in
+`transport`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from runner.sampling_parameters import SamplingParameters
@@ -19,6 +20,9 @@ class Segment:
     `total` is the number of token ids known for the request when this was scheduled (the whole
     prompt while it is prefilled chunk by chunk; start + 1 when decoding): the length class that
     models with length-dependent rotary factors need. `sample`: the last row is sampled.
+
+    The first `scored` rows are asked for the log probability of the id that follows each of them
+    in the request: in the segment itself, and behind its last row `following`.
     """
 
     request: int
@@ -26,6 +30,8 @@ class Segment:
     length: int
     total: int
     sample: bool
+    scored: int = 0
+    following: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +71,26 @@ class Step:
     def sampled_rows(self) -> int:
         return sum(segment.sample for segment in self.segments)
 
+    @property
+    def scored_rows(self) -> int:
+        return sum(segment.scored for segment in self.segments)
+
+    def following(self) -> Iterator[tuple[int, int, int]]:
+        """What follows each scored row, in order: its request, position and token id."""
+        first = 0
+        for segment in self.segments:
+            if segment.scored:
+                ids = [*self.token_ids[first + 1 : first + segment.length], segment.following]
+                for place, token_id in enumerate(ids[: segment.scored], segment.start + 1):
+                    yield segment.request, place, token_id
+            first += segment.length
+
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
     """One sampled token. `position` is its own absolute position (= ids known before it).
+
+    A prompt's own id is one too where it was scored: as if it had been sampled there.
 
     `logprob` and `alternatives` (token id, log probability; best first) are set only where the
     request's `logprobs` asks for them.
@@ -92,8 +114,14 @@ class StageTime:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """A step that has come back to the master."""
+    """A step that has come back to the master. `scored` are in the order of the step's rows.
+
+    `aborted`: a stage had no memory for it, or holds nothing any more of a request in it. Its
+    releases took effect and nothing else: each of its requests is to be admitted again.
+    """
 
     number: int
     tokens: tuple[SampledToken, ...]
     times: tuple[StageTime, ...]
+    scored: tuple[SampledToken, ...] = ()
+    aborted: bool = False

@@ -21,17 +21,18 @@ from runner.sampling_parameters import MAX_LOGPROBS
 from runner.steps import StageTime
 
 MAGIC = b"SPLS"
-VERSION = 1
+VERSION = 2  # of all that travels, control messages too
 DTYPES = ("", "float32", "bfloat16", "float16")
 ITEM_BYTES = (0, 4, 2, 2)
 ADMISSION_BYTES = 64 * 1024  # one admission: the largest logit_bias is half of it
 
 _HEADER = struct.Struct("<4sBBBBQIQH6I")
-SEGMENT = struct.Struct("<QIII?")
+SEGMENT = struct.Struct("<QIII?II")
 RELEASE_BYTES, TOKEN_BYTES = 8, 4
 TIME = struct.Struct("<HQQ")
 SAMPLED = struct.Struct("<QII?dB")
 ALTERNATIVE = struct.Struct("<Id")
+_ABORTED = 1  # the one flag
 HEADER_BYTES = _HEADER.size
 
 
@@ -77,9 +78,9 @@ class Limits:
 
     @classmethod
     def of_master(cls, spec: GroupSpec, *, vocab: int, positions: int) -> Limits:
-        """What the master accepts from the last stage."""
+        """What the master accepts from the last stage: `tokens` scored ones."""
         segments = max_segments(spec)
-        tokens = segments * MAX_LOGPROBS
+        tokens = spec.prefill_token_budget + segments
         return cls(Operation.RESULT, len(spec.ranks), tokens, segments, 0, vocab, positions)
 
 
@@ -109,16 +110,21 @@ class ResultCounts(NamedTuple):
     """What follows a result's header, whose other counts are 0."""
 
     tokens: int
+    scored: int
     alternatives: int
 
     @property
     def body_bytes(self) -> int:
         """Without the stage times."""
-        return self.tokens * SAMPLED.size + self.alternatives * ALTERNATIVE.size
+        rows = self.tokens + self.scored
+        return rows * SAMPLED.size + self.alternatives * ALTERNATIVE.size
 
 
 class Header(NamedTuple):
-    """One frame's header: six counts, which are a step's or a result's by its `operation`."""
+    """One frame's header: six counts, which are a step's or a result's by its `operation`.
+
+    An `aborted` step goes on with its body and no tensor, so that it comes back in its turn.
+    """
 
     operation: int
     epoch: Epoch
@@ -126,6 +132,7 @@ class Header(NamedTuple):
     step: int = 0
     times: int = 0
     counts: tuple[int, ...] = StepCounts()
+    aborted: bool = False
 
     @property
     def of_step(self) -> StepCounts:
@@ -133,7 +140,7 @@ class Header(NamedTuple):
 
     @property
     def of_result(self) -> ResultCounts:
-        return ResultCounts(*self.counts[:2])
+        return ResultCounts(*self.counts[:3])
 
     @property
     def body_bytes(self) -> int:
@@ -147,9 +154,9 @@ class Header(NamedTuple):
         return counts.tokens * counts.hidden_size * ITEM_BYTES[self.dtype]
 
     def encode(self) -> bytes:
-        operation, epoch, dtype, step, times, counts = self
+        operation, epoch, dtype, step, times, counts, aborted = self
         zeros = (0,) * (len(StepCounts._fields) - len(counts))
-        start = (MAGIC, VERSION, operation, dtype, 0)
+        start = (MAGIC, VERSION, operation, dtype, _ABORTED * aborted)
         return _HEADER.pack(*start, *epoch, step, times, *counts, *zeros)
 
 
@@ -162,13 +169,13 @@ def decode_header(data: bytes | bytearray | memoryview, epoch: Epoch, limits: Li
     magic, version, operation, dtype, flags, master, counter, step, times, *counts = (
         _HEADER.unpack_from(data)
     )
-    if magic != MAGIC or version != VERSION or flags != 0:
+    if magic != MAGIC or version != VERSION or flags not in (0, _ABORTED):
         raise ProtocolError(f"a frame starts with {magic!r}, version {version}, flags {flags}")
     if Epoch(master, counter) != epoch:
         raise ProtocolError(f"a frame of epoch {Epoch(master, counter)}; this is epoch {epoch}")
-    header = Header(operation, epoch, dtype, step, times, tuple(counts))
+    header = Header(operation, epoch, dtype, step, times, tuple(counts), bool(flags))
     if operation == Operation.PING:
-        if dtype or step or times or any(counts):
+        if flags or dtype or step or times or any(counts):
             raise ProtocolError("a ping with counts")
         return header
     if operation != limits.operation:
@@ -192,7 +199,9 @@ def _check_step(header: Header, limits: Limits) -> None:
     for name, value, bound in bounds:
         if value > bound:
             raise ProtocolError(f"{name} = {value}: must be at most {bound}")
-    expected = limits.hidden_size if counts.tokens else 0
+    if header.aborted and not header.times:
+        raise ProtocolError("an aborted step that no stage has seen")
+    expected = limits.hidden_size if counts.tokens and not header.aborted else 0
     if counts.hidden_size != expected:
         raise ProtocolError(f"hidden size = {counts.hidden_size}: must be {expected}")
     if header.dtype >= len(DTYPES) or bool(header.dtype) != bool(expected):
@@ -200,10 +209,14 @@ def _check_step(header: Header, limits: Limits) -> None:
 
 
 def _check_result(header: Header, limits: Limits) -> None:
-    tokens, alternatives = header.of_result
-    if tokens > limits.segments or alternatives > tokens * MAX_LOGPROBS:
+    tokens, scored, alternatives = header.of_result
+    if tokens > limits.segments or alternatives > (tokens + scored) * MAX_LOGPROBS:
         raise ProtocolError(f"a result of {tokens} tokens with {alternatives} alternatives")
-    if header.dtype or any(header.counts[2:]):
+    if scored > limits.tokens:
+        raise ProtocolError(f"scored = {scored}: must be at most {limits.tokens}")
+    if header.aborted and tokens + scored:
+        raise ProtocolError(f"an aborted step with {tokens} tokens and {scored} scored ones")
+    if header.dtype or any(header.counts[3:]):
         raise ProtocolError("a result with a tensor")
 
 

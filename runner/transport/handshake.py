@@ -25,12 +25,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from runner.errors import ProtocolError
-from runner.transport.frames import Epoch
+from runner.transport.frames import VERSION, Epoch
 
 MASTER_RANK = 0xFFFF
 NO_EPOCH = Epoch(0, 0)
 _MAGIC = b"SPHS"
-_VERSION = 1
 _HELLO = struct.Struct("<4sBBHQI32s32s")
 _VERDICT = struct.Struct("<BH")
 _CODE_BYTES = 32
@@ -58,20 +57,21 @@ class Hello:
     rank: int
     epoch: Epoch
     spec_hash: str
+    version: int = VERSION
 
     def encode(self, nonce: bytes) -> bytes:
         spec = bytes.fromhex(self.spec_hash)
-        return _HELLO.pack(_MAGIC, _VERSION, self.role, self.rank, *self.epoch, spec, nonce)
+        return _HELLO.pack(_MAGIC, self.version, self.role, self.rank, *self.epoch, spec, nonce)
 
     @classmethod
     def decode(cls, data: bytes) -> Hello:
-        """Raises ProtocolError for what is not a hello."""
+        """Raises ProtocolError for what is not a hello. Its layout is that of every version."""
         magic, version, role, rank, master, counter, spec, _ = _HELLO.unpack(data)
-        if magic != _MAGIC or version != _VERSION:
-            raise ProtocolError(f"a hello starts with {magic!r}, version {version}")
+        if magic != _MAGIC:
+            raise ProtocolError(f"a hello starts with {magic!r}")
         if role not in set(Role):
             raise ProtocolError(f"role = {role}: must be one of {[int(item) for item in Role]}")
-        return cls(Role(role), rank, Epoch(master, counter), spec.hex())
+        return cls(Role(role), rank, Epoch(master, counter), spec.hex(), version)
 
 
 async def dial_handshake(connection: socket.socket, token: bytes, hello: Hello) -> None:
@@ -109,6 +109,8 @@ async def accept_handshake(
     proof = await _read(connection, _CODE_BYTES)
     if not hmac.compare_digest(proof, _code(token, b"dialer", greeting, nonce)):
         refusal = DIFFERING_PROOF
+    elif hello.version != VERSION:
+        refusal = f"the wire versions differ: {hello.version} dials {VERSION}; update both"
     elif hello.spec_hash != spec_hash:
         refusal = f"the specs differ: {hello.spec_hash[:12]} dials {spec_hash[:12]}"
     else:

@@ -21,14 +21,23 @@ from runner.transport.frames import (
 
 
 def encode_result(
-    header: Header, body: bytes | bytearray, time: StageTime, tokens: Sequence[SampledToken]
+    header: Header,
+    body: bytes | bytearray,
+    time: StageTime,
+    tokens: Sequence[SampledToken],
+    scored: Sequence[SampledToken] = (),
+    *,
+    aborted: bool = False,
 ) -> bytes:
     """What the last stage returns for the step of `header` and `body`."""
-    alternatives = sum(len(token.alternatives) for token in tokens)
-    counts = ResultCounts(len(tokens), alternatives)
-    front = Header(Operation.RESULT, header.epoch, 0, header.step, header.times + 1, counts)
+    rows = (*tokens, *scored)
+    alternatives = sum(len(token.alternatives) for token in rows)
+    counts = ResultCounts(len(tokens), len(scored), alternatives)
+    front = Header(
+        Operation.RESULT, header.epoch, 0, header.step, header.times + 1, counts, aborted
+    )
     parts = [front.encode()]
-    for token in tokens:
+    for token in rows:
         logprob = math.nan if token.logprob is None else token.logprob
         parts.append(
             SAMPLED.pack(
@@ -40,7 +49,7 @@ def encode_result(
                 len(token.alternatives),
             )
         )
-    parts.extend(ALTERNATIVE.pack(*item) for token in tokens for item in token.alternatives)
+    parts.extend(ALTERNATIVE.pack(*item) for token in rows for item in token.alternatives)
     parts.append(bytes(body[len(body) - header.times * TIME.size :]))
     parts.append(TIME.pack(time.rank, time.compute_ns, time.wait_ns))
     return b"".join(parts)
@@ -48,8 +57,8 @@ def encode_result(
 
 def decode_result(header: Header, body: bytes | bytearray, limits: Limits) -> StepResult:
     """The result of a checked header and its whole body; raises ProtocolError."""
-    count, alternatives = header.of_result
-    end_of_tokens = count * SAMPLED.size
+    count, scored, alternatives = header.of_result
+    end_of_tokens = (count + scored) * SAMPLED.size
     view = memoryview(body)
     pairs = list(
         ALTERNATIVE.iter_unpack(
@@ -66,13 +75,15 @@ def decode_result(header: Header, body: bytes | bytearray, limits: Limits) -> St
         _check_token(token_id, logprob if has_logprob else 0.0, limits)
         if position > limits.positions or more > MAX_LOGPROBS:
             raise ProtocolError(f"a token at position {position} with {more} alternatives")
-        own = tuple(pairs[taken : taken + more]) if more else ()
+        best = tuple(pairs[taken : taken + more]) if more else ()
         taken += more
         value = logprob if has_logprob else None
-        tokens.append(SampledToken(request, position, token_id, value, own))
+        tokens.append(SampledToken(request, position, token_id, value, best))
     if taken != alternatives:
         raise ProtocolError(f"alternatives = {alternatives}: the tokens name {taken}")
-    return StepResult(header.step, tuple(tokens), decode_times(header, body))
+    times = decode_times(header, body)
+    sampled, own = tuple(tokens[:count]), tuple(tokens[count:])
+    return StepResult(header.step, sampled, times, own, header.aborted)
 
 
 def _check_token(token_id: int, logprob: float, limits: Limits) -> None:

@@ -40,7 +40,15 @@ def encode_step(step: Step, epoch: Epoch) -> bytes:
         admission_bytes=len(admissions),
     )
     segments = [
-        SEGMENT.pack(item.request, item.start, item.length, item.total, item.sample)
+        SEGMENT.pack(
+            item.request,
+            item.start,
+            item.length,
+            item.total,
+            item.sample,
+            item.scored,
+            item.following,
+        )
         for item in step.segments
     ]
     return b"".join(
@@ -64,6 +72,11 @@ def pass_on(
     return front.encode() + body + TIME.pack(time.rank, time.compute_ns, time.wait_ns)
 
 
+def pass_on_aborted(header: Header, body: bytes | bytearray, time: StageTime) -> bytes:
+    """The same of a step that this stage, or one before it, has not computed: without a tensor."""
+    return pass_on(header._replace(aborted=True), body, time, "", 0)
+
+
 def decode_step(header: Header, body: bytes | bytearray, limits: Limits) -> Step:
     """The step of a checked header and its whole body; raises ProtocolError."""
     count, tokens, releases, admissions, admission_bytes, _ = header.of_step
@@ -83,11 +96,15 @@ def decode_step(header: Header, body: bytes | bytearray, limits: Limits) -> Step
 
 def _check_segments(rows: Sequence[tuple[Any, ...]], tokens: int, limits: Limits) -> None:
     lengths = 0
-    for request, start, length, total, _ in rows:
+    for request, start, length, total, _, scored, following in rows:
         if not length or start + length > total or total > limits.positions:
             raise ProtocolError(
                 f"request {request}: {length} positions from {start} of {total}: must be at least"
                 f" one, within total, and total at most {limits.positions}"
+            )
+        if scored > length or following >= limits.vocab_size:
+            raise ProtocolError(
+                f"request {request}: {scored} rows of {length} are scored, the last by {following}"
             )
         lengths += length
     if lengths != tokens:

@@ -22,7 +22,7 @@ from runner.transport.control import StageInfo
 from runner.transport.frames import HEADER_BYTES, Epoch, Limits, decode_header, encode_ping
 from runner.transport.handshake import NO_EPOCH, Hello, Role, accept_handshake, dial_handshake
 from runner.transport.result_frame import decode_result, encode_result
-from runner.transport.step_frame import decode_step, encode_step, pass_on
+from runner.transport.step_frame import decode_step, encode_step, pass_on, pass_on_aborted
 from tests.goldens.recorded_file import check_recorded
 
 EPOCH = Epoch(0x1234_5678_9ABC_DEF0, 7)
@@ -65,6 +65,12 @@ STEPS = {
             Admission(2, POSITIONS, 2, 15, 42, SamplingParameters()),
         ),
     ),
+    "a prompt that is scored": Step(
+        4,
+        (Segment(1, 0, 2, 3, False, 2, 9), Segment(2, 5, 2, 7, True, 1)),
+        (7, 8, 1, 2),
+        (Admission(1, 20, 3, 0, 0, replace(GREEDY, logprobs=1)),),
+    ),
     "decode": Step(2**40, (Segment(1, 4, 1, 5, True), Segment(2, 5, 1, 6, True)), (0, 1)),
 }
 RESULTS: dict[str, tuple[SampledToken, ...]] = {
@@ -76,6 +82,7 @@ RESULTS: dict[str, tuple[SampledToken, ...]] = {
         SampledToken(11, 5, 15),
     ),
 }
+SCORED = (SampledToken(1, 1, 8, -3.5, ((5, -0.5),)), SampledToken(1, 2, 9, -0.5))
 STAGE = StageInfo(
     rank=1,
     address="10.0.0.7",
@@ -149,11 +156,28 @@ def result(name: str) -> bytes:
     return encode_result(header, frame[HEADER_BYTES:], TIMES[1], RESULTS[name])
 
 
+def scored_result() -> bytes:
+    frame = second_hop("a prompt that is scored")
+    header = decode_header(frame, EPOCH, SECOND)
+    return encode_result(header, frame[HEADER_BYTES:], TIMES[1], RESULTS["tokens"], SCORED)
+
+
+def aborted() -> tuple[bytes, bytes]:
+    """The prefill step as stage 0 passes it on without having computed it, and as it comes back."""
+    frame = first_hop("prefill")
+    header = decode_header(frame, EPOCH, FIRST)
+    frame = pass_on_aborted(header, frame[HEADER_BYTES:], TIMES[0])
+    header = decode_header(frame, EPOCH, SECOND)
+    return frame, encode_result(header, frame[HEADER_BYTES:], TIMES[1], (), aborted=True)
+
+
 def test_data_frames() -> None:
     found = {"ping": encode_ping(EPOCH).hex()}
     found |= {f"step, {name}, to stage 0": first_hop(name).hex() for name in STEPS}
     found |= {f"step, {name}, to stage 1": second_hop(name).hex() for name in STEPS}
     found |= {f"result, {name}": result(name).hex() for name in RESULTS}
+    found["result, a prompt that was scored"] = scored_result().hex()
+    found["step, aborted, to stage 1"], found["result, aborted"] = (one.hex() for one in aborted())
     check_recorded("wire-data-frames", found)
 
 
@@ -170,6 +194,15 @@ def test_results_come_out_as_they_went_in(name: str) -> None:
     header = decode_header(frame, EPOCH, MASTER)
     expected = StepResult(STEPS["prefill"].number, RESULTS[name], TIMES)
     assert decode_result(header, frame[HEADER_BYTES:], MASTER) == expected
+
+
+def test_results_with_more_than_tokens_come_out_as_they_went_in() -> None:
+    for frame, expected in (
+        (scored_result(), StepResult(4, RESULTS["tokens"], TIMES, SCORED)),
+        (aborted()[1], StepResult(2, (), TIMES, aborted=True)),
+    ):
+        header = decode_header(frame, EPOCH, MASTER)
+        assert decode_result(header, frame[HEADER_BYTES:], MASTER) == expected
 
 
 def test_control_messages() -> None:

@@ -222,32 +222,32 @@ def chat_logprobs(events: Sequence[TokenEvent], token_bytes: TokenBytes) -> dict
 
 
 def completion_logprobs(
-    events: Sequence[TokenEvent], token_bytes: TokenBytes, text_offset: int
-) -> tuple[dict[str, Any], int]:
-    """`choices[].logprobs` of a completion, and the offset where the next tokens go on.
+    events: Sequence[TokenEvent], token_bytes: TokenBytes, offsets: Sequence[int]
+) -> dict[str, Any]:
+    """`choices[].logprobs` of a completion; `offsets` say where each token lies in the text.
 
-    `top_logprobs` have the sampled token beside the best ones, where it is none of them.
+    `top_logprobs` have the token itself beside the best ones, where it is none of them. A prompt's
+    first id has null.
     """
-    tokens, offsets, logprobs, alternatives = [], [], [], []
-    for event in events:
-        token = _token(event.token_id, token_bytes)
-        tokens.append(token)
-        offsets.append(text_offset)
-        logprobs.append(_finite(event.logprob))
-        alternatives.append(
-            {
-                _token(token_id, token_bytes): _finite(logprob)
-                for token_id, logprob in event.alternatives
-            }
-            | {token: logprobs[-1]}
-        )
-        text_offset += len(token)
+    best = [_best(event, token_bytes) for event in events]
     return {
-        "tokens": tokens,
-        "token_logprobs": logprobs,
-        "top_logprobs": alternatives if any(event.alternatives for event in events) else None,
-        "text_offset": offsets,
-    }, text_offset
+        "tokens": [_token(event.token_id, token_bytes) for event in events],
+        "token_logprobs": [
+            None if event.logprob is None else _finite(event.logprob) for event in events
+        ],
+        "top_logprobs": best if any(event.alternatives for event in events) else None,
+        "text_offset": list(offsets),
+    }
+
+
+def _best(event: TokenEvent, token_bytes: TokenBytes) -> dict[str, float] | None:
+    """By text; of several ids with one text, as parts of a character have, the likeliest."""
+    if event.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for token_id, logprob in (*event.alternatives, (event.token_id, event.logprob)):
+        found.setdefault(_token(token_id, token_bytes), _finite(logprob))
+    return found
 
 
 def _chat_entry(token_id: int, logprob: float | None, token_bytes: TokenBytes) -> dict[str, Any]:

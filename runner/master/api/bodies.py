@@ -184,13 +184,14 @@ class CompletionBody(OpenAIBody):
     usual_tokens = 16
     prompt: Any
     echo: bool = False
+    # With echo the prompt alone is an answer.
+    max_tokens: Annotated[int, Field(ge=0), BeforeValidator(_whole)] | None = None
     logprobs: Whole | None = None
 
     def check(self) -> None:
         super().check()
-        if self.echo and self.logprobs is not None:
-            rule = "is not supported with echo: the prompt has no log probabilities here"
-            raise InvalidField("logprobs", self.logprobs, rule)
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidField("max_tokens", 0, "must be at least 1 without echo")
         if self.logprobs is not None:
             _check_alternatives("logprobs", self.logprobs)
 

@@ -17,7 +17,7 @@ from runner.master.api.answers import (
 )
 from runner.master.api.bodies import CompletionBody, GenerateBody, parse_body
 from runner.master.api.id_lines import asked_lines
-from runner.master.text.choice import TextPiece, TextRequest
+from runner.master.text.choice import Offsets, TextPiece, TextRequest
 from runner.master.text.model_text import ModelText
 from web.body import read_json_object
 
@@ -45,8 +45,7 @@ class CompletionAnswer(OpenAIAnswer):
         self, body: CompletionBody, requests: Sequence[TextRequest], text: ModelText
     ) -> None:
         super().__init__(body, requests, "text_completion", "cmpl")
-        self._body, self._token_bytes = body, text.token_bytes
-        self._offsets = [0] * len(requests)
+        self._body, self._text = body, text
         self._echoed = [""] * len(requests)
         if body.echo:
             self._echoed = [
@@ -54,6 +53,10 @@ class CompletionAnswer(OpenAIAnswer):
                 for prompt in body.prompts()
                 for _ in range(body.n)
             ]
+        self._offsets = [
+            Offsets(text.tokenizer, request.generation.prompt_ids, len(echoed))
+            for request, echoed in zip(requests, self._echoed, strict=True)
+        ]
 
     def choice(self, piece: TextPiece) -> Document:
         [choice] = self.deltas(piece, begins=True)
@@ -62,8 +65,10 @@ class CompletionAnswer(OpenAIAnswer):
     def deltas(self, piece: TextPiece, *, begins: bool) -> Iterable[Document]:
         logprobs = None
         if self._body.logprobs is not None:
-            logprobs, self._offsets[piece.index] = completion_logprobs(
-                piece.events, self._token_bytes, self._offsets[piece.index]
+            logprobs = completion_logprobs(
+                (*piece.prompt, *piece.events),
+                self._text.token_bytes,
+                [*self._prompt_offsets(piece), *self._own_offsets(piece)],
             )
         yield {
             "index": piece.index,
@@ -71,6 +76,15 @@ class CompletionAnswer(OpenAIAnswer):
             "logprobs": logprobs,
             "finish_reason": piece.finish_reason,
         }
+
+    def _prompt_offsets(self, piece: TextPiece) -> Iterable[int]:
+        offsets, length = Offsets(self._text.tokenizer), len(self._echoed[piece.index])
+        # A text that was asked for may have been normalised before it became ids.
+        return (min(length, offsets.push(event.token_id)) for event in piece.prompt)
+
+    def _own_offsets(self, piece: TextPiece) -> Iterable[int]:
+        offsets = self._offsets[piece.index]
+        return (offsets.push(event.token_id) for event in piece.events)
 
 
 class GenerateAnswer:

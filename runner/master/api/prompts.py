@@ -158,7 +158,9 @@ class Prompts:
         same prompt has some already: `first_choice` of them."""
         if not ids:
             raise InvalidField(field, "", "must have at least one token")
-        self._check_length(field, len(ids), "tokens", self._engine.context - 1)
+        _, asked = body.asked_tokens()
+        least = 1 if asked is None else min(asked, 1)
+        self._check_length(field, len(ids), "tokens", self._engine.context - least)
         most_tokens = self._most_tokens(body, self._engine.context - len(ids))
         sampling, stop = parameters
         deadline_s = remaining_s(self._spec.request_deadline_s)
@@ -171,6 +173,7 @@ class Prompts:
                     first_choice + place,
                     deadline_s,
                     current_request_id() or "",
+                    echo=isinstance(body, CompletionBody) and body.echo,
                 ),
                 stop,
                 continues_prompt=not isinstance(body, ChatBody),

@@ -55,7 +55,7 @@ OPENAI: Table = {
     "bad_words": Unserved("is not supported: use logit_bias", ([],)),
     "allowed_token_ids": Unserved("is not supported: use logit_bias"),
     "truncate_prompt_tokens": Unserved("is not supported: a prompt is taken whole or refused"),
-    "prompt_logprobs": Unserved("is not supported: the prompt has no log probabilities here"),
+    "prompt_logprobs": Unserved("is not supported: ask for echo and logprobs at completions"),
     "priority": Unserved("is not supported: requests are served in the order they come", (0,)),
     "return_token_ids": Unserved(_AS_TEXT, (False,)),
     "return_tokens_as_token_ids": Unserved(_AS_TEXT, (False,)),

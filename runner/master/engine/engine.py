@@ -20,6 +20,7 @@ from runner.errors import (
 from runner.master.engine.micro_batches import MicroBatches
 from runner.master.engine.report import EngineStatistics, describe_topology, take_statistics
 from runner.master.engine.requests import (
+    Event,
     GenerationRequest,
     OpenRequest,
     RequestLedger,
@@ -107,7 +108,7 @@ class Engine:
         """
         prompt_tokens = len(request.prompt_ids)
         needed = prompt_tokens + request.max_new_tokens
-        assert 0 < prompt_tokens < needed
+        assert 0 < prompt_tokens < needed + request.echo
         context, vocabulary = self.context, self.vocabulary_size
         for token_id in (min(request.prompt_ids), max(request.prompt_ids)):
             if not 0 <= token_id < vocabulary:
@@ -146,11 +147,11 @@ class Engine:
         them: that frees the request's place at once, also where no token was ever asked for.
 
         Raises what `validate` does, EngineFull, NotServing. The tokens raise DeadlineExceeded,
-        NotServing, PromptTooLong.
+        NotServing, NoMemory, PromptTooLong, RequestEndsTheGroup.
         """
         self.validate(request)
         self.check_place(carried=request.carried is not None)
-        arrived: asyncio.Queue[TokenEvent | RunnerError] = asyncio.Queue()
+        arrived: asyncio.Queue[Event | RunnerError] = asyncio.Queue()
         entry = self._ledger.add(request, arrived.put_nowait)
         self._counters.requests += 1
         given = request.deadline_s
@@ -235,11 +236,11 @@ class Engine:
         self._watch.step_returned(now)
         events = scheduler.returned(result, now)
         for entry, event in events:
-            if event.finish_reason is not None:
+            if isinstance(event, RunnerError) or event.finish_reason is not None:
                 self._ledger.remove(entry.number)
                 scheduler.remove(entry)
             entry.deliver(event)
-        self._counters.generated_tokens += len(events)
+        self._counters.generated_tokens += sum(isinstance(event, TokenEvent) for _, event in events)
         if events or not self._ledger.open:
             # Of an idle group nothing is asked but to pass its probes. A request that ends one
             # epoch after the other stays open, and then probes do not count.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from runner.errors import RunnerError
 from runner.sampling_parameters import SamplingParameters
@@ -15,6 +16,7 @@ from runner.steps import Admission, SampledToken
 
 FINISHED_BY_STOP = "stop"
 FINISHED_BY_LENGTH = "length"
+MOST_SHORTAGES = 3  # so many are a request's end
 LOSSES_TOGETHER = 2  # from then on a request is tried alone; one more loss is its end
 
 
@@ -32,10 +34,11 @@ class GenerationRequest:
     """One completion to generate. `deadline_s` counts from submission; None takes the spec's.
 
     Generation ends at an id of `sampling.stop_token_ids` (the API puts the model's end-of-sequence
-    ids there) or after `max_new_tokens`. The choices of one API request are requests of their own
-    that differ in `choice` only, so that each has random numbers of its own: they have one seed,
-    which is never None here. `request_id` is what the log calls it. One that is `carried` goes on
-    after ids which have not finished it.
+    ids there) or after `max_new_tokens`. With `echo` a PromptEvent comes first; only then may
+    `max_new_tokens` be 0, and it is the end. The choices of one API request are requests of their
+    own that differ in `choice` only, so that each has random numbers of its own: they have one
+    seed, which is never None here. `request_id` is what the log calls it. One that is `carried`
+    goes on after ids which have not finished it; its prompt was told with the first of them.
     """
 
     prompt_ids: tuple[int, ...]
@@ -45,6 +48,7 @@ class GenerationRequest:
     deadline_s: float | None = None
     request_id: str = ""
     carried: Carried | None = None
+    echo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,18 @@ class TokenEvent:
     finish_reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PromptEvent:
+    """The prompt is computed. `ids` are its ids with what `sampling.logprobs` asks for: the log
+    probability of each after those before it, which the first one has not."""
+
+    ids: tuple[TokenEvent, ...] = ()
+    finish_reason: str | None = None
+
+
+Event: TypeAlias = TokenEvent | PromptEvent
+
+
 @dataclass(slots=True, eq=False)
 class OpenRequest:
     """One request from submission to its last token.
@@ -71,6 +87,10 @@ class OpenRequest:
 
     `losses` counts the epochs that were lost while it was being computed, since it last got beyond
     what was computed then: the positions below `doubted`. One that is carried may bring some.
+
+    `shortages` counts the steps since its last token that found no memory though they were as small
+    as can be, with nothing beside them. `echo` until its prompt was told; `scores` are those of the
+    prompt's ids that have come back.
     """
 
     number: int
@@ -79,7 +99,7 @@ class OpenRequest:
     sampling: SamplingParameters
     choice: int
     seed: int
-    deliver: Callable[[TokenEvent | RunnerError], None]
+    deliver: Callable[[Event | RunnerError], None]
     emitted: list[int] = field(default_factory=list)
     held: bool = False
     sent: int = 0
@@ -88,6 +108,9 @@ class OpenRequest:
     long_class: bool = False
     chunk_tokens: int = 0
     request_id: str = ""
+    echo: bool = False
+    scores: list[TokenEvent] = field(default_factory=list)
+    shortages: int = 0
     losses: int = 0
     doubted: int = 0
 
@@ -120,12 +143,13 @@ class OpenRequest:
 
     def start_over(self) -> None:
         """The stages hold nothing of it any more: prompt and emitted ids are to be sent again."""
-        self.held = self.awaiting = False
+        self.held = False
         self.prefill_again()
 
     def prefill_again(self) -> None:
         """Admit it again, from position 0: what the stages keep of it is dropped then."""
-        self.sent, self.prefilled = 0, False
+        self.sent = 0
+        self.prefilled = self.awaiting = False
 
     @property
     def tried_alone(self) -> bool:
@@ -142,11 +166,37 @@ class OpenRequest:
         if position >= self.doubted:
             self.losses = self.doubted = 0
 
+    def scored_rows(self, start: int, length: int) -> int:
+        """How many of its rows from `start` on are to be scored: those whose next id is the
+        prompt's own, where one of them is not known yet."""
+        known = start + length <= len(self.scores)
+        if not self.echo or self.sampling.logprobs < 0 or known:
+            return 0
+        return max(0, min(length, len(self.prompt_ids) - 1 - start))
+
+    def accept_score(self, token: SampledToken) -> None:
+        """The next id of its prompt; another one is late, or was seen before."""
+        if self.echo and token.position == 1 + len(self.scores):
+            self.scores.append(TokenEvent(token.token_id, token.logprob, token.alternatives))
+
+    def prompt_came_back(self, position: int) -> PromptEvent | None:
+        """Its positions below `position` are computed: what is to be told of its prompt, once."""
+        if not self.echo or position < len(self.prompt_ids):
+            return None
+        self.echo = False
+        scores, self.scores = self.scores, []
+        reason = None if self.max_new_tokens else FINISHED_BY_LENGTH
+        if self.sampling.logprobs < 0:
+            return PromptEvent(finish_reason=reason)
+        assert len(scores) == len(self.prompt_ids) - 1
+        return PromptEvent((TokenEvent(self.prompt_ids[0]), *scores), reason)
+
     def accept(self, token: SampledToken) -> TokenEvent | None:
         """The next token of this request, or None for one that is not: late, or seen before."""
         if not self.awaiting or token.position != self.known:
             return None
         self.awaiting = False
+        self.shortages = 0
         self.emitted.append(token.token_id)
         reason = finish_reason(self, token.token_id, len(self.emitted))
         return TokenEvent(token.token_id, token.logprob, token.alternatives, reason)
@@ -169,7 +219,7 @@ class RequestLedger:
         self._next = 1
 
     def add(
-        self, request: GenerationRequest, deliver: Callable[[TokenEvent | RunnerError], None]
+        self, request: GenerationRequest, deliver: Callable[[Event | RunnerError], None]
     ) -> OpenRequest:
         """Enter a request. What is carried goes on after its ids, as what is replayed does."""
         seed, carried = request.sampling.seed, request.carried or Carried()
@@ -184,6 +234,7 @@ class RequestLedger:
             deliver=deliver,
             emitted=list(carried.ids),
             request_id=request.request_id,
+            echo=request.echo and not carried.ids,
         )
         if carried.alone:
             entry.losses, entry.doubted = LOSSES_TOGETHER, entry.known

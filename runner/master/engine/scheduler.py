@@ -6,18 +6,27 @@ sampled token back before it can go on, the chunks of a prompt follow one anothe
 
 A request that may be what ends the group is computed with nothing beside it, in no step on its
 way, until it has got beyond what is in doubt.
+
+A step that a stage has no memory for comes back aborted, and so may steps behind it. Nothing is
+sent until all have come back. Then their requests are computed anew, the youngest of the first such
+step not before others have ended.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.errors import PromptTooLong
+from runner.errors import NoMemory, PromptTooLong, RunnerError
 from runner.master.engine.micro_batches import MicroBatches
-from runner.master.engine.requests import OpenRequest, TokenEvent
-from runner.master.engine.step_cost import MIN_CHUNK, StepCost
+from runner.master.engine.observed_limits import ObservedLimits
+from runner.master.engine.requests import MOST_SHORTAGES, Event, OpenRequest
+from runner.master.engine.step_cost import StepCost
 from runner.steps import Admission, Segment, Step, StepResult
+
+logger = logging.getLogger(__name__)
 
 STEP_LIMIT_S, STEP_LIMIT_FACTOR = 5.0, 8.0
 UNKNOWN_STEP_LIMIT_S = 60.0  # for a step larger than any that was measured
@@ -58,7 +67,8 @@ class Scheduler:
         self.micro_batches = micro_batches
         self._cost = cost
         self._ranks = ranks
-        self._budget = prefill_token_budget
+        self._limits = ObservedLimits(prefill_token_budget, kv_tokens)
+        self._settling = False
         self._max_running = max_concurrent_requests
         self._rope_boundary = rope_boundary
         self._ready: deque[OpenRequest] = deque()
@@ -83,11 +93,15 @@ class Scheduler:
 
     def remove(self, request: OpenRequest) -> None:
         """The request ended or its client left: its place is free from the next step on."""
+        if request.number in self.running:
+            self._take_out(request)
+        else:
+            self.waiting.remove(request)
+
+    def _take_out(self, request: OpenRequest) -> None:
         if request is self._alone:
             self._alone = None
-        if self.running.pop(request.number, None) is None:
-            self.waiting.remove(request)
-            return
+        del self.running[request.number]
         self.kv_reserved -= request.capacity
         if request.held:
             self._releases.append(request.number)
@@ -96,6 +110,9 @@ class Scheduler:
 
     def next_step(self, now: float) -> Step | None:
         """The next step to submit, or None while there is nothing to do or enough is in flight."""
+        if self._settling and self.in_flight:
+            return None
+        self._settling = False
         self._start_waiting()
         if self._alone is not None and self.being_computed().keys() - {self._alone.number}:
             return None
@@ -104,8 +121,8 @@ class Scheduler:
         segments = [self._decode(request) for request in decodes]
         if len(self.in_flight) <= self._ranks:
             # However many decode, prompts come on.
-            least = min(self._budget, MIN_CHUNK)
-            segments += self._chunks(max(least, self._budget - len(segments)), admissions)
+            budget = max(self._limits.least, self._limits.budget - len(segments))
+            segments += self._chunks(budget, admissions)
         if not segments and not self._releases:
             return None
         ids: list[int] = []
@@ -123,37 +140,99 @@ class Scheduler:
         self._note(step, 0, now)
         return step
 
-    def returned(self, result: StepResult, now: float) -> list[tuple[OpenRequest, TokenEvent]]:
-        """Take a step's tokens; those of requests that are gone or known already are dropped."""
+    def returned(
+        self, result: StepResult, now: float
+    ) -> list[tuple[OpenRequest, Event | RunnerError]]:
+        """Take a step's tokens; those of requests that are gone or known already are dropped.
+
+        The last event of a request has a finish_reason or is an error: whoever asked removes it.
+        """
         flight = self.in_flight.pop(result.number, None)
         if flight is None:
             return []
         step = flight.step
         self._decode_steps -= flight.decodes > 0
+        if result.aborted:
+            return self._aborted(flight)
+        self._limits.computed()
         if step.segments:
             self._cost.observe(len(step.token_ids), result.times, now - flight.submitted_at)
-        events = []
+        events = self._prompts_computed(result, step)
+        tokens = 0
         for token in result.tokens:
             request = self.running.get(token.request)
             event = request.accept(token) if request is not None else None
             if request is not None and event is not None:
+                tokens += 1
                 self._ready.append(request)
                 events.append((request, event))
-        for segment in step.segments:
-            request = self.running.get(segment.request)
-            if request is not None:
-                request.came_back(segment.start + segment.length)
         if self._alone is not None and not self._alone.tried_alone:
             self._alone = None
         if step.segments:
             prefilling = sum(not request.prefilled for request in self.running.values())
             self.micro_batches.returned(
                 len(self.running) - prefilling,
-                len(events),
+                tokens,
                 pure=prefilling == 0 and len(step.token_ids) == flight.decodes,
                 now=now,
             )
         return events
+
+    def _prompts_computed(
+        self, result: StepResult, step: Step
+    ) -> list[tuple[OpenRequest, Event | RunnerError]]:
+        for token in result.scored:
+            request = self.running.get(token.request)
+            if request is not None:
+                request.accept_score(token)
+        events: list[tuple[OpenRequest, Event | RunnerError]] = []
+        for segment in step.segments:
+            request = self.running.get(segment.request)
+            if request is not None:
+                end = segment.start + segment.length
+                request.came_back(end)
+                if (event := request.prompt_came_back(end)) is not None:
+                    events.append((request, event))
+        return events
+
+    def _aborted(self, flight: InFlight) -> list[tuple[OpenRequest, Event | RunnerError]]:
+        """A stage computes none of the step's requests until it is admitted again.
+
+        What comes back aborted behind the first one, before all is settled, is its consequence.
+        """
+        first, self._settling = not self._settling, True
+        step = flight.step
+        requests = [self.running[number] for number in self._running_in(step)]
+        for request in requests:
+            request.prefill_again()
+        if not first or not requests:
+            return []
+        tokens = len(step.token_ids)
+        if len(self.running) > 1:
+            youngest = sorted(requests, key=lambda request: request.number)
+            self._wait_again(youngest[len(youngest) // 2 :])
+            self._limits.fewer_places(self.kv_reserved)
+        elif tokens <= self._limits.least:
+            requests[0].shortages += 1
+            if requests[0].shortages == MOST_SHORTAGES:
+                return [(requests[0], _too_large(requests[0]))]
+        if tokens > flight.decodes:
+            self._limits.smaller_steps(tokens)
+        return []
+
+    def _running_in(self, step: Step) -> list[int]:
+        return [item.request for item in step.segments if item.request in self.running]
+
+    def _wait_again(self, requests: Sequence[OpenRequest]) -> None:
+        """In their places by arrival; those that wait have arrived later than most."""
+        names = [request.request_id or f"number {request.number}" for request in requests]
+        logger.warning("a stage is out of memory: requests wait again: %s", ", ".join(names))
+        for request in requests:
+            self._take_out(request)
+            request.start_over()
+            places = enumerate(self.waiting)
+            later = (place for place, other in places if other.number > request.number)
+            self.waiting.insert(next(later, len(self.waiting)), request)
 
     @property
     def kv_used(self) -> int:
@@ -172,7 +251,9 @@ class Scheduler:
     def _start_waiting(self) -> None:
         while self._alone is None and self.waiting and len(self.running) < self._max_running:
             request = self.waiting[0]
-            if self.kv_reserved + request.capacity > self.kv_tokens:
+            # One alone is always tried: else it would wait for ever.
+            places = self._limits.places if self.running else self.kv_tokens
+            if self.kv_reserved + request.capacity > places:
                 return
             self.waiting.popleft()
             self.running[request.number] = request
@@ -222,15 +303,20 @@ class Scheduler:
     def _chunk(self, request: OpenRequest, budget: int, admissions: list[Admission]) -> Segment:
         if request.sent == 0:
             request.held = True
-            request.chunk_tokens = self._cost.chunk_tokens(request.known, self._budget)
+            request.chunk_tokens = self._cost.chunk_tokens(request.known, self._limits.budget)
             boundary = self._rope_boundary
             request.long_class = boundary is not None and request.known > boundary
             admissions.append(request.admission())
         start = request.sent
         length = min(budget, request.chunk_tokens, request.known - start)
         request.sent += length
-        request.prefilled = request.awaiting = request.sent == request.known
-        return Segment(request.number, start, length, request.known, sample=request.awaiting)
+        request.prefilled = request.sent == request.known
+        request.awaiting = request.prefilled and request.max_new_tokens > 0
+        scored = request.scored_rows(start, length)
+        following = request.prompt_ids[request.sent] if scored == length else 0
+        return Segment(
+            request.number, start, length, request.known, request.awaiting, scored, following
+        )
 
     def overdue(self, now: float) -> str | None:
         """Which step should have come back by now, in words; None when all is well."""
@@ -252,3 +338,11 @@ class Scheduler:
             limit_s = max(STEP_LIMIT_S, STEP_LIMIT_FACTOR * (ahead + longest))
         limit_s = max([limit_s, *(item.limit_s for item in self.in_flight.values())])
         self.in_flight[step.number] = InFlight(step, decodes, now, limit_s)
+
+
+def _too_large(request: OpenRequest) -> NoMemory:
+    return NoMemory(
+        f"a rank is out of memory for this request of {len(request.prompt_ids)} prompt tokens and"
+        f" {request.max_new_tokens} new ones, with nothing beside it: ask for fewer tokens, or give"
+        " the ranks more memory"
+    )

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from runner.errors import RunnerError
-from runner.master.engine.requests import TokenEvent
+from runner.master.engine.requests import Event
 
 
-class Tokens(AsyncIterator[TokenEvent]):
+class Tokens(AsyncIterator[Event]):
     """Those that have `arrived`, to the last one; an error that arrived is raised.
 
     No generator: one that nobody has begun to read could not be told that its reader is gone.
@@ -17,12 +17,12 @@ class Tokens(AsyncIterator[TokenEvent]):
     """
 
     def __init__(
-        self, arrived: asyncio.Queue[TokenEvent | RunnerError], leave: Callable[[], None]
+        self, arrived: asyncio.Queue[Event | RunnerError], leave: Callable[[], None]
     ) -> None:
         self._arrived, self._leave = arrived, leave
         self._closed = False
 
-    async def __anext__(self) -> TokenEvent:
+    async def __anext__(self) -> Event:
         if self._closed:
             raise StopAsyncIteration
         item = await self._arrived.get()

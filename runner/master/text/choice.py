@@ -11,6 +11,7 @@ from runner.errors import InvalidField
 from runner.master.engine.requests import (
     FINISHED_BY_STOP,
     GenerationRequest,
+    PromptEvent,
     TokenEvent,
     finish_reason,
 )
@@ -52,7 +53,8 @@ class TextPiece:
 
     The last piece of a choice carries its finish_reason. The id that ended a choice counts but
     has no event, nor have those of a stop string: text and log probabilities leave them out. `ids`
-    has them all, those since the last piece.
+    has them all, those since the last piece. `prompt` are the prompt's ids, where its log
+    probabilities were asked for; they come in the first piece.
     """
 
     index: int
@@ -61,6 +63,7 @@ class TextPiece:
     tokens: int
     finish_reason: str | None = None
     ids: tuple[int, ...] = ()
+    prompt: tuple[TokenEvent, ...] = ()
 
 
 class ChoiceText:
@@ -94,6 +97,11 @@ class ChoiceText:
             if piece := self.push(TokenEvent(token_id, finish_reason=reason)):
                 self.delivered.append(piece)
         self._ids.clear()
+
+    def prompt(self, event: PromptEvent) -> TextPiece:
+        """What comes before the first token, of a request with echo."""
+        self.finished = event.finish_reason is not None
+        return TextPiece(self._index, "", (), 0, event.finish_reason, prompt=event.ids)
 
     def push(self, event: TokenEvent) -> TextPiece | None:
         """The next piece, None while nothing new is certain."""
@@ -141,6 +149,7 @@ def joined(pieces: Sequence[TextPiece]) -> TextPiece:
         last.tokens,
         last.finish_reason,
         tuple(token_id for piece in pieces for token_id in piece.ids),
+        prompt=pieces[0].prompt,
     )
 
 
@@ -193,6 +202,25 @@ class Detokenizer:
 
     def _decode(self) -> str:
         return self._tokenizer.decode(self._window, skip_special_tokens=True)
+
+
+class Offsets:
+    """Where the ids that follow `prompt_ids` begin in a text in which they go on at `start`.
+
+    An id that completes a character, or is a part of one, lies where the character does.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), start: int = 0
+    ) -> None:
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids[-_CONTEXT_TOKENS:])
+        self._next = start
+
+    def push(self, token_id: int) -> int:
+        """In characters."""
+        offset = self._next
+        self._next += len(self._detokenizer.push(token_id))
+        return offset
 
 
 class StopStrings:

@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from runner.errors import RunnerError
 from runner.master.engine.engine import Engine
+from runner.master.engine.requests import PromptEvent
 from runner.master.metrics import Metrics
 from runner.master.text.choice import ChoiceText, TextPiece, TextRequest, joined
 from runner.master.text.model_text import ModelText
@@ -76,8 +77,11 @@ class _Choice:
     async def pieces(self) -> Pieces:
         try:
             async for event in self._tokens:
-                self._timer.token()
-                piece = self._text.push(event)
+                if isinstance(event, PromptEvent):
+                    piece: TextPiece | None = self._text.prompt(event)
+                else:
+                    self._timer.token()
+                    piece = self._text.push(event)
                 if piece is None:
                     continue
                 if piece.finish_reason is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,11 +16,12 @@ from runner.stage.cpu.packed_modules import pack_weights
 from runner.stage.model import attention
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.kv_cache import KVCache
-from runner.stage.model.pruned import load_pruned
+from runner.stage.model.pruned import PassThrough, load_pruned
 from runner.stage.model.rotary import LengthClasses
 from runner.steps import Admission, Step
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SCORED_AT_ONCE = 64 * 2**20  # bytes of logits; a few copies live at once
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 
 
@@ -51,7 +54,13 @@ class StageModel:
         self._keep_rows = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self._received: torch.Tensor | None = None
         self._captured: torch.Tensor | None = None
-        self._place_hooks(self._model.get_submodule(layout.layer_list), layers)
+        self._capturing = False
+        self._layers, self._own = self._model.get_submodule(layout.layer_list), range(*layers)
+        self._through = {
+            index: PassThrough(self._layers[index], layout.tuple_lengths[index])
+            for index in self._own
+        }
+        self._place_hooks()
 
     @classmethod
     def load(
@@ -110,13 +119,8 @@ class StageModel:
             if segment.sample:
                 sampled.append(first - 1)
         self._rotary.begin(step.segments)
-        position_ids = torch.tensor([positions], device=self._device)
-        # A mask without padding spares transformers its search for packed texts in the positions.
-        arguments: dict[str, Any] = {
-            "position_ids": position_ids,
-            "attention_mask": torch.ones_like(position_ids),
-            "use_cache": False,
-        }
+        self._captured, self._capturing = None, not self.is_last or step.scored_rows > 0
+        arguments = self._arguments(positions)
         if self.is_first:
             arguments["input_ids"] = torch.tensor([list(step.token_ids)], device=self._device)
         else:
@@ -134,6 +138,55 @@ class StageModel:
         logits: torch.Tensor = output.logits[0]
         return (logits if self._keep_rows else logits[rows]).float()
 
+    @torch.inference_mode()
+    def scored_logits(self, step: Step) -> Generator[torch.Tensor, None, None]:
+        """Of the step that `forward` has just computed on the last stage: float32 logits of its
+        scored rows in order, in parts [rows, vocab_size] of at most SCORED_AT_ONCE bytes. Whoever
+        asks closes it.
+
+        What comes after the layers may scale or cap its logits. So that is computed by the model's
+        own forward, in which the layers pass on what they were given.
+        """
+        assert self._captured is not None, "no step with scored rows was computed"
+        states, self._captured, self._capturing = self._captured[0], None, False
+        rows: list[int] = []
+        first = 0
+        for segment in step.segments:
+            rows.extend(range(first, first + segment.scored))
+            first += segment.length
+        self._rotary.begin(())
+        with self._passing_through():
+            size = max(1, SCORED_AT_ONCE // (4 * self.vocab_size))
+            for begin in range(0, len(rows), size):
+                part = states[rows[begin : begin + size]][None]
+                arguments = self._arguments([0] * part.shape[1])
+                if self.is_first:
+                    arguments["input_ids"] = torch.zeros_like(arguments["position_ids"])
+                else:
+                    arguments["inputs_embeds"] = part
+                self._received = part
+                yield self._run(attention.PackedStep([]), arguments).logits[0].float()
+
+    def _arguments(self, positions: list[int]) -> dict[str, Any]:
+        position_ids = torch.tensor([positions], device=self._device)
+        # A mask without padding spares transformers its search for packed texts in the positions.
+        return {
+            "position_ids": position_ids,
+            "attention_mask": torch.ones_like(position_ids),
+            "use_cache": False,
+        }
+
+    @contextmanager
+    def _passing_through(self) -> Iterator[None]:
+        own = {index: self._layers[index] for index in self._own}
+        try:
+            for index, through in self._through.items():
+                self._layers[index] = through
+            yield
+        finally:
+            for index, layer in own.items():
+                self._layers[index] = layer
+
     def _run(self, step: attention.PackedStep, arguments: dict[str, Any]) -> Any:
         attention.current.step = step
         try:
@@ -142,11 +195,12 @@ class StageModel:
             attention.current.step = None
             self._received = None
 
-    def _place_hooks(self, layer_list: Any, layers: tuple[int, int]) -> None:
+    def _place_hooks(self) -> None:
+        first, last = self._own[0], self._own[-1]
         if not self.is_first:
-            layer_list[layers[0]].register_forward_pre_hook(self._inject, with_kwargs=True)
-        if not self.is_last:
-            layer_list[layers[1] - 1].register_forward_hook(self._capture)
+            self._layers[first].register_forward_pre_hook(self._inject, with_kwargs=True)
+        self._through[first].register_forward_pre_hook(self._inject, with_kwargs=True)
+        self._layers[last].register_forward_hook(self._capture)
 
     def _inject(
         self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -157,7 +211,8 @@ class StageModel:
         return args, {**kwargs, "hidden_states": self._received}
 
     def _capture(self, _layer: nn.Module, _args: Any, output: Any) -> None:
-        self._captured = output[0] if isinstance(output, tuple) else output
+        if self._capturing:
+            self._captured = output[0] if isinstance(output, tuple) else output
 
 
 def choose_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -15,11 +16,12 @@ from runner.stage.model.stage_model import StageModel
 from runner.stage.process.device import device_of
 from runner.stage.process.epoch_links import Arrival, NewEpoch, Stop, Work
 from runner.stage.process.error_kind import ErrorKind, error_kind
+from runner.stage.process.forgotten import Forgotten
 from runner.stage.sampling.sampler import Sampler
 from runner.steps import StageTime, Step
 from runner.transport.frames import DTYPES, Epoch
 from runner.transport.result_frame import encode_result
-from runner.transport.step_frame import pass_on
+from runner.transport.step_frame import pass_on, pass_on_aborted
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +45,9 @@ class ComputeLoop:
     """Runs steps of the epoch that is open; `fail` is told of a step that raised.
 
     Two errors are the device's. Without memory a step is computed once more, all that was kept
-    given back. After any other, nothing that this process computes can be trusted: `end_process`
-    is told why, and does not return outside of tests.
+    given back; then it is aborted: it goes on to the master, which makes smaller ones, and what was
+    held of its requests is forgotten. After any other, nothing that this process computes can be
+    trusted: `end_process` is told why, and does not return outside of tests.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class ComputeLoop:
         self._place = torch.device(device)
         self._device = device_of(self._place)
         self._sampler = Sampler(model.vocab_size, self._place) if model.is_last else None
+        self._forgotten = Forgotten()
         self._beat = time.monotonic()
         self._current: Arrival | None = None
         self._busy_at: float | None = None  # the last step with tokens; None: given back since
@@ -121,19 +125,41 @@ class ComputeLoop:
 
     def _reset(self) -> None:
         self._model.reset()
+        self._forgotten.reset()
         if self._sampler is not None:
             self._sampler.reset()
 
     def _answer(self, arrival: Arrival, waiting_since: int) -> None:
         began = time.perf_counter_ns()
         wait_ns = began - waiting_since
+        frame = arrival.frame
+        if frame.header.aborted or self._forgotten.keep_from(frame.step):
+            self._abort(arrival, began, wait_ns)
+            return
         outcome = self._attempt(arrival, began, wait_ns)
         if isinstance(outcome, _Failure) and outcome.kind is ErrorKind.MEMORY:
             outcome = self._attempt(arrival, began, wait_ns, again=True)
-        if isinstance(outcome, _Failure):
-            self._give_up(arrival, outcome)
-        else:
+        if not isinstance(outcome, _Failure):
+            self._forgotten.computed(frame.step)
             arrival.links.answer(arrival, *outcome)
+        elif outcome.kind is ErrorKind.MEMORY:
+            self._abort(arrival, began, wait_ns)
+        else:
+            self._give_up(arrival, outcome)
+
+    def _abort(self, arrival: Arrival, began: int, wait_ns: int) -> None:
+        """The step goes on without a tensor, so that it comes back in its turn."""
+        frame, step = arrival.frame, arrival.frame.step
+        self._forgotten.aborted(step)
+        for holder in self._holders():
+            for request in (*step.releases, *(segment.request for segment in step.segments)):
+                holder.release(request)
+        spent = StageTime(self._rank, time.perf_counter_ns() - began, wait_ns)
+        if self._sampler is not None:
+            front = encode_result(frame.header, frame.body, spent, (), aborted=True)
+        else:
+            front = pass_on_aborted(frame.header, frame.body, spent)
+        arrival.links.answer(arrival, front, None)
 
     def _attempt(
         self, arrival: Arrival, began: int, wait_ns: int, *, again: bool = False
@@ -151,16 +177,13 @@ class ComputeLoop:
             return _Failure(error_kind(error), _told(error))
 
     def _give_up(self, arrival: Arrival, failure: _Failure) -> None:
-        """Of a step without memory the whole epoch: the master is who can make a smaller one."""
         arrival.links.halt()
         number = arrival.frame.step.number
         if failure.kind is ErrorKind.DEVICE:
             self._break(f"failed in step {number}: {failure.what}")
             return
-        what = f"rank {self._rank} could not compute step {number}"
-        if failure.kind is ErrorKind.MEMORY:
-            what = f"rank {self._rank} is out of memory, twice in step {number}"
-        self._fail(arrival.links.epoch, f"{what}: {failure.what}")
+        what = f"rank {self._rank} could not compute step {number}: {failure.what}"
+        self._fail(arrival.links.epoch, what)
 
     @torch.inference_mode()
     def _compute(self, arrival: Arrival, began: int, wait_ns: int) -> _Answer:
@@ -175,8 +198,12 @@ class ComputeLoop:
         if self._sampler is not None:
             self._sampler.extend(step)
             tokens = [] if output is None else self._sampler.sample(step, output)
+            scored = []
+            if step.scored_rows:
+                with closing(model.scored_logits(step)) as parts:
+                    scored = self._sampler.score(step, parts)
             spent = StageTime(self._rank, time.perf_counter_ns() - began, wait_ns)
-            return encode_result(frame.header, frame.body, spent, tokens), None
+            return encode_result(frame.header, frame.body, spent, tokens, scored), None
         tensor, dtype, width = None, "", 0
         if output is not None:
             width, dtype = output.shape[-1], str(output.dtype).removeprefix("torch.")
@@ -186,13 +213,14 @@ class ComputeLoop:
         return pass_on(frame.header, frame.body, spent, dtype, width), tensor
 
     def _admit_and_release(self, step: Step) -> None:
-        for holder in (self._model, self._sampler):
-            if holder is None:
-                continue
+        for holder in self._holders():
             for request in step.releases:
                 holder.release(request)
             for admission in step.admissions:
                 holder.admit(admission)
+
+    def _holders(self) -> list[StageModel | Sampler]:
+        return [self._model, *([] if self._sampler is None else [self._sampler])]
 
     def _hidden(self, tensor: memoryview, dtype: int) -> torch.Tensor | None:
         if not tensor:

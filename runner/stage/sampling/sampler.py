@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from transformers import LogitsProcessorList
 
 from runner.stage.sampling.draws import Draws
 from runner.stage.sampling.noise import Key
+from runner.stage.sampling.own_scores import score
 from runner.stage.sampling.processors import (
     filters,
     likeliest,
@@ -95,6 +97,15 @@ class Sampler:
             for row, segment in enumerate(sampling)
         ]
 
+    def score(self, step: Step, parts: Iterable[torch.Tensor]) -> list[SampledToken]:
+        """One token per scored row, in order; `parts` of their logits [rows, vocabulary]."""
+        wanted = {
+            segment.request: self._requests[segment.request].admission.sampling.logprobs
+            for segment in step.segments
+            if segment.scored
+        }
+        return score(step.following(), wanted, (_without_nonsense(part) for part in parts))
+
     def _token(self, request: int, position: int, row: torch.Tensor, best: int) -> SampledToken:
         held = self._requests[request]
         wanted = held.admission.sampling.logprobs
@@ -128,6 +139,11 @@ def _best(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
         best = logits.argmax(dim=-1)
     scores = logits.gather(-1, best.unsqueeze(-1)).squeeze(-1)
     return best.tolist(), (~scores.isfinite()).tolist()
+
+
+def _without_nonsense(logits: torch.Tensor) -> torch.Tensor:
+    """As they are, where each row's best one is a number."""
+    return logits if bool(logits.amax(dim=-1).isfinite().all()) else _finite(logits)
 
 
 def _finite(scores: torch.Tensor) -> torch.Tensor:

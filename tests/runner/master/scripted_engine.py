@@ -10,7 +10,9 @@ from runner.master.engine.report import EngineStatistics
 from runner.master.engine.requests import (
     FINISHED_BY_LENGTH,
     FINISHED_BY_STOP,
+    Event,
     GenerationRequest,
+    PromptEvent,
     TokenEvent,
 )
 from runner.master.engine.tokens import Tokens
@@ -50,7 +52,7 @@ class ScriptedEngine:
             raise self.failure
         done = len(request.carried.ids) if request.carried else 0
         ids = self.script(request)[done : request.max_new_tokens]
-        arrived: asyncio.Queue[TokenEvent | RunnerError] = asyncio.Queue()
+        arrived: asyncio.Queue[Event | RunnerError] = asyncio.Queue()
 
         async def play() -> None:
             for item in self._items(request, ids):
@@ -66,9 +68,9 @@ class ScriptedEngine:
 
         return Tokens(arrived, leave)
 
-    def _items(
-        self, request: GenerationRequest, ids: list[int]
-    ) -> Iterator[TokenEvent | RunnerError]:
+    def _items(self, request: GenerationRequest, ids: list[int]) -> Iterator[Event | RunnerError]:
+        if request.echo and not (request.carried and request.carried.ids):
+            yield _of_prompt(request)
         for place, token_id in enumerate(ids):
             if self.failure is not None and place == self.fail_after:
                 yield self.failure
@@ -76,13 +78,7 @@ class ScriptedEngine:
             reason = FINISHED_BY_LENGTH if place == len(ids) - 1 else None
             if token_id in request.sampling.stop_token_ids:
                 reason = FINISHED_BY_STOP
-            reported = request.sampling.logprobs
-            yield TokenEvent(
-                token_id,
-                -0.5 if reported >= 0 else None,
-                tuple((token_id + other, -0.5 - other) for other in range(max(reported, 0))),
-                reason,
-            )
+            yield _event(request, token_id, reason)
             if reason is not None:
                 return
 
@@ -91,3 +87,21 @@ class ScriptedEngine:
 
     def topology(self) -> dict[str, object]:
         return {"epoch": 1, "ranks": []}
+
+
+def _event(request: GenerationRequest, token_id: int, reason: str | None = None) -> TokenEvent:
+    reported = request.sampling.logprobs
+    return TokenEvent(
+        token_id,
+        -0.5 if reported >= 0 else None,
+        tuple((token_id + other, -0.5 - other) for other in range(max(reported, 0))),
+        reason,
+    )
+
+
+def _of_prompt(request: GenerationRequest) -> PromptEvent:
+    reason = None if request.max_new_tokens else FINISHED_BY_LENGTH
+    if request.sampling.logprobs < 0:
+        return PromptEvent(finish_reason=reason)
+    first, *others = request.prompt_ids
+    return PromptEvent((TokenEvent(first), *(_event(request, other) for other in others)), reason)

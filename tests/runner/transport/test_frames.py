@@ -16,13 +16,14 @@ from runner.transport.data_link import LinkBroken, TcpLink, TensorBuffer
 from runner.transport.frames import (
     HEADER_BYTES,
     Epoch,
+    Header,
     Limits,
     Operation,
     decode_header,
     encode_ping,
 )
 from runner.transport.result_frame import decode_result, encode_result
-from runner.transport.step_frame import decode_step, encode_step, pass_on
+from runner.transport.step_frame import decode_step, encode_step, pass_on, pass_on_aborted
 
 EPOCH = Epoch(0x1234_5678_9ABC_DEF0, 7)
 HIDDEN, VOCABULARY, POSITIONS = 16, 1000, 512
@@ -36,7 +37,7 @@ SAMPLING = SamplingParameters(
 )
 STEP = Step(
     41,
-    (Segment(2**63, 0, 3, 5, False), Segment(8, 17, 1, 18, True)),
+    (Segment(2**63, 0, 3, 5, False, 3, 998), Segment(8, 17, 1, 18, True)),
     (1, 2, 3, 999),
     (Admission(2**63, 100, 5, 1, 2**63 - 1, SAMPLING),),
     (5, 6),
@@ -46,6 +47,8 @@ TOKENS = (
     SampledToken(9, 3, 13, -0.25, ((13, -0.25), (14, -3.0))),
     SampledToken(10, 4, 14, float("-inf")),
 )
+SCORED = (SampledToken(2**63, 1, 2, -7.5, ((1, -0.5),)), SampledToken(2**63, 2, 3, -2.0))
+TIMES = (StageTime(0, 111, 222), StageTime(1, 333, 444))
 
 
 def parsed_step(frame: bytes, limits: Limits) -> Step:
@@ -66,7 +69,7 @@ def result_frame() -> bytes:
     frame = second_hop()
     header = decode_header(frame, EPOCH, SECOND)
     body = frame[HEADER_BYTES : HEADER_BYTES + header.body_bytes]
-    return encode_result(header, body, StageTime(1, 333, 444), TOKENS)
+    return encode_result(header, body, TIMES[1], TOKENS, SCORED)
 
 
 def test_a_step_comes_out_as_it_went_in() -> None:
@@ -80,8 +83,32 @@ def test_a_result_comes_out_as_it_went_in() -> None:
     frame = result_frame()
     header = decode_header(frame, EPOCH, MASTER)
     assert len(frame) == HEADER_BYTES + header.body_bytes
-    times = (StageTime(0, 111, 222), StageTime(1, 333, 444))
-    assert decode_result(header, frame[HEADER_BYTES:], MASTER) == StepResult(41, TOKENS, times)
+    expected = StepResult(41, TOKENS, TIMES, SCORED)
+    assert decode_result(header, frame[HEADER_BYTES:], MASTER) == expected
+
+
+def test_an_aborted_step_travels_without_a_tensor() -> None:
+    frame = encode_step(STEP, EPOCH)
+    header = decode_header(frame, EPOCH, FIRST)
+    frame = pass_on_aborted(header, frame[HEADER_BYTES:], TIMES[0])
+    header, body = decode_header(frame, EPOCH, SECOND), frame[HEADER_BYTES:]
+    assert header.aborted
+    assert header.tensor_bytes == 0
+    assert decode_step(header, body, SECOND) == STEP
+    frame = encode_result(header, body, TIMES[1], (), aborted=True)
+    header = decode_header(frame, EPOCH, MASTER)
+    expected = StepResult(41, (), TIMES, aborted=True)
+    assert decode_result(header, frame[HEADER_BYTES:], MASTER) == expected
+
+
+def test_what_follows_the_scored_rows() -> None:
+    step = Step(
+        1,
+        (Segment(1, 0, 3, 5, False, 3, 9), Segment(2, 4, 1, 5, True), Segment(3, 6, 2, 8, True, 1)),
+        (5, 6, 7, 0, 3, 4),
+    )
+    assert [*step.following()] == [(1, 1, 6), (1, 2, 7), (1, 3, 9), (3, 7, 4)]
+    assert step.scored_rows == 4
 
 
 def test_a_link_carries_frames_and_passes_over_pings() -> None:
@@ -125,11 +152,30 @@ def test_what_breaks_the_receivers_limits_is_refused_by_name(limits: Limits, wha
         (replace(STEP, token_ids=(1, 2, 3)), "lengths are 4 in all"),
         (replace(STEP, segments=(*STEP.segments[:1],) * 2, token_ids=(1,) * 6), "two segments"),
         (replace(STEP, segments=(Segment(1, 0, 4, 3, True),)), "within total"),
+        (replace(STEP, segments=(Segment(1, 0, 4, 4, True, 5),)), "5 rows of 4 are scored"),
+        (replace(STEP, segments=(Segment(1, 0, 4, 5, True, 4, 1000),)), "the last by 1000"),
     ],
 )
 def test_a_step_that_contradicts_itself_is_refused(step: Step, what: str) -> None:
     with pytest.raises(ProtocolError, match=what):
         parsed_step(encode_step(step, EPOCH), FIRST)
+
+
+@pytest.mark.parametrize(
+    ("header", "limits", "what"),
+    [
+        (Header(Operation.STEP, EPOCH, aborted=True), FIRST, "no stage has seen"),
+        (Header(Operation.PING, EPOCH, aborted=True), FIRST, "a ping"),
+        (Header(Operation.RESULT, EPOCH, 0, 1, 2, (1, 0, 0), True), MASTER, "an aborted step with"),
+        (Header(Operation.RESULT, EPOCH, 0, 1, 2, (0, 10**6, 0)), MASTER, "scored = 1000000"),
+        (Header(Operation.RESULT, EPOCH, 0, 1, 2, (1, 1, 41)), MASTER, "41 alternatives"),
+    ],
+)
+def test_a_header_that_contradicts_itself_is_refused(
+    header: Header, limits: Limits, what: str
+) -> None:
+    with pytest.raises(ProtocolError, match=what):
+        decode_header(header.encode(), EPOCH, limits)
 
 
 def test_a_frame_of_another_epoch_is_refused_by_name() -> None:

@@ -3,11 +3,12 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from dataclasses import replace
 
 import pytest
 
 from runner.errors import ProtocolError
-from runner.transport.frames import Epoch
+from runner.transport.frames import VERSION, Epoch
 from runner.transport.handshake import (
     DIFFERING_PROOF,
     Hello,
@@ -26,6 +27,7 @@ async def shake(
     listener_token: bytes = TOKEN,
     spec_hash: str = HELLO.spec_hash,
     refusal: str = "",
+    version: int = VERSION,
 ) -> list[Hello | BaseException | None]:
     """What the dialer and the listener come to."""
     left, right = socket.socketpair()
@@ -34,7 +36,7 @@ async def shake(
     try:
         async with asyncio.timeout(5):
             ends = await asyncio.gather(
-                dial_handshake(left, dialer_token, HELLO),
+                dial_handshake(left, dialer_token, replace(HELLO, version=version)),
                 accept_handshake(right, listener_token, spec_hash, lambda _: refusal),
                 return_exceptions=True,
             )
@@ -54,6 +56,7 @@ def test_both_ends_agree() -> None:
         ({"dialer_token": b"another token of 16 bytes"}, DIFFERING_PROOF),
         ({"spec_hash": "cd" * 32}, "the specs differ: abababababab dials cdcdcdcdcdcd"),
         ({"refusal": "epoch 1 is over"}, "epoch 1 is over"),
+        ({"version": 1}, "the wire versions differ: 1 dials 2; update both"),
     ],
 )
 def test_both_ends_are_told_why_not(change: dict[str, object], sentence: str) -> None:

@@ -95,13 +95,72 @@ def test_log_probabilities_and_where_their_tokens_lie(client: OpenAI) -> None:
     assert (tokens, offsets) == (whole.logprobs.tokens, whole.logprobs.text_offset)
 
 
+@pytest.mark.parametrize("max_tokens", [0, 1, 50])
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_echo_with_log_probabilities_tells_the_prompt(
+    client: OpenAI, demo_text: ModelText, max_tokens: int, *, as_ids: bool
+) -> None:
+    """The body that lm-evaluation-harness sends; it cuts the last token off."""
+    prompt = "Größe 👍🏽 of\n\nthe  sun"
+    ids = list(demo_text.encode_prompt(prompt))
+    arguments: Any = {
+        "model": MODEL,
+        "prompt": [ids] if as_ids else prompt,
+        "temperature": 0,
+        "max_tokens": max_tokens,
+        "logprobs": 1,
+        "seed": 1234,
+        "echo": True,
+    }
+    answer = client.completions.create(**arguments)
+    whole = answer.choices[0]
+    generated = len(answer.choices[0].logprobs.tokens) - len(ids)
+    assert whole.text == prompt + ANSWER[: len(whole.text) - len(prompt)]
+    assert whole.finish_reason == ("length" if max_tokens < 50 else "stop")
+    assert answer.usage.prompt_tokens == len(ids)
+    assert answer.usage.completion_tokens == min(max_tokens, generated + 1)
+    logprobs = whole.logprobs
+    assert logprobs.token_logprobs == [None] + [-0.5] * (len(ids) + generated - 1)
+    assert logprobs.top_logprobs[0] is None
+    assert all(max(best.values()) == -0.5 for best in logprobs.top_logprobs[1:])
+    assert logprobs.tokens[: len(ids)] == [
+        demo_text.token_bytes.of(token_id).decode("utf-8", "replace") for token_id in ids
+    ]
+    offsets = [*logprobs.text_offset, len(whole.text)]
+    for place, token in enumerate(logprobs.tokens):
+        if "\ufffd" not in token:
+            assert whole.text[offsets[place] :].startswith(token)
+    assert offsets == sorted(offsets)
+    streamed = [chunk.choices[0] for chunk in client.completions.create(stream=True, **arguments)]
+    assert "".join(choice.text for choice in streamed) == whole.text
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        found = [item for choice in streamed for item in getattr(choice.logprobs, name) or []]
+        assert found == getattr(logprobs, name)
+
+
+def test_echo_of_nothing_new_is_the_prompt(client: OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt=["a", "bc"], max_tokens=0, echo=True)
+    assert [choice.text for choice in answer.choices] == ["a", "bc"]
+    assert [choice.finish_reason for choice in answer.choices] == ["length", "length"]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 0
+
+
+def test_of_several_ids_with_one_text_the_likeliest_counts() -> None:
+    """Whoever looks whether the token was the best one compares it with the largest."""
+    token_bytes: Any = SimpleNamespace(of=lambda token_id: bytes([0xF0 + token_id]))
+    event = TokenEvent(2, -4.0, ((0, -0.1), (1, -2.5)))
+    logprobs = completion_logprobs([event], token_bytes, [0])
+    assert logprobs["top_logprobs"] == [{"\ufffd": -0.1}]
+
+
 def test_the_sampled_token_is_among_the_best_ones() -> None:
     token_bytes: Any = SimpleNamespace(of=lambda token_id: b"abcd"[token_id : token_id + 1])
     best = ((0, -0.1), (1, -2.5))
     events = [TokenEvent(0, -0.1, best), TokenEvent(3, -4.0, best)]
-    logprobs, _ = completion_logprobs(events, token_bytes, 0)
+    logprobs = completion_logprobs(events, token_bytes, [0, 1])
     assert logprobs["top_logprobs"] == [{"a": -0.1, "b": -2.5}, {"a": -0.1, "b": -2.5, "d": -4.0}]
-    without, _ = completion_logprobs([TokenEvent(3, -4.0)], token_bytes, 0)
+    without = completion_logprobs([TokenEvent(3, -4.0)], token_bytes, [0])
     assert without["top_logprobs"] is None
 
 
@@ -110,7 +169,8 @@ def test_the_sampled_token_is_among_the_best_ones() -> None:
     [
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1, "echo": True}, "max_tokens"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"prompt": ""}, "prompt"),

@@ -17,7 +17,7 @@ from runner.errors import DeadlineExceeded, EngineFull, RunnerError
 from runner.master.api.answers import event_stream
 from runner.master.api.completions import GenerateAnswer
 from runner.master.engine.engine import Engine
-from runner.master.engine.requests import GenerationRequest, TokenEvent
+from runner.master.engine.requests import Event, GenerationRequest
 from runner.master.engine.tokens import Tokens
 from runner.master.metrics import Metrics
 from runner.master.text.choice import TextRequest
@@ -148,7 +148,7 @@ def test_what_fails_after_admission_is_an_event_with_the_same_body(
     slow_url: str, slow: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def late(_request: GenerationRequest) -> Tokens:
-        arrived: asyncio.Queue[TokenEvent | RunnerError] = asyncio.Queue()
+        arrived: asyncio.Queue[Event | RunnerError] = asyncio.Queue()
         error = DeadlineExceeded("600 s have passed")
         asyncio.get_running_loop().call_later(DELAY_S, arrived.put_nowait, error)
         return Tokens(arrived, lambda: None)

@@ -22,8 +22,9 @@ from runner.errors import (
 )
 from runner.master.engine import watch
 from runner.master.engine.engine import Engine
-from runner.master.engine.requests import GenerationRequest
+from runner.master.engine.requests import GenerationRequest, TokenEvent
 from runner.master.engine.scheduler import Scheduler
+from runner.master.engine.tokens import Tokens
 from runner.sampling_parameters import SamplingParameters
 from tests.runner.master.engine.stand_in_group import VOCABULARY, StandInGroup, expected_tokens
 
@@ -49,9 +50,20 @@ def make_request(length: int, new_tokens: int, seed: int = 7, **sampling: object
     return GenerationRequest(prompt, new_tokens, parameters)
 
 
+async def next_id(tokens: Tokens) -> int:
+    event = await anext(tokens)
+    assert isinstance(event, TokenEvent)
+    return event.token_id
+
+
+async def ids_of(tokens: Tokens) -> list[int]:
+    """The rest of them."""
+    return [event.token_id async for event in tokens if isinstance(event, TokenEvent)]
+
+
 async def collect(engine: Engine, request: GenerationRequest) -> list[int]:
     with closing(engine.generate(request)) as tokens:
-        return [event.token_id async for event in tokens]
+        return await ids_of(tokens)
 
 
 def run(body: Callable[[], Awaitable[None]]) -> None:
@@ -132,7 +144,7 @@ def test_stop_id_ends_and_is_delivered() -> None:
         stop = wanted(full)[4]
         request = make_request(5, 10, stop_token_ids=(stop,))
         events = [event async for event in engine.generate(request)]
-        assert [event.token_id for event in events] == wanted(full)[:5]
+        assert [getattr(event, "token_id", None) for event in events] == wanted(full)[:5]
         assert [event.finish_reason for event in events] == [None] * 4 + ["stop"]
 
     run(body)
@@ -203,7 +215,7 @@ def test_a_failed_group_refuses_new_requests_and_keeps_the_open_ones() -> None:
         group.form()
         request = make_request(5, 40)
         events = engine.generate(request)
-        got = [(await anext(events)).token_id]
+        got = [await next_id(events)]
         group.fail("3 groups in a row failed")
         with pytest.raises(NotServing, match="3 groups in a row") as refused:
             await collect(engine, make_request(3, 3))
@@ -212,7 +224,7 @@ def test_a_failed_group_refuses_new_requests_and_keeps_the_open_ones() -> None:
         assert not engine.ready
         await asyncio.sleep(0.05)
         group.form()
-        got += [event.token_id async for event in events]
+        got += await ids_of(events)
         assert got == wanted(request)
         assert not engine.statistics().failed
 
@@ -380,7 +392,7 @@ def test_step_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
         group.form()
         request = make_request(5, 50)
         events = engine.generate(request)
-        got = [(await anext(events)).token_id]
+        got = [await next_id(events)]
         group.frozen = True
         while not group.abandoned:
             assert not engine.ready or group.state == "ready"
@@ -389,7 +401,7 @@ def test_step_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not engine.ready
         group.frozen = False
         group.form()
-        got += [event.token_id async for event in events]
+        got += await ids_of(events)
         assert got == wanted(request)
 
     run(body)

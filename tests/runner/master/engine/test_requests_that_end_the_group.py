@@ -15,9 +15,11 @@ from runner.steps import Step
 from tests.lanes import examples
 from tests.runner.master.engine.test_engine import (
     collect,
+    ids_of,
     make_engine,
     make_request,
     make_spec,
+    next_id,
     run,
     wanted,
 )
@@ -73,10 +75,10 @@ def test_who_advances_between_two_losses_is_in_no_doubt() -> None:
         events = engine.generate(request)
         got = []
         for _ in range(6):
-            got += [(await anext(events)).token_id for _ in range(3)]
+            got += [await next_id(events) for _ in range(3)]
             group.lose()
             group.form()
-        got += [event.token_id async for event in events]
+        got += await ids_of(events)
         assert got == wanted(request)
 
     run(body)

@@ -16,7 +16,7 @@ import pytest
 from contract.specs import spec_hash
 from runner.errors import RequestEndsTheGroup
 from runner.master.engine.engine import Engine
-from runner.master.engine.requests import GenerationRequest
+from runner.master.engine.requests import GenerationRequest, TokenEvent
 from runner.master.group import barren_epochs
 from runner.master.group.group import Group
 from runner.steps import Segment
@@ -283,7 +283,8 @@ def test_a_request_that_kills_a_stage_ends_and_the_others_go_on(
 
 async def generated(engine: Engine, prompt: tuple[int, ...]) -> list[int]:
     request = GenerationRequest(prompt, COUNT, replace(GREEDY, seed=0))
-    return [event.token_id async for event in engine.generate(request)]
+    tokens = engine.generate(request)
+    return [event.token_id async for event in tokens if isinstance(event, TokenEvent)]
 
 
 def test_a_step_that_cannot_be_computed_costs_the_epoch_only(

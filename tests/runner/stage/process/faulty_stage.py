@@ -1,7 +1,8 @@
 """`python -m tests.runner.stage.process.faulty_stage`: a stage that fails when it is told to.
 
 FAULTS names a file; the stage reads the one with its rank behind it. Each call of the model takes
-the file's first word and raises what it names. "idle" is for the device, when it is asked.
+the file's first word and raises what it names; "well" names nothing. "idle" is for the device, when
+it is asked.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def take(file: Path, *known: str) -> None:
     words = file.read_text().split() if file.is_file() else []
     if words and words[0] in known:
         file.write_text(" ".join(words[1:]))
-        raise ERRORS[words[0]]()
+        if words[0] in ERRORS:
+            raise ERRORS[words[0]]()
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
 
     def run_and_fail(self: StageModel, *arguments: Any) -> Any:
         output = run(self, *arguments)  # keys and values are written by now
-        take(file, "memory", "device", "other")
+        take(file, "well", "memory", "device", "other")
         return output
 
     StageModel._run = run_and_fail  # type: ignore[method-assign, assignment]

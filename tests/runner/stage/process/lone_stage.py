@@ -8,7 +8,7 @@ import threading
 from runner.stage.model.stage_model import StageModel
 from runner.stage.process.compute_loop import ComputeLoop
 from runner.stage.process.epoch_links import EpochLinks, Stop
-from runner.steps import Step
+from runner.steps import Step, StepResult
 from runner.transport.data_link import TcpLink
 from runner.transport.frames import HEADER_BYTES, Epoch, Limits, Operation, decode_header
 from runner.transport.result_frame import decode_result
@@ -56,12 +56,15 @@ class LoneStage:
 
     def run(self, step: Step) -> list[int]:
         """The token ids that were sampled."""
+        return [item.token_id for item in self.answer(step).tokens]
+
+    def answer(self, step: Step) -> StepResult:
         self.send(step)
         while True:
             header = decode_header(self._read(HEADER_BYTES), EPOCH, self._results)
             body = self._read(header.body_bytes)
             if header.operation != Operation.PING:
-                return [item.token_id for item in decode_result(header, body, self._results).tokens]
+                return decode_result(header, body, self._results)
 
     def _read(self, size: int) -> bytes:
         return self._receiving.recv(size, socket.MSG_WAITALL) if size else b""

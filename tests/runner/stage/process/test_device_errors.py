@@ -173,11 +173,6 @@ def test_what_the_first_try_held_is_free_when_memory_is_given_back(
 @pytest.mark.parametrize(
     ("errors", "failures", "ends"),
     [
-        (
-            ["memory", "memory"],
-            ["rank 0 is out of memory, twice in step 1: OutOfMemoryError"],
-            [],
-        ),
         (["memory", "other"], ["rank 0 could not compute step 1: ValueError: nothing that"], []),
         (["other"], ["rank 0 could not compute step 1: ValueError: nothing that"], []),
         (["device"], [], ["rank 0: its device cpu failed in step 1: AcceleratorError: CUDA error"]),
@@ -205,6 +200,51 @@ def test_what_an_error_ends(
         assert all(one.startswith(two) for one, two in zip(told, expected, strict=True))
     assert not waiting
     assert not stage.links.open
+
+
+def test_a_step_without_memory_comes_back_aborted_and_is_forgotten(
+    stage: LoneStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind it so does what goes on with its requests, until they are admitted again."""
+    failing = [True]
+    run = stage.loop._model._run
+
+    def fail(*arguments: Any) -> Any:
+        if failing[0]:
+            raise ERRORS["memory"]()
+        return run(*arguments)
+
+    monkeypatch.setattr(stage.loop._model, "_run", fail)
+
+    def step(number: int, *going_on: int, new: tuple[int, ...] = ()) -> bool:
+        """Whether it was computed."""
+        segments = (
+            *(Segment(request, 3, 1, 4, True) for request in going_on),
+            *(Segment(request, 0, 3, 3, True) for request in new),
+        )
+        ids = [9] * len(going_on) + [5, 6, 7] * len(new)
+        admissions = tuple(Admission(request, 9, 3, 0, 0, SAMPLING) for request in new)
+        result = stage.answer(Step(number, segments, ids, admissions))
+        assert len(result.tokens) == (0 if result.aborted else len(segments))
+        return not result.aborted
+
+    failing[0] = False
+    assert step(1, new=(1, 2))
+    failing[0] = True
+    assert not step(2, 1, new=(3,))
+    failing[0] = False
+    assert set(stage.loop._model._cache._slots) == {2}
+    assert step(3, 2)
+    assert not step(4, 2, 3)  # what is computed beside a forgotten one is forgotten too
+    assert not step(5, 2)
+    assert not step(6, 1)
+    assert step(7)
+    assert step(8, new=(2, 3))
+    assert step(9, 2, 3, new=(1,))
+    assert stage.answer(Step(10, (), [], (), (1, 2, 3))).tokens == ()
+    assert not stage.loop._model._cache._slots
+    assert not stage.failures
+    assert not stage.ends
 
 
 def test_an_idle_loop_asks_its_device_and_livez_tells_the_answer(
@@ -317,9 +357,6 @@ class TestProcesses:
                 assert await write(master) == expected
                 assert not master.recorder.losses
                 for rank in (0, 1):
-                    reason = await lose(master, rank, "memory memory")
-                    assert f"rank {rank} is out of memory, twice in step" in reason
-                    assert await write(master) == expected
                     reason = await lose(master, rank, "other")
                     assert f"rank {rank} could not compute step" in reason
                     assert await write(master) == expected
