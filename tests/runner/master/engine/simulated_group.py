@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field
 
 from runner.stage.process.forgotten import Forgotten
-from runner.steps import SampledToken, StageTime, Step, StepResult
+from runner.steps import SampledToken, Segment, StageTime, Step, StepResult
 from tests.runner.master.engine.stand_in_group import StandInGroup
 
 DEADLY = 40_000  # the first of the token ids that a stage dies of
@@ -34,9 +34,14 @@ def logprob(state: int, token_id: int) -> float:
 
 @dataclass
 class SimulatedStage:
-    """What one stage holds: of each request its capacity, and how many positions are written."""
+    """What one stage holds: of each request its capacity, and how many positions are written.
 
+    `written_long`: those whose total length was above `rope_boundary` when that was computed.
+    """
+
+    rope_boundary: int | None = None
     held: dict[int, list[int]] = field(default_factory=dict)
+    written_long: set[int] = field(default_factory=set)
     forgotten: Forgotten = field(default_factory=Forgotten)
     free_at: float = 0.0
 
@@ -62,9 +67,20 @@ class SimulatedStage:
         for segment in step.segments:
             slot = self.held[segment.request]
             assert slot[1] == segment.start, "a position that was never computed is attended to"
+            self._note_length(segment)
             slot[1] += segment.length
             assert slot[1] <= slot[0]
         return True
+
+    def _note_length(self, segment: Segment) -> None:
+        """Rotary factors are of the total length: what is cached must be of the same ones."""
+        long = self.rope_boundary is not None and segment.total > self.rope_boundary
+        if segment.start:
+            assert long == (segment.request in self.written_long), "other rotary factors"
+        elif long:
+            self.written_long.add(segment.request)
+        else:
+            self.written_long.discard(segment.request)
 
 
 class SimulatedGroup(StandInGroup):
@@ -93,11 +109,14 @@ class SimulatedGroup(StandInGroup):
 
     def form(self) -> None:
         self._life += 1
-        self._stages = [SimulatedStage(free_at=self._loop.time()) for _ in range(self.ranks)]
+        self._stages = [self._new_stage() for _ in range(self.ranks)]
         self._ids: dict[int, tuple[int, int]] = {}
         self._stuck = False
         self._last_back = 0.0
         super().form()
+
+    def _new_stage(self) -> SimulatedStage:
+        return SimulatedStage(self.rope_boundary, free_at=self._loop.time())
 
     def lose(self, reason: str = "rank 1: killed", *, announced: bool = False) -> None:
         self._life += 1

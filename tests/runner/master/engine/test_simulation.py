@@ -37,10 +37,10 @@ from tests.runner.master.engine.simulated_group import (
 from tests.runner.master.engine.test_engine import make_spec
 from tests.runner.master.engine.virtual_time import run_in_virtual_time
 
+# Each seed has other ranks, limits and memory.
 SEEDS = [
-    pytest.param(0, 10_000, id="0"),
-    pytest.param(1, 100_000, id="1", marks=pytest.mark.slow),
-    *(pytest.param(seed, 100_000, id=f"{seed}", marks=pytest.mark.long) for seed in range(2, 22)),
+    *(pytest.param(seed, 3_000, id=f"{seed}") for seed in range(8)),
+    *(pytest.param(seed, 100_000, id=f"{seed}", marks=pytest.mark.long) for seed in range(8, 28)),
 ]
 
 
@@ -222,7 +222,8 @@ def test_every_request_ends_with_the_right_ids(
         await simulation.run(steps)
         assert simulation.ends["stop"] + simulation.ends["length"] > steps / 100
         assert simulation.ends["carried"] > steps / 1000
-        assert steps / 5000 < simulation.group.aborted < steps / 20
-        assert simulation.group.kills + simulation.group.stuck_steps > steps / 10_000
+        if steps >= 10_000:  # a short one may have none of a kind
+            assert steps / 5000 < simulation.group.aborted < steps / 20
+            assert simulation.group.kills + simulation.group.stuck_steps > steps / 10_000
 
     run_in_virtual_time(monkeypatch, body)
