@@ -39,6 +39,7 @@ class SimulatedStage:
     `written_long`: those whose total length was above `rope_boundary` when that was computed.
     """
 
+    kv_tokens: int
     rope_boundary: int | None = None
     held: dict[int, list[int]] = field(default_factory=dict)
     written_long: set[int] = field(default_factory=set)
@@ -64,6 +65,7 @@ class SimulatedStage:
         self.forgotten.computed(step)
         for admission in step.admissions:
             self.held[admission.request] = [admission.capacity, 0]
+        assert sum(slot[0] for slot in self.held.values()) <= self.kv_tokens
         for segment in step.segments:
             slot = self.held[segment.request]
             assert slot[1] == segment.start, "a position that was never computed is attended to"
@@ -116,7 +118,7 @@ class SimulatedGroup(StandInGroup):
         super().form()
 
     def _new_stage(self) -> SimulatedStage:
-        return SimulatedStage(self.rope_boundary, free_at=self._loop.time())
+        return SimulatedStage(self.kv_tokens, self.rope_boundary, free_at=self._loop.time())
 
     def lose(self, reason: str = "rank 1: killed", *, announced: bool = False) -> None:
         self._life += 1
