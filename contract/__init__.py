@@ -6,6 +6,7 @@ generation  every generation parameter with its bounds, by surface
 api_keys    an API key's entry
 signature   how a caller proves that it is of the stack; signed_request: of one whole request
 models      models that both the plan and the runner know by name
+memory      what a rank's share of a model takes of its memory; host_memory: what a host has
 faults      path, value, rule: the one wording of a mistake
 
 Imports nothing of ours and, of others', pydantic. Everything may import it.

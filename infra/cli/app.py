@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from infra.aios.import_block import import_block
 from infra.aios.import_split import import_split
 from infra.cli.chat import open_chat, run_chat
-from infra.local.fit import fit_to_plan
+from infra.local.fit import plan_before_up
 from infra.local.log_reader import log_lines
 from infra.local.progress import Progress
 from infra.local.run import run_stack, start_detached, stop_stack
@@ -25,7 +25,6 @@ from infra.local.state import find_folder, find_state
 from infra.local.status import read_status
 from infra.local.status_view import fit_text, render_status, show_live, terminal_width, watch_status
 from infra.plan.report import plan_to_json, render_plan
-from infra.plan.stack_plan import plan_stack
 from infra.stack.api_keys import make_api_key
 from infra.stack.faults import StackConfigError, UserError
 from infra.stack.file import (
@@ -210,8 +209,8 @@ def chat(
 
 @app.command()
 def plan(stack: Stack, sets: Sets = None, as_json: Json = False) -> None:
-    """Show which layers each rank would hold, and the memory that they take."""
-    found = plan_stack(fit_to_plan(_load(stack, sets).deployment))
+    """Show which layers each rank would hold, the memory that they take, the requests that fit."""
+    found = plan_before_up(_load(stack, sets).deployment)
     typer.echo(json.dumps(plan_to_json(found), indent=2) if as_json else render_plan(found))
 
 

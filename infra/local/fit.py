@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from contract.host_memory import available_bytes
 from infra.local import machine
 from infra.local.state import ROOT, StateFolder, supervisor_runs
 from infra.plan.process_specs import Addresses, StagePorts
+from infra.plan.stack_plan import StackPlan, plan_stack
 from infra.stack.config import DeploymentConfig, RankParams
 from infra.stack.faults import UserError
 
@@ -22,7 +24,7 @@ def fit(deployment: DeploymentConfig) -> DeploymentConfig:
     if deployment.gpu_pinning != "none":
         _check_gpus(deployment)
     ranks = deployment.ranks
-    available = machine.available_memory()
+    available = available_bytes()
     asked = sum(params.memory or 0 for params in ranks)
     if asked > available:
         raise UserError(
@@ -36,10 +38,21 @@ def fit(deployment: DeploymentConfig) -> DeploymentConfig:
     return deployment.model_copy(update={"per_rank_params": fitted})
 
 
-def fit_to_plan(deployment: DeploymentConfig) -> DeploymentConfig:
-    """As `up` would take it, where that is this machine: no clusters, no GPUs."""
-    here = not deployment.clusters and deployment.gpu_pinning == "none"
-    return fit(deployment) if here else deployment
+def plan_before_up(deployment: DeploymentConfig) -> StackPlan:
+    """The plan as `up` would make it now, where that is this machine: no clusters, no GPUs.
+
+    Raises UserError and StackConfigError.
+    """
+    if deployment.clusters or deployment.gpu_pinning != "none":
+        return plan_stack(deployment)
+    plan = plan_stack(fit(deployment))
+    shared = [str(params.rank) for params in deployment.ranks if params.memory is None]
+    if not shared or plan.kv_room is None:
+        return plan
+    return plan.with_estimate(
+        f"no memory is given for rank {', '.join(shared)}: a part of what this machine has "
+        "available now; `up` looks again"
+    )
 
 
 def _fit_rank(params: RankParams, cores: int, memory: int) -> RankParams:

@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory, GPUs, free ports. Linux."""
+"""What this machine has: cores, GPUs, free ports. Linux."""
 
 from __future__ import annotations
 
@@ -10,26 +10,11 @@ from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 _GPUS = Path("/proc/driver/nvidia/gpus")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def available_memory() -> int:
-    """Bytes that can be taken without swapping, within this process's cgroup."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-            break
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
-        return available
-    return min(available, max(0, limit - used))
 
 
 def gpu_count() -> int:

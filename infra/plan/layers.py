@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from contract.memory import MemoryShare
 from contract.models import TIED_COPY_LIMIT_BYTES
 from infra.plan.model_shape import DTYPE_BYTES, ModelShape
-
-# What a stage needs beside weights and KV: interpreter, torch, activations, transport.
-RESERVE_BYTES = 10**9
 
 
 class PlanError(ValueError):
@@ -24,12 +22,10 @@ class PlanError(ValueError):
 class RankResources:
     """What a rank brings. `memory_bytes` None: not checked. `speed` is relative to the others.
 
-    `reserve_bytes` is the part of the memory that neither weights nor KV may take. `packs`: a CPU,
-    whose stage packs its weights.
+    `packs`: a CPU, whose stage packs its weights.
     """
 
     memory_bytes: int | None = None
-    reserve_bytes: int = 0
     speed: float = 1.0
     layers: tuple[int, int] | None = None
     packs: bool = False
@@ -46,6 +42,13 @@ class RankPlan:
     kv_budget_bytes: int | None
     kv_budget_tokens: int | None
     step_share: float | None
+
+    @property
+    def memory_share(self) -> MemoryShare | None:
+        """What the rule of contract/memory.py wants to know of it; None: not known."""
+        if self.weight_bytes is None or self.kv_bytes_per_token is None:
+            return None
+        return MemoryShare(self.rank, self.layers, self.weight_bytes, self.kv_bytes_per_token)
 
 
 def plan_layers(
@@ -115,13 +118,10 @@ class _Partition:
         return self._read_bytes(rank, start, end) / self.resources[rank].speed
 
     def rank_plan(self, rank: int, layers: tuple[int, int], share: float) -> RankPlan:
-        resources = self.resources[rank]
-        weights = self.weight_bytes(rank, *layers)
-        kv_per_token = (self._kv[layers[1]] - self._kv[layers[0]]) * self.bytes_per_value
-        budget = tokens = None
-        if resources.memory_bytes is not None:
-            budget = resources.memory_bytes - resources.reserve_bytes - weights
-            tokens = budget // kv_per_token
+        held, memory = self._held(rank, *layers), self.resources[rank].memory_bytes
+        budget = None if memory is None else held.kv_bytes(memory)
+        tokens = None if memory is None else held.kv_tokens(memory)
+        weights, kv_per_token = held.weight_bytes, held.kv_bytes_per_token
         return RankPlan(rank, layers, weights, kv_per_token, budget, tokens, share)
 
     def weight_bytes(self, rank: int, start: int, end: int) -> int:
@@ -149,13 +149,14 @@ class _Partition:
             parameters += self.shape.end_parameters + self.shape.head_parameters
         return parameters * self.bytes_per_value
 
-    def _needed_bytes(self, rank: int, start: int, end: int) -> int:
-        kv = (self._kv[end] - self._kv[start]) * self.bytes_per_value * self.tokens
-        return self.weight_bytes(rank, start, end) + kv + self.resources[rank].reserve_bytes
+    def _held(self, rank: int, start: int, end: int) -> MemoryShare:
+        kv_per_token = (self._kv[end] - self._kv[start]) * self.bytes_per_value
+        weights = self.weight_bytes(rank, start, end)
+        return MemoryShare(rank, (start, end), weights, kv_per_token)
 
     def _fits(self, rank: int, start: int, end: int) -> bool:
         memory = self.resources[rank].memory_bytes
-        return memory is None or self._needed_bytes(rank, start, end) <= memory
+        return memory is None or self._held(rank, start, end).fits(memory, self.tokens)
 
     def _allowed(self, rank: int, start: int, end: int) -> bool:
         given = self.resources[rank].layers
@@ -193,30 +194,20 @@ class _Partition:
 
     def _tightest(self) -> tuple[int, int, int]:
         """Of the cut that ignores memory, the rank that lacks the most."""
-        free = [
-            RankResources(None, item.reserve_bytes, item.speed, item.layers, item.packs)
-            for item in self.resources
-        ]
+        free = [RankResources(None, item.speed, item.layers, item.packs) for item in self.resources]
         ranges = _Partition(self.shape, free, self.bytes_per_value, self.tokens).solve()
         lacking = [
-            self._needed_bytes(rank, *layers) - (self.resources[rank].memory_bytes or 2**63)
+            self._held(rank, *layers).needed_bytes(self.tokens)
+            - (self.resources[rank].memory_bytes or 2**63)
             for rank, layers in enumerate(ranges)
         ]
         rank = lacking.index(max(lacking))
         return rank, *ranges[rank]
 
     def _does_not_fit(self, rank: int, start: int, end: int) -> str:
-        weights = self.weight_bytes(rank, start, end)
-        reserve = self.resources[rank].reserve_bytes
-        kv = self._needed_bytes(rank, start, end) - weights - reserve
-        return (
-            f"rank {rank}: does not fit its memory of {self.resources[rank].memory_bytes:,} bytes: "
-            f"layers {start}-{end - 1} need {weights:,} bytes of weights"
-            f" + {kv:,} of KV for one request of {self.tokens:,} tokens"
-            + (f" + {reserve:,} for the process" if reserve else "")
-            + "; give more memory, more ranks (nnodes), a smaller common_params.max_model_len, "
-            "or dtype bfloat16"
-        )
+        memory = self.resources[rank].memory_bytes
+        assert memory is not None, "a rank whose memory is not known takes everything"
+        return self._held(rank, start, end).refusal(memory, self.tokens)
 
 
 def _running_sums(values: Sequence[int]) -> list[int]:

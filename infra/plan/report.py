@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from infra.plan.kv_room import KVRoom
 from infra.plan.layers import RankPlan
 from infra.plan.stack_plan import StackPlan
 from infra.plan.table import byte_size, table_lines
@@ -25,6 +26,8 @@ def render_plan(plan: StackPlan) -> str:
     longest = f", up to {plan.max_model_len:,} tokens a request" if plan.max_model_len else ""
     lines = [f"{plan.deployment_name}: {model} over {ranks}{longest}", ""]
     lines += table_lines(rows, right=_NUMBERS)
+    if plan.kv_room is not None:
+        lines += ["", *_room_lines(plan, plan.kv_room)]
     for note in plan.notes:
         lines += ["", *textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ")]
     return "\n".join(lines)
@@ -32,6 +35,7 @@ def render_plan(plan: StackPlan) -> str:
 
 def plan_to_json(plan: StackPlan) -> dict[str, Any]:
     """What the table says, unrounded: sizes in bytes, layers inclusive, null where not known."""
+    room = plan.kv_room
     return {
         "deployment_name": plan.deployment_name,
         "model_name": plan.model_name,
@@ -40,6 +44,12 @@ def plan_to_json(plan: StackPlan) -> dict[str, Any]:
         "max_model_len": plan.max_model_len,
         "gpu_pinning": plan.gpu_pinning,
         "memory_checked": plan.memory_checked,
+        "kv_estimated": plan.kv_estimated,
+        "kv_tokens": None if room is None else room.tokens,
+        "requests_that_fit": [
+            {"tokens": tokens, "requests": requests}
+            for requests, tokens in (() if room is None else room.requests)
+        ],
         "ranks": [
             {
                 "rank": rank.rank,
@@ -81,6 +91,29 @@ def _row(plan: StackPlan, index: int) -> tuple[str, ...]:
         "-" if rank.kv_budget_tokens is None else f"{rank.kv_budget_tokens:,}",
         "-" if rank.step_share is None else f"{rank.step_share:.1%}",
     )
+
+
+def _room_lines(plan: StackPlan, room: KVRoom) -> list[str]:
+    """What the smallest rank's KV cache means: every request is in every rank's."""
+    said = [f"rank {room.rank} has the least"] if len(plan.ranks) > 1 else []
+    if room.unknown:
+        said = [f"on rank {room.rank}, not known of rank {', '.join(map(str, room.unknown))}"]
+    if plan.kv_estimated:
+        said.append("an estimate, see the notes")
+    most = "at most " if room.unknown else ""
+    (count, length), *longer = room.requests
+    fitting = f"{count:,} of {length:,} tokens"
+    fitting += "".join(f", or {count:,} of {length:,}" for count, length in longer)
+    lines = [
+        f"KV for {most}{room.tokens:,} tokens" + (f" ({'; '.join(said)})" if said else ""),
+        f"  requests at once, prompt and answer: {most}{fitting}",
+    ]
+    limit = plan.max_concurrent_requests
+    if any(count > limit for count, _ in room.requests):
+        lines.append(
+            f"  more than {limit} never run at once (common_params.max_concurrent_requests)"
+        )
+    return lines
 
 
 def _kv_size(rank: RankPlan) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from contract.faults import MISSING, Fault
-from infra.plan.layers import RESERVE_BYTES, PlanError, RankPlan, RankResources, plan_layers
+from contract.memory import STEP_BYTES
+from infra.plan.kv_room import KVRoom, kv_room
+from infra.plan.layers import PlanError, RankPlan, RankResources, plan_layers
 from infra.plan.model_config import BadModel, read_model_config
 from infra.plan.model_shape import (
     ModelShape,
@@ -14,8 +16,15 @@ from infra.plan.model_shape import (
     model_shape,
     refuse_unsplittable,
 )
+from infra.plan.table import byte_size
 from infra.stack.config import DeploymentConfig, RankParams
 from infra.stack.faults import StackConfigError
+
+_STEPS_OF_GPUS = (
+    "a GPU's tokens of KV are an estimate: its stage computes the largest step once, and what that "
+    f"takes beyond {byte_size(STEP_BYTES)} is not there for KV; nor is what another process has of "
+    "the GPU"
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,8 @@ class StackPlan:
     """Every rank's part; `notes` says in sentences what was not checked or only estimated.
 
     `dtype` is what weights and KV are held in ("auto" where the model's own is not known);
-    `max_model_len` None: not known.
+    `max_model_len` None: not known. `kv_estimated`: a stage may have other tokens of KV than are
+    planned; a note says why.
     """
 
     deployment_name: str
@@ -35,7 +45,18 @@ class StackPlan:
     ranks: tuple[RankPlan, ...]
     params: tuple[RankParams, ...]
     memory_checked: bool
+    kv_estimated: bool
+    max_concurrent_requests: int
     notes: tuple[str, ...]
+
+    @property
+    def kv_room(self) -> KVRoom | None:
+        """None where no rank's memory is known."""
+        return kv_room(self.ranks, self.max_model_len)
+
+    def with_estimate(self, note: str) -> StackPlan:
+        """The same, with one more reason why its tokens of KV are an estimate."""
+        return replace(self, kv_estimated=True, notes=(*self.notes, note))
 
 
 def plan_stack(deployment: DeploymentConfig) -> StackPlan:
@@ -75,18 +96,13 @@ def _plan_with_shape(deployment: DeploymentConfig, shape: ModelShape) -> StackPl
     except PlanError as error:
         raise _refusal("per_rank_params", MISSING, str(error)) from error
     notes = []
-    if not shape.exact:
-        notes.append(
-            f"model_type {shape.model_type} is not in the plan's table: bytes are estimated "
-            "as for a Llama of these sizes"
-        )
     unchecked = [str(rank) for rank, item in enumerate(resources) if item.memory_bytes is None]
     if unchecked:
         key = "memory" if deployment.gpu_pinning == "none" else "device_memory"
         notes.append(
             f"memory was not checked for rank {', '.join(unchecked)}: per_rank_params has no {key}"
         )
-    return _stack_plan(
+    plan = _stack_plan(
         deployment,
         ranks,
         notes,
@@ -95,6 +111,14 @@ def _plan_with_shape(deployment: DeploymentConfig, shape: ModelShape) -> StackPl
         max_model_len=longest or shape.max_positions,
         memory_checked=not unchecked,
     )
+    if not shape.exact:
+        plan = plan.with_estimate(
+            f"model_type {shape.model_type} is not in the plan's table: bytes are estimated "
+            "as for a Llama of these sizes"
+        )
+    if deployment.gpu_pinning != "none" and plan.kv_room is not None:
+        plan = plan.with_estimate(_STEPS_OF_GPUS)
+    return plan
 
 
 def _plan_without_shape(deployment: DeploymentConfig, reason: str) -> StackPlan:
@@ -150,6 +174,8 @@ def _stack_plan(
         ranks=ranks,
         params=deployment.ranks,
         memory_checked=memory_checked,
+        kv_estimated=False,
+        max_concurrent_requests=deployment.common_params.max_concurrent_requests,
         notes=tuple(notes),
     )
 
@@ -161,7 +187,6 @@ def _resources(deployment: DeploymentConfig) -> list[RankResources]:
     return [
         RankResources(
             memory_bytes=params.memory if on_cpu else params.device_memory,
-            reserve_bytes=RESERVE_BYTES,
             speed=(params.cpu or 1.0) if known else 1.0,
             layers=params.layer_range,
             packs=on_cpu,

@@ -68,7 +68,7 @@ class RankParams(types.Section):
     layers: types.Layers = ""
     """Decoder layers "first-last", both inclusive, as in "0-7"; empty: planned."""
     device_memory: types.Bytes | None = None
-    """Memory of its GPU, as in "24Gi"; null: not checked."""
+    """What it may use of its GPU, as in "24Gi"; null: not checked, 9/10 of what is free."""
     device_uuid: types.Devices = ""
     """UUID of its GPU (gpu_pinning dra)."""
     cpu: types.Cores | None = None

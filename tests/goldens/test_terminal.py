@@ -1,4 +1,4 @@
-"""What `splitstack status` and its --watch show at three widths."""
+"""What `splitstack plan` shows, and `splitstack status` and its --watch at three widths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 from infra.local.state import ProcessState, StackState
 from infra.local.status import StackStatus
 from infra.local.status_view import render_frame, render_status
+from infra.plan.report import render_plan
 from tests.goldens.recorded_file import check_recorded
+from tests.infra.deployments import LOCAL, PHI, planned
 
 SIZES = ((60, 15), (80, 24), (120, 40))
 NAMES = ("inference-server", "proxy-block-pytorch-block-3", "master", "stage-0", "stage-1")
@@ -114,3 +116,23 @@ def test_status() -> None:
         for width in widths
     }
     check_recorded("terminal-status", found)
+
+
+def test_the_plan() -> None:
+    rank_0, rank_1 = "per_rank_params[0].memory=4G", "per_rank_params[1].memory=2G"
+    both = "per_rank_params=[{rank: 0}, {rank: 1}]"
+    gpus = [f"per_rank_params[{rank}].device_memory=24Gi" for rank in range(4)]
+    demo = "common_params.model_name=demo:smollm2-135m-instruct"
+    plans = {
+        "memory of every rank": planned(LOCAL, both, rank_0, rank_1),
+        "of one": planned(LOCAL, both, rank_0),
+        "of none": planned(LOCAL),
+        "one rank, the model's own length": planned(
+            LOCAL, "nnodes=1", "per_rank_params=[{rank: 0, memory: 4G}]",
+            "common_params.max_model_len=null",
+        ),
+        "GPUs": planned(PHI, demo, "common_params.max_model_len=8192", *gpus),
+    }  # fmt: skip
+    found = {name: render_plan(plan).splitlines() for name, plan in plans.items()}
+    assert all(len(line) <= 100 for lines in found.values() for line in lines)
+    check_recorded("terminal-plan", found)

@@ -1,22 +1,35 @@
-"""What the compute loop wants of its device besides computing; nobody has run CUDA's yet."""
+"""What a stage wants of its device besides computing; nobody has run CUDA's yet."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
+from contract.host_memory import available_bytes
+from contract.memory import PROCESS_BYTES, gpu_memory_bytes, host_memory_bytes
 from runner.stage.cpu.allocator import give_back_freed
 
 
 class Device(Protocol):
-    """Used by the compute thread only."""
+    """Used by one thread only: the main one, which loads and then computes."""
 
     def give_back(self) -> None:
         """Memory that was freed and is kept for later: a step found too little of it."""
 
     def ask(self) -> None:
         """Raises what the device has to say; cheap, and there is nothing on its way."""
+
+    def memory_bytes(self, declared: int | None, held: int, sharing: int, /) -> int:
+        """What the rank may use, by the rule of contract/memory.py.
+
+        `held` is what this process holds by that rule, `sharing` how many ranks are on its node.
+        """
+
+    def peak_bytes(self, work: Callable[[], None], /) -> int | None:
+        """What `work` takes at its peak beside what was there before; None where nobody counts it,
+        and then it is not run."""
 
 
 class Cpu:
@@ -27,6 +40,12 @@ class Cpu:
 
     def ask(self) -> None:
         pass
+
+    def memory_bytes(self, declared: int | None, held: int, sharing: int, /) -> int:
+        return host_memory_bytes(declared, mine=held, free=available_bytes(), sharing=sharing)
+
+    def peak_bytes(self, _work: Callable[[], None], /) -> int | None:
+        return None
 
 
 class Cuda:
@@ -43,6 +62,21 @@ class Cuda:
         # of a device that has fallen off the bus.
         torch.cuda.current_stream(self._place).query()
         torch.cuda.mem_get_info(self._place)
+
+    def memory_bytes(self, declared: int | None, _held: int, _sharing: int, /) -> int:
+        # The driver counts the context as taken; torch counts what it has taken beside that.
+        free, _ = torch.cuda.mem_get_info(self._place)
+        mine = torch.cuda.memory_reserved(self._place) + PROCESS_BYTES
+        return gpu_memory_bytes(declared, mine=mine, free=free)
+
+    def peak_bytes(self, work: Callable[[], None], /) -> int | None:
+        torch.cuda.reset_peak_memory_stats(self._place)
+        before = torch.cuda.memory_allocated(self._place)
+        work()
+        torch.cuda.synchronize(self._place)
+        peak = torch.cuda.max_memory_allocated(self._place) - before
+        self.give_back()
+        return peak
 
 
 def device_of(place: torch.device) -> Device:

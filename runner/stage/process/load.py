@@ -12,10 +12,11 @@ import torch
 from contract.specs import GroupSpec, RankSpec
 from runner.models.folder import resolve_model
 from runner.stage.model.checkpoint import Checkpoint
-from runner.stage.model.kv_cache import kv_tokens
 from runner.stage.model.stage_model import StageModel
 from runner.stage.process.compute_loop import ComputeLoop
 from runner.stage.process.control_thread import ControlThread
+from runner.stage.process.device import device_of
+from runner.stage.process.kv_room import kv_tokens
 from runner.transport.control import StageInfo
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 def load_stage(spec: GroupSpec, rank: RankSpec, control: ControlThread) -> ComputeLoop:
     """A loop that the group knows of and that is to be run now.
 
-    Raises ModelUnavailable, UnsupportedModel.
+    Raises ModelUnavailable, UnsupportedModel, and RunnerError where the memory does not hold it.
     """
     if rank.threads is not None:
         torch.set_num_threads(rank.threads)
@@ -67,12 +68,7 @@ def _load(spec: GroupSpec, rank: RankSpec, commit: str) -> StageModel:
 
 def _describe(spec: GroupSpec, rank: RankSpec, commit: str, model: StageModel) -> StageInfo:
     """What the master is told. It fills in the address: that is known with the connection."""
-    tokens = kv_tokens(
-        spec,
-        rank,
-        weight_bytes=model.weight_bytes,
-        kv_bytes_per_token=model.kv_bytes_per_token,
-    )
+    tokens = kv_tokens(spec, rank, model, device_of(torch.device(rank.device)))
     return StageInfo(
         rank=rank.rank,
         address="",

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+import infra.local.fit
 from infra.local import machine
 from infra.local.fit import (
     addresses,
     check_inference_port,
     fit,
+    plan_before_up,
     port_count,
     stage_environment,
 )
@@ -22,7 +23,7 @@ from infra.stack.file import parse_deployment
 @pytest.fixture(autouse=True)
 def this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cores", lambda: 8)
-    monkeypatch.setattr(machine, "available_memory", lambda: 10_000_000_000)
+    monkeypatch.setattr(infra.local.fit, "available_bytes", lambda: 10_000_000_000)
     monkeypatch.setattr(machine, "gpu_count", lambda: 1)
 
 
@@ -55,6 +56,21 @@ def test_more_memory_than_there_is_is_refused() -> None:
     asking = [{"rank": rank, "memory": 4_000_000_000} for rank in range(3)]
     with pytest.raises(UserError, match=r"ask for 12,000,000,000 .* has 10,000,000,000"):
         fit(deployment(per_rank_params=asking))
+
+
+def test_a_plan_before_up_says_that_its_memory_is_this_machines() -> None:
+    model = {"model_name": "demo:smollm2-135m-instruct"}
+    plan = plan_before_up(deployment(common_params=model))
+    assert plan.memory_checked
+    assert plan.kv_estimated
+    assert plan.notes == (
+        "no memory is given for rank 0, 1, 2: a part of what this machine has available now; `up` "
+        "looks again",
+    )
+    given = [{"rank": rank, "memory": 3_000_000_000} for rank in range(3)]
+    plan = plan_before_up(deployment(common_params=model, per_rank_params=given))
+    assert not plan.kv_estimated
+    assert plan.notes == ()
 
 
 def test_pinned_ranks_need_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,13 +112,3 @@ def test_free_ports_are_distinct_and_free() -> None:
         assert len(set(ports)) == 20
         assert not any(machine.port_is_free(port) for port in ports)
     assert all(machine.port_is_free(port) for port in ports)
-
-
-def test_the_machine_tells_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.undo()
-    (tmp_path / "memory.max").write_text("300000000\n")
-    (tmp_path / "memory.current").write_text("100000000\n")
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    assert machine.available_memory() == 200_000_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert machine.available_memory() > 200_000_000

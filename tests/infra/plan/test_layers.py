@@ -6,10 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contract.memory import PROCESS_BYTES, STEP_BYTES
 from contract.models import TIED_COPY_LIMIT_BYTES
 from infra.plan.layers import PlanError, RankResources, plan_layers
 from infra.plan.model_shape import ModelShape
 from tests.lanes import examples
+
+# What every rank needs beside weights and KV; the models here are of bytes.
+RESERVED = PROCESS_BYTES + STEP_BYTES
 
 
 def shape_of(layers, *, embedding=10, head=10, tied=False, kv=2):
@@ -56,7 +60,7 @@ def fits(shape, resources, cuts, tokens):
             parameters += 0 if tied_here else shape.head_parameters
         kv = sum(shape.kv_values_per_token[start:end]) * tokens
         memory = resources[rank].memory_bytes
-        if memory is not None and 4 * (parameters + kv) + resources[rank].reserve_bytes > memory:
+        if memory is not None and 4 * (parameters + kv) + RESERVED > memory:
             return False
     return True
 
@@ -72,8 +76,7 @@ shapes = st.builds(
 ranks = st.lists(
     st.builds(
         RankResources,
-        memory_bytes=st.none() | st.integers(100, 3000),
-        reserve_bytes=st.integers(0, 50),
+        memory_bytes=st.none() | st.integers(RESERVED + 50, RESERVED + 3000),
         speed=st.sampled_from([0.5, 1.0, 2.0, 4.0]),
     ),
     min_size=1,
@@ -138,7 +141,7 @@ def test_a_faster_rank_takes_more_layers():
 
 
 def test_bytes_are_counted_where_they_are_held():
-    resources = [RankResources(memory_bytes=1000, reserve_bytes=100), RankResources()]
+    resources = [RankResources(memory_bytes=900 + RESERVED), RankResources()]
     first, last = plan(shape_of([10, 10], embedding=5, head=7, tied=True), resources)
     assert first.weight_bytes == 4 * (10 + 5)
     assert last.weight_bytes == 4 * (10 + 1 + 7)
@@ -164,7 +167,7 @@ def test_one_rank_on_a_cpu_packs_a_small_tied_head_as_a_copy():
 
 
 def test_memory_moves_the_cut():
-    small = RankResources(memory_bytes=4 * (10 + 3 * 10 + 3 * 2 * 10))
+    small = RankResources(memory_bytes=RESERVED + 4 * (10 + 3 * 10 + 3 * 2 * 10))
     planned = plan(shape_of([10] * 10), [small, RankResources()])
     assert [item.layers for item in planned] == [(0, 3), (3, 10)]
 
@@ -178,13 +181,14 @@ def test_memory_moves_the_cut():
         ([RankResources(layers=(0, 4)), RankResources()], "leaves no layer for each of"),
         ([RankResources(layers=(0, 1)), RankResources(layers=(2, 4))], "leave a gap"),
         ([RankResources(layers=(0, 2)), RankResources(), RankResources(layers=(2, 4))], "gap"),
-        ([RankResources(memory_bytes=50), RankResources()],
-         "rank 0: does not fit its memory of 50 bytes: layers 0-0 need 80 bytes of weights + 80 of"
-         " KV for one request of 10 tokens; give more memory"),
-        ([RankResources(memory_bytes=250), RankResources(memory_bytes=250)],
-         "does not fit its memory of 250 bytes"),
-        ([RankResources(memory_bytes=300, reserve_bytes=200, layers=(0, 2)), RankResources()],
-         "+ 200 for the process"),
+        ([RankResources(memory_bytes=RESERVED + 50), RankResources()],
+         "rank 0: layers 0-0 do not fit its memory: they need 1,000,000,160 bytes and "
+         "1,000,000,050 are there (80 for weights, 80 for KV of 10 tokens, 1,000,000,000 for the "
+         "process and its largest step); give the rank more memory"),
+        ([RankResources(memory_bytes=RESERVED + 250), RankResources(memory_bytes=RESERVED + 250)],
+         "rank 0: layers 0-2 do not fit its memory: they need 1,000,000,400 bytes and "),
+        ([RankResources(memory_bytes=300, layers=(0, 2)), RankResources()],
+         "bytes and 300 are there"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told(resources, told):

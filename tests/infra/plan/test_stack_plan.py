@@ -56,6 +56,8 @@ def test_the_budget_is_memory_less_weights_less_a_gigabyte():
     for rank in plan.ranks:
         assert rank.kv_budget_bytes == 4 * 10**9 - rank.weight_bytes - 10**9
         assert rank.kv_budget_tokens == rank.kv_budget_bytes // rank.kv_bytes_per_token
+        assert rank.memory_share.kv_tokens(4 * 10**9) == rank.kv_budget_tokens
+    assert not plan.kv_estimated
 
 
 def test_cores_count_where_every_rank_states_them():
@@ -77,8 +79,9 @@ def test_gpus_take_the_dtype_of_the_checkpoint(folder):
 def test_what_does_not_fit_names_the_rank(folder):
     memory = [f"per_rank_params[{rank}].device_memory=8G" for rank in range(4)]
     message = refusal(PHI, f"common_params.model_name={folder}", *memory)
-    assert message.startswith("per_rank_params: rank 3: does not fit its memory of 8,000,000,000")
-    assert "131,072 tokens" in message
+    assert message.startswith("per_rank_params: rank 3: layers 24-31 do not fit its memory: ")
+    assert "and 8,000,000,000 are there" in message
+    assert "KV of 131,072 tokens" in message
     assert planned(PHI, f"common_params.model_name={folder}", "common_params.max_model_len=4096",
                    *memory).memory_checked  # fmt: skip
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from contract.specs import GroupSpec, RankSpec
 from infra.plan.layers import RankResources, plan_layers
 from infra.plan.model_families import FAMILIES
 from infra.plan.model_shape import ModelShape, model_shape
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel
+from runner.stage.process.device import Cpu
+from runner.stage.process.kv_room import kv_tokens
 from tests.small_models import (
     ARCHITECTURES,
     FURTHER_ARCHITECTURES,
@@ -23,7 +26,8 @@ from tests.small_models import (
 )
 
 LISTED = sorted((ARCHITECTURES.keys() | FURTHER_ARCHITECTURES.keys()) & FAMILIES.keys())
-ON_CPU = RankResources(packs=True)
+MEMORY = 2 * 10**9
+ON_CPU = RankResources(MEMORY, packs=True)
 MEASURE = """
 import sys
 from pathlib import Path
@@ -59,6 +63,9 @@ def test_planned_bytes_are_those_held(architecture: str, tmp_path: Path) -> None
             stage = StageModel.load(Checkpoint(tmp_path), rank.layers)
             assert stage.weight_bytes == rank.weight_bytes, f"rank {rank.rank} of {ranks}"
             assert stage.kv_bytes_per_token == rank.kv_bytes_per_token
+            held = RankSpec(rank.rank, rank.layers, memory_bytes=MEMORY)
+            spec = GroupSpec("d", str(tmp_path), (held,))
+            assert kv_tokens(spec, held, stage, Cpu()) == rank.kv_budget_tokens
 
 
 def test_every_listed_architecture_is_compared() -> None:

@@ -1,0 +1,72 @@
+"""How many positions a loaded stage's KV cache has, by the rule of contract/memory.py."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from contract.memory import MemoryShare
+from contract.specs import GroupSpec, RankSpec
+from runner.errors import RunnerError
+from runner.sampling_parameters import SamplingParameters
+from runner.stage.model.stage_model import StageModel
+from runner.stage.process.device import Device
+from runner.steps import Admission, Segment, Step
+
+_SAMPLING = SamplingParameters()
+
+
+def kv_tokens(spec: GroupSpec, rank: RankSpec, model: StageModel, device: Device) -> int:
+    """Positions in all, over every request.
+
+    Where the device counts its memory, the largest step is computed once. Raises RunnerError where
+    not one position fits.
+    """
+    share = MemoryShare(rank.rank, rank.layers, model.weight_bytes, model.kv_bytes_per_token)
+    sharing = sum(other.node == rank.node for other in spec.ranks)
+    memory = device.memory_bytes(rank.memory_bytes, share.needed_bytes(0), sharing)
+    _refuse_what_does_not_fit(share, memory)
+    longest = min(spec.max_model_len or model.max_positions, share.kv_tokens(memory))
+    step = largest_step(spec.prefill_token_budget, spec.max_concurrent_requests, longest)
+    peak = device.peak_bytes(lambda: try_step(step, model))
+    if peak is not None:
+        own = sum(item.capacity for item in step.admissions) * model.kv_bytes_per_token
+        share = dataclasses.replace(share, step_bytes=max(0, peak - own))
+        _refuse_what_does_not_fit(share, memory)
+    return share.kv_tokens(memory)
+
+
+def largest_step(budget: int, requests: int, longest: int) -> Step:
+    """A prompt's chunk of `budget` tokens that ends at position `longest`, and one token of every
+    other request, all of them sampled: no step that the master makes takes more.
+
+    The first request's slot is as long as the longest, the others' have one position each.
+    """
+    length = min(budget, longest)
+    segments = (
+        Segment(0, longest - length, length, longest, True),
+        *(Segment(request, 0, 1, 1, True) for request in range(1, requests)),
+    )
+    admissions = tuple(
+        Admission(segment.request, segment.total, segment.total, 0, 0, _SAMPLING)
+        for segment in segments
+    )
+    tokens = [0] * sum(segment.length for segment in segments)
+    return Step(0, segments, tokens, admissions)
+
+
+def try_step(step: Step, model: StageModel) -> None:
+    """Compute a step of no epoch, its slots included, and forget it."""
+    for admission in step.admissions:
+        model.admit(admission)
+    hidden = None
+    if not model.is_first:
+        hidden = torch.zeros(len(step.token_ids), model.hidden_size, dtype=model.torch_dtype)
+    model.forward(step, hidden)
+    model.reset()
+
+
+def _refuse_what_does_not_fit(share: MemoryShare, memory_bytes: int) -> None:
+    if not share.fits(memory_bytes):
+        raise RunnerError(share.refusal(memory_bytes))
