@@ -13,11 +13,13 @@ class RunnerError(Exception):
     """Anything that the runner raises on purpose.
 
     `status` and `code` are what it is in HTTP where it ends a request; a client may ask again
-    after `retry_after_s` seconds where that is worth it.
+    after `retry_after_s` seconds where that is worth it. `exit_code` is what a process that it ends
+    while it starts ends with: 2 where starting again mends nothing.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
+    exit_code: ClassVar[int] = 1
     retry_after_s: int | None = None
 
 
@@ -89,11 +91,21 @@ class DeadlineExceeded(RunnerError):
 
 
 class ModelUnavailable(RunnerError):
-    """The model's files cannot be had: no such folder, no network, wrong digest."""
+    """The model's files cannot be had: no such folder, no such model, wrong digest."""
+
+    exit_code = 2
+
+
+class ModelUnreachable(ModelUnavailable):
+    """The model's files cannot be had now, and trying again may mend it."""
+
+    exit_code = 1
 
 
 class UnsupportedModel(RunnerError):
     """The model cannot be split; the message says what in it cannot."""
+
+    exit_code = 2
 
 
 class ProtocolError(RunnerError):

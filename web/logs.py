@@ -51,10 +51,16 @@ def note_in_logs(name: str, value: object) -> None:
     _process_fields[name] = value
 
 
+# A redirect's address may have a signature in it that opens a private file.
+_REQUEST_LOGGERS = (
+    "httpx", "httpcore", "httpx2", "httpcore2", "uvicorn.access", "uvicorn.error", "asyncio"
+)  # fmt: skip
+
+
 def configure_logging(tier: str, level: int = logging.INFO) -> None:
     """Replace every handler of the process; libraries that log each request are kept quiet."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(tier, _process_fields))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in ("httpx", "httpcore", "uvicorn.access", "uvicorn.error", "asyncio"):
+    for name in _REQUEST_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -25,7 +25,8 @@ from web.serve import EXIT_USAGE, serve
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until SIGTERM. Returns 0 after a drain; 2 for what the user can mend: one sentence.
+    """Serve until SIGTERM. Returns 0 after a drain; 2 for what the user can mend: one sentence;
+    1 where the model's files cannot be had now.
 
     A fault in the tasks of group and engine ends the process with 1 (own_fault.end_process).
     """
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         text = ModelText.load(folder.path)
     except (SpecError, ModelUnavailable, PortError) as error:
         print(error, file=sys.stderr)
-        return EXIT_USAGE
+        return error.exit_code if isinstance(error, ModelUnavailable) else EXIT_USAGE
     return _serve(spec, token, text)
 
 

@@ -14,16 +14,20 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from contract.models import DEMO_PREFIX
 from runner.errors import ModelUnavailable
 from runner.models import demo as demo_model
+from runner.models.hub import Choice, HubModel
+from runner.models.progress import FetchProgress
 
 CONFIG = "config.json"
 TENSOR_INDEX = "model.safetensors.index.json"
-# A connection that does not answer for this long is no connection.
-_HUB_TIMEOUT_S = 10
+# Who waits at a terminal is told soon; a rank that nobody watches goes on trying.
+ASKING_PATIENCE_S = 8.0
+LOADING_PATIENCE_S = 300.0
 _TEXT_PATTERNS = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 _TENSOR_PATTERN = "*.safetensors"
 # Copies of the same weights in other layouts: sub-folders, and Mistral's own file names.
@@ -45,18 +49,23 @@ def resolve_model(
     *,
     weights: bool = False,
     tensor_files: Iterable[str] | None = None,
+    progress: FetchProgress | None = None,
+    patience_s: float = ASKING_PATIENCE_S,
 ) -> ModelFolder:
     """The model's files on this machine, fetched if need be.
 
     `name` is "demo:NAME", a folder, or a hub id; `cache` "" is the user's cache. Without `weights`
     only configuration, tokenizer and tensor index are fetched; `tensor_files` names the weight
-    files that are wanted beside them. `revision` may be the commit that an earlier call returned,
-    for every kind of name. Raises ModelUnavailable with one sentence.
+    files that are wanted beside them, in the order in which they are read. `revision` may be the
+    commit that an earlier call returned, for every kind of name. `progress` counts the bytes. What
+    may be mended by trying again is tried until no byte has come for `patience_s` seconds.
+
+    Raises ModelUnreachable for that, ModelUnavailable for what stays so, with one sentence.
     """
     wanted = tuple(tensor_files or ())
     if name.startswith(DEMO_PREFIX):
-        model = demo_model.find_demo_model(name)
-        found = ModelFolder(demo_model.prepare(model, _demo_cache(cache)), model.digest)
+        demo = demo_model.find_demo_model(name)
+        found = ModelFolder(demo_model.prepare(demo, _demo_cache(cache)), demo.digest)
         _check_revision(name, revision, found.commit)
     elif (folder := Path(name).expanduser()).is_dir():
         found = ModelFolder(folder.resolve(), _folder_commit(name, folder))
@@ -64,8 +73,9 @@ def resolve_model(
     elif name.startswith(("/", "./", "../", "~")):
         raise ModelUnavailable(f"model_name = {name!r}: there is no such folder")
     else:
-        patterns = _TEXT_PATTERNS + ((_TENSOR_PATTERN,) if weights and not wanted else wanted)
-        found = _fetch_from_hub(name, revision, cache, patterns)
+        model = HubModel(name, revision, cache, patience_s)
+        choice = _choice(weights, wanted)
+        found = ModelFolder(*model.fetch(choice, progress or FetchProgress()))
     _check_files(name, found.path, wanted, weights)
     return found
 
@@ -108,40 +118,25 @@ def _check_files(name: str, folder: Path, wanted: tuple[str, ...], weights: bool
         raise ModelUnavailable(f"model_name = {name!r}: {', '.join(missing)} missing in {folder}")
 
 
-def _fetch_from_hub(name: str, revision: str, cache: str, patterns: tuple[str, ...]) -> ModelFolder:
-    """huggingface_hub reads HF_TOKEN, HF_TOKEN_PATH, HF_HOME and HF_ENDPOINT itself."""
-    import huggingface_hub
-    from huggingface_hub import errors
+def _choice(weights: bool, tensor_files: tuple[str, ...]) -> Choice:
+    """What is read first comes first: configuration, tokenizer and tensor index before weights."""
 
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name,
-            revision=revision or None,
-            cache_dir=cache or None,
-            allow_patterns=list(patterns),
-            ignore_patterns=list(_IGNORED_PATTERNS),
-            etag_timeout=_HUB_TIMEOUT_S,
-        )
-    except errors.HFValidationError as error:
-        reason = "is neither a folder here nor a hub id such as organisation/name"
-        raise ModelUnavailable(f"model_name = {name!r}: {reason}") from error
-    except errors.GatedRepoError as error:
-        reason = "is gated: accept its terms on the hub and set HF_TOKEN"
-        raise ModelUnavailable(f"model_name = {name!r}: {reason}") from error
-    except errors.RevisionNotFoundError as error:
-        rule = f"{name} has no such revision"
-        raise ModelUnavailable(f"model_revision = {revision!r}: {rule}") from error
-    except errors.RepositoryNotFoundError as error:
-        reason = "is no folder here, and the hub has no such model, or HF_TOKEN may not read it"
-        raise ModelUnavailable(f"model_name = {name!r}: {reason}") from error
-    except errors.LocalEntryNotFoundError as error:
-        reason = "is no folder here, is not in the cache, and the hub cannot be reached"
-        raise ModelUnavailable(f"model_name = {name!r}: {reason}") from error
-    except Exception as error:  # whatever its HTTP client, the proxy or the disk raises
-        cause = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelUnavailable(f"model_name = {name!r}: the download failed: {cause}") from error
-    path = Path(folder)
-    return ModelFolder(path, path.name)
+    def choose(names: Iterable[str]) -> list[str]:
+        plain = sorted(name for name in names if not _is_copy(name))
+        texts = [name for name in plain if _fits(name, _TEXT_PATTERNS)]
+        if tensor_files:
+            return texts + [name for name in tensor_files if name in plain]
+        return texts + [name for name in plain if weights and _fits(name, (_TENSOR_PATTERN,))]
+
+    return choose
+
+
+def _is_copy(name: str) -> bool:
+    return _fits(name, _IGNORED_PATTERNS)
+
+
+def _fits(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from contract.specs import GroupSpec, RankSpec, SpecError, load, read_token
-from runner.errors import ModelUnavailable, RunnerError, UnsupportedModel
+from runner.errors import RunnerError
 from runner.stage.process.control_thread import ControlThread
 from runner.transport.connection import AddressError
 from web.listener import PortError
@@ -20,7 +20,7 @@ logger = logging.getLogger("runner.stage")
 
 
 def main() -> int:
-    """2: the arguments or files are wrong; 1: the model cannot be loaded; 0: asked to end."""
+    """2: arguments, files or model are wrong; 1: starting again may help; 0: asked to end."""
     arguments = _parse_arguments()
     configure_logging("stage")
     note_in_logs("rank", arguments.rank)
@@ -42,8 +42,7 @@ def main() -> int:
     except RunnerError as error:
         logger.error("%s", error)
         control.report_load_failure(str(error))
-        # Of these trying again would not mend any; of memory there may be more later.
-        return 2 if isinstance(error, ModelUnavailable | UnsupportedModel) else 1
+        return error.exit_code
     except Exception as error:  # whatever a broken checkpoint makes of its reader
         logger.exception("the weights cannot be loaded")
         control.report_load_failure(f"{type(error).__name__}: {error}"[:500])

@@ -6,11 +6,13 @@ import logging
 import os
 import signal
 import time
+from functools import partial
 
 import torch
 
 from contract.specs import GroupSpec, RankSpec
-from runner.models.folder import resolve_model
+from runner.models.folder import LOADING_PATIENCE_S, resolve_model
+from runner.models.progress import FetchProgress
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel
 from runner.stage.process.compute_loop import ComputeLoop
@@ -52,9 +54,11 @@ def load_stage(spec: GroupSpec, rank: RankSpec, control: ControlThread) -> Compu
 def _load(spec: GroupSpec, rank: RankSpec, commit: str) -> StageModel:
     began = time.monotonic()
     name, cache = spec.model_name, spec.model_cache
-    checkpoint = Checkpoint(resolve_model(name, commit, cache).path)
-    # Into the same folder: of a commit there is one.
-    resolve_model(name, commit, cache, tensor_files=checkpoint.own_files(rank.layers))
+    resolve = partial(
+        resolve_model, name, commit, cache, progress=FetchProgress(), patience_s=LOADING_PATIENCE_S
+    )
+    checkpoint = Checkpoint(resolve().path)
+    resolve(tensor_files=checkpoint.own_files(rank.layers))  # into the same folder
     model = StageModel.load(checkpoint, rank.layers, dtype=spec.dtype, device=rank.device)
     logger.info(
         "rank %d: layers %d to %d, %d bytes of weights, loaded in %.1f s",

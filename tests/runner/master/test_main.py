@@ -157,6 +157,18 @@ def test_a_missing_model_is_named(
     assert "Traceback" not in text
 
 
+def test_a_hub_that_is_not_there_may_be_there_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: GroupSpec
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    hub_model = replace(spec, model_name="org/tiny", model_cache=str(tmp_path))
+    process = start(tmp_path, hub_model)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the hub cannot be reached at http://127.0.0.1:9" in text
+    assert "Traceback" not in text
+
+
 def test_a_broken_spec_is_named(tmp_path: Path) -> None:
     process = start(tmp_path, '{"deployment_name": 5, "nonsense": 1}')
     _, text = process.communicate(timeout=60)
