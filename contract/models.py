@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 DEMO_PREFIX = "demo:"
 DEMO_MODEL = f"{DEMO_PREFIX}smollm2-135m-instruct"
@@ -36,3 +37,23 @@ QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_con
 def quantization_file(folder: Path) -> str:
     """Which of QUANTIZATION_FILES a model's folder has; "" for none."""
     return next((name for name in QUANTIZATION_FILES if (folder / name).is_file()), "")
+
+
+def longest_text(max_positions: int, rope: object) -> int:
+    """Tokens that a model can hold: its max_position_embeddings, or what YaRN scales them to.
+
+    `rope` is the configuration's rope_parameters or rope_scaling, or None; those of several kinds
+    of layers lie one level deeper.
+    """
+    found = rope if isinstance(rope, dict) else {}
+    nested = [entry for entry in found.values() if isinstance(entry, dict)]
+    return max(max_positions, *(_scaled(max_positions, entry) for entry in nested or [found]))
+
+
+def _scaled(max_positions: int, rope: dict[str, Any]) -> int:
+    """A configuration that does not say what was scaled means what it calls its maximum."""
+    factor = rope.get("factor")
+    if (rope.get("rope_type") or rope.get("type")) != "yarn" or not isinstance(factor, int | float):
+        return 0
+    original = rope.get("original_max_position_embeddings")
+    return int(factor * (original if isinstance(original, int) else max_positions))

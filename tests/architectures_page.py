@@ -55,7 +55,8 @@ They are refused for every model type, by what the files show:
   belongs to none of them, such as further heads.
 
 `splitstack plan` tells what it can see: of a folder or a cached model the files, of one on the hub
-that there is such a file. A stage refuses before it loads anything.
+config.json, the names of files and, from the tensor index, those of tensors. A stage refuses before
+it loads anything.
 
 ## Tied weights
 

@@ -18,15 +18,17 @@ _BESIDE_WEIGHTS = 6 * _GIB
 _UNKNOWN_WEIGHTS = 10 * _GIB
 
 
-def plan_on_clusters(deployment: DeploymentConfig) -> tuple[DeploymentConfig, StackPlan]:
+def plan_on_clusters(
+    deployment: DeploymentConfig, hub_token: str = ""
+) -> tuple[DeploymentConfig, StackPlan]:
     """The deployment with requests for every rank, and the plan that they allow.
 
     Raises StackConfigError, as plan_stack does.
     """
-    plan = plan_stack(deployment)
+    plan = plan_stack(deployment, hub_token)
     fitted = fit(deployment, plan.ranks)
     # On CPU a rank's KV cache lies in the memory that it was just given.
-    return fitted, plan_stack(fitted) if deployment.gpu_pinning == "none" else plan
+    return fitted, plan_stack(fitted, hub_token) if deployment.gpu_pinning == "none" else plan
 
 
 def fit(deployment: DeploymentConfig, plan: Sequence[RankPlan]) -> DeploymentConfig:

@@ -83,7 +83,7 @@ def read_stack() -> ClusterStack:
     source = f"stack {pulumi.get_stack()}"
     try:
         deployment, values, kubeconfigs = _read(source)
-        deployment, plan = plan_on_clusters(deployment)
+        deployment, plan = plan_on_clusters(deployment, values.get("hub_token", "").strip())
     except StackConfigError as error:
         raise pulumi.RunError(str(error)) from None
     # With the empty line the table begins below the name that Pulumi puts before a message.

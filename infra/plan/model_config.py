@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
-from contract.models import DEMO_MODEL, DEMO_PREFIX, QUANTIZATION_FILES
+from contract.models import DEMO_MODEL, DEMO_PREFIX
+from infra.plan.hub import HubSilent, ask_hub
 from infra.plan.model_families import Config
+from infra.plan.model_files import (
+    CONFIG,
+    QUANTIZED,
+    TENSOR_INDEX,
+    BadModel,
+    indexed_files,
+    parse_config,
+    weight_file_names,
+)
 from infra.plan.quantized_files import quantization_sign
 
-HUB_TIMEOUT_S = 5.0
 _DEMO_CONFIG = Path(__file__).with_name("demo_model_config.json")
-_QUANTIZED = "has quantized weights, which are not served: {}"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
-
-
-class BadModel(ValueError):
-    """What can never be served: a wrong folder, an unknown demo model, quantized weights."""
+_WEIGHTS = (".safetensors", ".bin", TENSOR_INDEX)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A config.json; None where it cannot be had from here, and then `reason` says why."""
+    """A config.json; None where it cannot be had from here, and then `reason` says why.
+
+    `commit` "" where the model has none, or it was not asked for. `weight_files` are the files that
+    ranks read weights from, with sizes in bytes; empty where only the ranks can see them.
+    """
 
     config: Config | None
     reason: str = ""
+    commit: str = ""
+    weight_files: Mapping[str, int] = field(default_factory=dict)
 
 
 def is_hub_id(name: str) -> bool:
@@ -38,43 +46,53 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def read_model_config(name: str, revision: str = "") -> ModelConfig:
-    """The config.json of a demo model, a folder or a hub id; raises BadModel."""
+def read_model_config(
+    name: str, revision: str = "", hub_token: str = "", *, newest: bool = False
+) -> ModelConfig:
+    """The config.json of a demo model, a folder or a hub id; raises BadModel.
+
+    With `newest` the hub is asked what the revision is now, whatever the cache has. `hub_token` is
+    the stack's, as ask_hub takes it.
+    """
     if name.startswith(DEMO_PREFIX):
         if name != DEMO_MODEL:
             raise BadModel(f"is no demo model; there is {DEMO_MODEL}")
-        return ModelConfig(_parsed(_DEMO_CONFIG.read_text("utf-8")))
+        return ModelConfig(parse_config(_DEMO_CONFIG.read_text("utf-8")))
     try:
         folder = Path(name).expanduser()
         is_folder = folder.is_dir()
     except (OSError, RuntimeError) as error:
         raise BadModel(f"is no usable path: {error}") from error
     if is_folder:
-        try:
-            return _in_folder(folder)
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadModel(f"is a folder whose config.json cannot be read: {error}") from error
+        return _in_folder(folder)
     if not is_hub_id(name):
         # The folder may be there where the ranks run, so that this is not an error yet.
         return ModelConfig(None, f"there is no folder {name} here")
-    return _cached(name, revision) or _downloaded(name, revision)
+    cached = None if newest else _cached(name, revision)
+    return cached or _on_hub(name, revision, hub_token)
 
 
 def _in_folder(folder: Path) -> ModelConfig:
-    config = _parsed((folder / "config.json").read_text("utf-8"))
-    if sign := quantization_sign(folder):
-        raise BadModel(_QUANTIZED.format(sign))
-    return ModelConfig(config)
-
-
-def _parsed(text: str) -> Config:
+    """Here may be the configuration alone: then nothing is said of weights that only ranks have."""
     try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadModel(f"has a config.json that is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise BadModel("has a config.json that is not an object")
-    return config
+        found = _config_in(folder)
+        names = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        index = None
+        if TENSOR_INDEX in names:
+            index = indexed_files((folder / TENSOR_INDEX).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadModel(f"is a folder whose {CONFIG} cannot be read: {error}") from error
+    if not any(name.endswith(_WEIGHTS) for name in names):
+        return found
+    weights = {name: names[name] for name in weight_file_names(names, index)}
+    return ModelConfig(found.config, weight_files=weights)
+
+
+def _config_in(folder: Path) -> ModelConfig:
+    config = parse_config((folder / CONFIG).read_text("utf-8"))
+    if sign := quantization_sign(folder):
+        raise BadModel(QUANTIZED.format(sign))
+    return ModelConfig(config)
 
 
 def _cached(name: str, revision: str) -> ModelConfig | None:
@@ -83,30 +101,16 @@ def _cached(name: str, revision: str) -> ModelConfig | None:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision or None)
+        found = try_to_load_from_cache(name, CONFIG, revision=revision or None)
     except ValueError as error:
         raise BadModel(f"is no hub id: {error}") from error
-    if not isinstance(found, str):
-        return None
-    return _in_folder(Path(found).parent)
+    # Of the files beside it only those are here that a rank has asked for.
+    return _config_in(Path(found).parent) if isinstance(found, str) else None
 
 
-def _downloaded(name: str, revision: str) -> ModelConfig:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return ModelConfig(None, "it is not in the hub cache and HF_HUB_OFFLINE is set")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    files = f"{endpoint}/{name}/resolve/{revision or 'main'}"
-    token = os.environ.get("HF_TOKEN", "")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+def _on_hub(name: str, revision: str, hub_token: str) -> ModelConfig:
     try:
-        with httpx.Client(headers=headers, timeout=HUB_TIMEOUT_S, follow_redirects=True) as hub:
-            answer = hub.get(f"{files}/config.json")
-            if answer.status_code != 200:
-                return ModelConfig(None, f"{files}/config.json answers {answer.status_code}")
-            config = _parsed(answer.text)
-            for file in QUANTIZATION_FILES:
-                if hub.head(f"{files}/{file}").status_code == 200:
-                    raise BadModel(_QUANTIZED.format(f"it has a {file}"))
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return ModelConfig(None, f"{endpoint} cannot be reached: {error or type(error).__name__}")
-    return ModelConfig(config)
+        found = ask_hub(name, revision, hub_token)
+    except HubSilent as error:
+        return ModelConfig(None, str(error))
+    return ModelConfig(found.config, commit=found.commit, weight_files=found.weight_files)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from contract.models import longest_text
 from infra.plan.model_families import FAMILIES, LLAMA, REFUSED, Config, Family, decided
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_LAYERS = 4096
+_ROPE_KEYS = ("rope_parameters", "rope_scaling")
 # transformers' names first; the others are what older configs call the same.
 _ALIASES = {
     "hidden_size": ("n_embd", "d_model"),
@@ -99,7 +101,7 @@ def model_shape(config: Config) -> ModelShape:
         head_parameters=vocabulary * embedding_width + (vocabulary if family.head_bias else 0),
         end_parameters=between + (norm if config.get("do_layer_norm_before", True) else 0),
         tied=bool(config.get("tie_word_embeddings", family.tied)),
-        max_positions=positions,
+        max_positions=positions and longest_text(positions, _rope(config)),
         dtype=_dtype(config),
         exact=model_type in FAMILIES,
     )
@@ -120,7 +122,7 @@ def refuse_unsplittable(config: Config) -> None:
         raise UnsplittableModel(
             f"model_type {model_type} is multimodal; only text models are split"
         )
-    for key in ("rope_parameters", "rope_scaling"):
+    for key in _ROPE_KEYS:
         rope = config.get(key)
         kind = (rope.get("rope_type") or rope.get("type")) if isinstance(rope, dict) else None
         if kind == "dynamic":
@@ -128,6 +130,10 @@ def refuse_unsplittable(config: Config) -> None:
                 f"{key}.rope_type dynamic changes with the longest request of a step; "
                 "linear, yarn, llama3 and longrope do not"
             )
+
+
+def _rope(config: Config) -> Any:
+    return next((config[key] for key in _ROPE_KEYS if config.get(key)), None)
 
 
 def _attention(config: Config, family: Family, hidden: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ _BESIDE_A_WEIGHT = re.compile(
 )
 _LENGTH_BYTES = 8  # of the header, little-endian, before it
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own bound
+
+
+def sign_in_names(tensors: Iterable[str]) -> str:
+    """The first of these tensors that lies beside a quantized weight; "" for none."""
+    return next((tensor for tensor in tensors if _BESIDE_A_WEIGHT.search(tensor)), "")
 
 
 def quantization_sign(folder: Path) -> str:

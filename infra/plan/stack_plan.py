@@ -8,7 +8,8 @@ from contract.faults import MISSING, Fault
 from contract.memory import STEP_BYTES
 from infra.plan.kv_room import KVRoom, kv_room
 from infra.plan.layers import PlanError, RankPlan, RankResources, plan_layers
-from infra.plan.model_config import BadModel, read_model_config
+from infra.plan.model_config import read_model_config
+from infra.plan.model_files import BadModel
 from infra.plan.model_shape import (
     ModelShape,
     UnknownShape,
@@ -59,15 +60,16 @@ class StackPlan:
         return replace(self, kv_estimated=True, notes=(*self.notes, note))
 
 
-def plan_stack(deployment: DeploymentConfig) -> StackPlan:
-    """Plan a stack. Reads the model's config.json, from the hub where it must (5 s at most).
+def plan_stack(deployment: DeploymentConfig, hub_token: str = "") -> StackPlan:
+    """Plan a stack. Reads the model's config.json, from the hub where it must (5 s a question).
 
-    Raises StackConfigError: the model cannot be split or does not fit, or its config.json cannot be
-    read and the file does not give the layers of every rank.
+    `hub_token` is the stack's, where it can be read. Raises StackConfigError: the model cannot be
+    split or does not fit, its files cannot be served, or its config.json cannot be read and the
+    stack file does not give the layers of every rank.
     """
     common = deployment.common_params
     try:
-        found = read_model_config(common.model_name, common.model_revision)
+        found = read_model_config(common.model_name, common.model_revision, hub_token)
         if found.config is None:
             return _plan_without_shape(
                 deployment, f"its config.json cannot be read: {found.reason}"
@@ -127,8 +129,9 @@ def _plan_without_shape(deployment: DeploymentConfig, reason: str) -> StackPlan:
     missing = [str(rank) for rank, layers in enumerate(ranges) if layers is None]
     if missing:
         rule = (
-            f"{reason}. So its layers cannot be divided: make it readable here (network, hub cache "
-            f"or folder), or give layers for every rank (missing: {', '.join(missing)}), as in "
+            f"{reason}. So its layers cannot be divided: make it readable here (network, token, "
+            "hub cache or folder), or give layers for every rank "
+            f"(missing: {', '.join(missing)}), as in "
             'per_rank_params[0].layers: "0-7"'
         )
         raise _refusal("common_params.model_name", name, rule)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from contract.models import longest_text
 from runner.errors import UnsupportedModel
 from runner.stage.cpu.allocator import freed_memory_is_given_back
 from runner.stage.cpu.packed_modules import pack_weights
@@ -232,7 +233,7 @@ def _max_positions(config: Any) -> int:
     for key in _POSITION_KEYS:
         value = getattr(text, key, None)
         if isinstance(value, int):
-            return value
+            return longest_text(value, getattr(text, "rope_parameters", None))
     keys = ", ".join(_POSITION_KEYS)
     raise UnsupportedModel(f"model_type {config.model_type}: config.json has none of {keys}")
 

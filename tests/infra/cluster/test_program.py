@@ -15,8 +15,10 @@ from contract.specs import GroupSpec, load, spec_hash
 from infra.cluster.labels import INSTANCE, MANAGED_BY
 from infra.plan.stack_plan import plan_stack
 from infra.stack.file import parse_deployment
+from tests.hub_server import TOKEN as HUB_TOKEN
+from tests.hub_server import HubServer, Repository, serving
 from tests.infra.program_stacks import BARE, DEMO, FULL, NAMES, SECRETS, matrix, stack, two_clusters
-from tests.infra.recorded_program import PROGRAM, TOKEN, Program, Recorded, run_program
+from tests.infra.recorded_program import PROGRAM, RUNNER, TOKEN, Program, Recorded, run_program
 
 ALL_SECRETS = {"group_token": TOKEN, **SECRETS}
 
@@ -414,6 +416,28 @@ def test_the_preview_shows_the_plan(tmp_path):
         ["0", "-", "cpu", "x2", "0-18"], ["1", "-", "cpu", "x2", "19-29"]
     ]  # fmt: skip
     assert [row[7:9] for row in rows] == [["5.4", "GB"], ["5.4", "GB"]], "room for KV"
+
+
+def test_the_preview_asks_the_hub_with_the_stacks_token(tmp_path, monkeypatch):
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    config = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 4, "vocab_size": 9}
+    files = {
+        "config.json": json.dumps(config | {"num_attention_heads": 2}).encode(),
+        "model.safetensors": b"",
+        "tokenizer.json": b"{}",
+    }
+    hub = HubServer({"some/gated": Repository(files, access="gated")})
+    mapping = stack(tmp_path, common_params={"model_name": "some/gated", "image": RUNNER})
+    with serving(hub) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        with pytest.raises(
+            pulumi.RunError, match=r"is gated \(401\): accept its terms at .*hub_token"
+        ):
+            run_program(mapping)
+        program = run_program(mapping, secrets={"group_token": TOKEN, "hub_token": HUB_TOKEN})
+    assert len(ranks(program)) == 2
 
 
 def test_five_mistakes_are_told_at_once(tmp_path):

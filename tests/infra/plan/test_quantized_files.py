@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from infra.plan.model_config import BadModel, read_model_config
+from infra.plan.model_config import read_model_config
+from infra.plan.model_files import BadModel
 from infra.plan.quantized_files import quantization_sign
 
 PLAIN = {

@@ -76,6 +76,15 @@ def test_gpus_take_the_dtype_of_the_checkpoint(folder):
     assert plan.ranks[0].kv_bytes_per_token == 8 * 2 * 3072 * 2
 
 
+def test_a_length_beyond_the_model_is_refused_and_yarn_scales_it(folder):
+    sets = [f"common_params.model_name={folder}", "common_params.max_model_len=400000"]
+    assert "must be at most the model's own maximum, 131072" in refusal(PHI, *sets)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 131072}
+    (folder / "config.json").write_text(json.dumps(PHI_3_MINI | {"rope_scaling": yarn}))
+    assert planned(PHI, *sets).max_model_len == 400000
+    assert planned(PHI, sets[0]).max_model_len == 4 * 131072
+
+
 def test_what_does_not_fit_names_the_rank(folder):
     memory = [f"per_rank_params[{rank}].device_memory=8G" for rank in range(4)]
     message = refusal(PHI, f"common_params.model_name={folder}", *memory)
