@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from contract.carry import FIELD, HEADER, Advance, Beginning, Carry, line, parse_field
+from contract.carry import ASKS_FOR_IDS, FIELD, HEADER, Advance, Beginning, Carry, line, parse_field
 from web.events import DONE, event
 
 SEED, COMMIT = 7, "c0ffee"
@@ -93,6 +93,10 @@ class CarryingService:
         else:
             writer.write(answer[: self.cuts.pop(0)] if self.cuts else answer)
 
+    def told(self, document: dict[str, Any] | None = None) -> list[bytes]:
+        """The pieces of an answer to who asks for ids."""
+        return list(self._pieces({HEADER.lower(): ASKS_FOR_IDS}, document or {"stream": True}))
+
     def _pieces(self, headers: dict[str, str], document: dict[str, Any]) -> Iterator[bytes]:
         beginning = Beginning("answer-1", 1_790_000_000, SEED, COMMIT, "digest", self.choices)
         carry = (
@@ -103,7 +107,7 @@ class CarryingService:
         assert carry.beginning == beginning
         for choice, ids in enumerate(carry.ids):
             assert list(ids) == [token_id(choice, place) for place in range(len(ids))]
-        with_lines = self.knows_ids and headers.get(HEADER.lower()) == "ids"
+        with_lines = self.knows_ids and headers.get(HEADER.lower()) == ASKS_FOR_IDS
         stream = document.get("stream") is True
         if with_lines:
             yield line(beginning)
