@@ -21,6 +21,8 @@ from web.events import ADMITTED, Events
 PATIENCE_S = 30.0
 # Between two tries while the service says that it serves and yet does not.
 PAUSE_S, LONGEST_PAUSE_S = 0.25, 2.0
+# Who tells ids comments every 10 s; who says nothing for so long is cut off, and no reset says so.
+SILENCE_S = 30.0
 # Of a carry: new text came, or the end; lost once more; answered with an error. Of a request: what
 # it is worth waiting for is over.
 OUTCOMES = _WENT_ON, _FRUITLESS, _REFUSED, _GIVEN_UP = (
@@ -155,7 +157,7 @@ class CarriedRequest:
     async def _of_one(self, answer: Answer) -> Events:
         assert answer.events is not None
         async with aclosing(answer.events) as events:
-            async for some in events:
+            while (some := await self._next(events)) is not None:
                 passed, failure = self._take(some)
                 self._note_progress()
                 yield passed
@@ -164,6 +166,15 @@ class CarriedRequest:
                 if self._delivered.ended:
                     return
         yield self._delivered.closed()
+
+    async def _next(self, events: Events) -> bytes | None:
+        """None at the end."""
+        try:
+            async with asyncio.timeout(SILENCE_S if self._delivered.knows_ids else None):
+                return await anext(events, None)
+        except TimeoutError as error:
+            message = f"{self._service.who} has said nothing for {SILENCE_S:g} s"
+            raise UpstreamError(502, message, at_work=True, code="upstream_silent") from error
 
     def _take(self, some: bytes) -> tuple[bytes, ApiError | None]:
         """What is passed on of some events, and what is wrong with the one after them."""

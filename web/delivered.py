@@ -44,7 +44,7 @@ class Delivered:
     def connected(self) -> None:
         """Another connection begins: what was held of the one before is dropped."""
         self._held = b""
-        self._knows_ids = False
+        self.knows_ids = False
 
     @property
     def carry(self) -> Carry | None:
@@ -83,12 +83,12 @@ class Delivered:
             error = _document(event).get("error")
             if isinstance(error, dict):
                 return self._failed(error, event)
-        if self._beginning is not None and not self._knows_ids:
+        if self._beginning is not None and not self.knows_ids:
             raise _broken("events came without a beginning")
         if event + _END == DONE:
             return self._end(DONE)
         self._held += event + _END
-        if self._knows_ids or not (self.begun or _says_something(event)):
+        if self.knows_ids or not (self.begun or _says_something(event)):
             return b""
         return self._released()
 
@@ -111,13 +111,13 @@ class Delivered:
         return self._advanced(told, event)
 
     def _began(self, beginning: Beginning) -> None:
-        self._knows_ids = True
+        self.knows_ids = True
         if self._beginning is None:
             self._beginning = beginning
             self._ids = [[] for _ in range(beginning.choices)]
 
     def _advanced(self, advance: Advance, event: bytes) -> bytes:
-        if not self._knows_ids or not 0 <= advance.index < len(self._ids):
+        if not self.knows_ids or not 0 <= advance.index < len(self._ids):
             raise _broken(f"ids came for choice {advance.index}")
         if advance.ids:
             self._ids[advance.index] += advance.ids
@@ -127,7 +127,7 @@ class Delivered:
 
     def _failed(self, error: dict[str, Any], event: bytes) -> bytes:
         """An error ends the answer, unless it says that another time is a better one."""
-        if error.get("type") == "service_unavailable_error" and (self._knows_ids or not self.begun):
+        if error.get("type") == "service_unavailable_error" and (self.knows_ids or not self.begun):
             again = {"Retry-After": "1"}
             failure = UpstreamError(503, str(error.get("message")), at_work=True, headers=again)
             failure.body = {"error": error}

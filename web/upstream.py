@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,14 @@ READY_POLL_S = 0.25
 POOL_EXPIRY_S = 30.0
 # A stream without an end says something at least this often, or it is given up.
 SILENCE_LIMIT_S = 10.0
+# A host that is gone sends no reset: what acknowledges nothing for so long is given up.
+LOST_AFTER_S = 20
+_SOCKET_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LOST_AFTER_S // 2),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, LOST_AFTER_S // 4),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_AFTER_S * 1000),
+)
 EVENT_STREAM = "text/event-stream"
 _PASSED_ON = ("content-type", "retry-after", "cache-control")
 
@@ -39,7 +48,11 @@ class Upstream:
         self._connections = httpx.AsyncClient(
             base_url=url,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_keepalive_connections=64, keepalive_expiry=POOL_EXPIRY_S),
+            transport=httpx.AsyncHTTPTransport(
+                limits=httpx.Limits(max_keepalive_connections=64, keepalive_expiry=POOL_EXPIRY_S),
+                socket_options=_SOCKET_OPTIONS,
+                trust_env=False,
+            ),
             headers={"Accept-Encoding": "identity"},
             trust_env=False,
         )

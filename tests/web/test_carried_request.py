@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from contract.carry import FIELD, MOST_FRUITLESS
 from tests.web.carrying_client import KINDS, Client, Refused, with_client
 from web.answer import UpstreamError
 from web.errors import ApiError, error_body
+from web.events import DONE
 
 
 @pytest.mark.parametrize("kind", ["stream", "whole"])
@@ -104,5 +106,40 @@ def test_a_full_queue_is_a_refusal_at_first_and_waited_for_on_the_way() -> None:
         client.service.cuts = [500]
         assert await client.ask("stream") == unbroken
         assert len(client.service.asked) == 5
+
+    with_client(work)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_tells_ids_and_falls_silent_is_cut_off(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a host that is gone: no reset says so."""
+    monkeypatch.setattr("web.carried_request.SILENCE_S", 0.2)
+
+    async def work(client: Client) -> None:
+        unbroken = await client.ask(kind)
+        service = client.service
+        service.hangs_after = 600
+        asking = asyncio.create_task(client.ask(kind))
+        while len(service.asked) < 2:  # noqa: ASYNC110 (of a server)
+            await asyncio.sleep(0.01)
+        service.hangs_after = None
+        assert await asking == unbroken
+        assert service.asked[2][FIELD]["ids"] != [[], []]
+        while service.left < 1:  # noqa: ASYNC110 (of a server)
+            await asyncio.sleep(0.01)
+
+    with_client(work)
+
+
+def test_who_knows_no_ids_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("web.carried_request.SILENCE_S", 0.1)
+
+    async def work(client: Client) -> None:
+        client.service.knows_ids = False
+        client.service.pause_s = 0.2
+        assert (await client.ask("stream")).endswith(DONE)
+        assert len(client.service.asked) == 1
 
     with_client(work)
