@@ -133,6 +133,8 @@ def test_an_image_holds_its_own_tier_and_its_dependencies_only(tier):
     assert f"'.[{tier.replace('_', '-')}]'" in dockerfile
     copied = set(re.findall(r"^COPY ([\w/.]+)", dockerfile, re.M))
     assert not {other for other in {*TIERS, "infra"} - {tier} if other in copied}
+    with_rollout = tier in ("runner", "proxy_block")
+    assert ("rollout" in copied) == with_rollout
     allowed = (REPOSITORY / tier / "Dockerfile.dockerignore").read_text().splitlines()
     assert "*" in allowed
     assert {line for line in allowed if line.startswith("!")} == {
@@ -142,6 +144,7 @@ def test_an_image_holds_its_own_tier_and_its_dependencies_only(tier):
         "!contract",
         "!web",
         f"!{tier}",
+        *(["!rollout"] if with_rollout else []),
     }
 
 
