@@ -24,6 +24,7 @@ from infra.local.run import run_stack, start_detached, stop_stack
 from infra.local.state import find_folder, find_state
 from infra.local.status import read_status
 from infra.local.status_view import fit_text, render_status, show_live, terminal_width, watch_status
+from infra.plan.lock import lock_model, model_reader
 from infra.plan.report import plan_to_json, render_plan
 from infra.stack.api_keys import make_api_key
 from infra.stack.faults import StackConfigError, UserError
@@ -208,9 +209,22 @@ def chat(
 
 
 @app.command()
-def plan(stack: Stack, sets: Sets = None, as_json: Json = False) -> None:
+def plan(
+    stack: Stack,
+    sets: Sets = None,
+    as_json: Json = False,
+    lock: Annotated[
+        bool, typer.Option("--lock", help="Write what the model is now to <stack>.lock.json.")
+    ] = False,
+) -> None:
     """Show which layers each rank would hold, the memory that they take, the requests that fit."""
-    found = plan_before_up(_load(stack, sets).deployment)
+    stack_file = _load(stack, sets)
+    path = stack_file.lock_path
+    common = stack_file.deployment.common_params
+    reader = lock_model(common, path) if lock else model_reader(path)
+    found = plan_before_up(stack_file.deployment, reader)
+    if lock and reader.lock is not None:
+        path.write_text(reader.lock.text, "utf-8")
     typer.echo(json.dumps(plan_to_json(found), indent=2) if as_json else render_plan(found))
 
 
@@ -230,7 +244,7 @@ def doctor(stack: Stack, sets: Sets = None, as_json: Json = False) -> None:
             f" would use; on this machine the stack runs with: splitstack up -s {stack}\n{error}"
         ) from error
     findings = []
-    for finding in examine(stack_file.deployment):
+    for finding in examine(stack_file.deployment, model_reader(stack_file.lock_path)):
         findings.append(finding)
         if not as_json:
             typer.echo(str(finding))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from contract.specs import INFERENCE_PORT, MASTER_HTTP_PORT
 from infra.plan.layers import RankPlan
+from infra.plan.lock import ModelReader
 from infra.plan.process_specs import Addresses, StagePorts
 from infra.plan.stack_plan import StackPlan, plan_stack
 from infra.stack.config import DeploymentConfig, RankParams
@@ -19,16 +20,16 @@ _UNKNOWN_WEIGHTS = 10 * _GIB
 
 
 def plan_on_clusters(
-    deployment: DeploymentConfig, hub_token: str = ""
+    deployment: DeploymentConfig, reader: ModelReader | None = None
 ) -> tuple[DeploymentConfig, StackPlan]:
     """The deployment with requests for every rank, and the plan that they allow.
 
     Raises StackConfigError, as plan_stack does.
     """
-    plan = plan_stack(deployment, hub_token)
+    plan = plan_stack(deployment, reader)
     fitted = fit(deployment, plan.ranks)
     # On CPU a rank's KV cache lies in the memory that it was just given.
-    return fitted, plan_stack(fitted, hub_token) if deployment.gpu_pinning == "none" else plan
+    return fitted, plan_stack(fitted, reader) if deployment.gpu_pinning == "none" else plan
 
 
 def fit(deployment: DeploymentConfig, plan: Sequence[RankPlan]) -> DeploymentConfig:

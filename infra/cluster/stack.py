@@ -16,13 +16,14 @@ from infra.cluster.fit import addresses, plan_on_clusters, rank_clusters
 from infra.cluster.kubeconfig import PROJECT_ROOT, Kubeconfig, KubeconfigError, read_kubeconfig
 from infra.cluster.rank_pod import CACHE_FOLDER
 from infra.cluster.secrets import NAMESPACE, StackSecrets, read_secrets, secret_outputs
+from infra.plan.lock import model_reader
 from infra.plan.process_specs import Addresses, group_spec
 from infra.plan.report import plan_to_json, render_plan
 from infra.plan.stack_plan import StackPlan
 from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
 from infra.stack.curl_line import curl_line
 from infra.stack.faults import StackConfigError
-from infra.stack.file import parse_deployment
+from infra.stack.file import lock_name, parse_deployment
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,10 @@ class ClusterStack:
     @cached_property
     def group(self) -> GroupSpec:
         """What every rank reads."""
-        ranks = self.plan.ranks
-        return group_spec(self.deployment, ranks, self.addresses, model_cache=CACHE_FOLDER)
+        plan, where = self.plan, self.addresses
+        return group_spec(
+            self.deployment, plan.ranks, where, commit=plan.commit, model_cache=CACHE_FOLDER
+        )
 
     @property
     def url(self) -> str:
@@ -83,7 +86,9 @@ def read_stack() -> ClusterStack:
     source = f"stack {pulumi.get_stack()}"
     try:
         deployment, values, kubeconfigs = _read(source)
-        deployment, plan = plan_on_clusters(deployment, values.get("hub_token", "").strip())
+        lock = PROJECT_ROOT / "stacks" / lock_name(pulumi.get_stack())
+        reader = model_reader(lock, values.get("hub_token", "").strip())
+        deployment, plan = plan_on_clusters(deployment, reader)
     except StackConfigError as error:
         raise pulumi.RunError(str(error)) from None
     # With the empty line the table begins below the name that Pulumi puts before a message.

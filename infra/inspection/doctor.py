@@ -19,14 +19,15 @@ from infra.inspection.nodes import check_nodes
 from infra.inspection.objects import check_names, check_needed
 from infra.inspection.registry import check_registries
 from infra.inspection.rights import check_rights
+from infra.plan.lock import ModelReader
 from infra.stack.config import DeploymentConfig
 from infra.stack.faults import StackConfigError
 
 
-def examine(deployment: DeploymentConfig) -> Iterator[Finding]:
+def examine(deployment: DeploymentConfig, reader: ModelReader | None = None) -> Iterator[Finding]:
     """Everything about the clusters and registries of a deployment, as it is found."""
     try:
-        fitted, plan = plan_on_clusters(deployment)
+        fitted, plan = plan_on_clusters(deployment, reader)
     except StackConfigError as error:
         for fault in error.faults:
             yield Finding("fault", "stack file", str(fault))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contract.host_memory import available_bytes
 from infra.local import machine
 from infra.local.state import ROOT, StateFolder, supervisor_runs
+from infra.plan.lock import ModelReader
 from infra.plan.process_specs import Addresses, StagePorts
 from infra.plan.stack_plan import StackPlan, plan_stack
 from infra.stack.config import DeploymentConfig, RankParams
@@ -38,14 +39,14 @@ def fit(deployment: DeploymentConfig) -> DeploymentConfig:
     return deployment.model_copy(update={"per_rank_params": fitted})
 
 
-def plan_before_up(deployment: DeploymentConfig) -> StackPlan:
+def plan_before_up(deployment: DeploymentConfig, reader: ModelReader | None = None) -> StackPlan:
     """The plan as `up` would make it now, where that is this machine: no clusters, no GPUs.
 
     Raises UserError and StackConfigError.
     """
     if deployment.clusters or deployment.gpu_pinning != "none":
-        return plan_stack(deployment)
-    plan = plan_stack(fit(deployment))
+        return plan_stack(deployment, reader)
+    plan = plan_stack(fit(deployment), reader)
     shared = [str(params.rank) for params in deployment.ranks if params.memory is None]
     if not shared or plan.kv_room is None:
         return plan

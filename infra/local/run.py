@@ -27,6 +27,7 @@ from infra.local.state import (
     supervisor_runs,
 )
 from infra.local.supervisor import Supervisor
+from infra.plan.lock import model_reader
 from infra.plan.process_specs import Addresses
 from infra.plan.report import render_plan
 from infra.plan.stack_plan import StackPlan, plan_stack
@@ -58,6 +59,7 @@ def run_stack(stack_file: StackFile) -> int:
 
 def _run(stack_file: StackFile, folder: StateFolder, progress: Progress) -> int:
     deployment = fit(stack_file.deployment)
+    reader = model_reader(stack_file.lock_path)
     check_inference_port(deployment)
     folder.clear()
     state = StackState(
@@ -71,8 +73,9 @@ def _run(stack_file: StackFile, folder: StateFolder, progress: Progress) -> int:
     common = deployment.common_params
     progress.say(f"preparing {common.model_name}")
     with _terminating_as_interrupt():
-        commit = _prepare_model(common.model_name, common.model_revision)
-    plan = plan_stack(deployment)
+        locked = reader.read(common).commit if reader.lock is not None else ""
+        commit = _prepare_model(common.model_name, locked or common.model_revision)
+    plan = plan_stack(deployment, reader)
     with machine.free_ports(port_count(deployment)) as ports:
         places = addresses(deployment, ports)
     folder.make_token()

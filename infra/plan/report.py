@@ -40,6 +40,7 @@ def plan_to_json(plan: StackPlan) -> dict[str, Any]:
         "deployment_name": plan.deployment_name,
         "model_name": plan.model_name,
         "model_type": plan.model_type or None,
+        "commit": plan.commit or None,
         "dtype": plan.dtype,
         "max_model_len": plan.max_model_len,
         "gpu_pinning": plan.gpu_pinning,

@@ -8,7 +8,7 @@ from contract.faults import MISSING, Fault
 from contract.memory import STEP_BYTES
 from infra.plan.kv_room import KVRoom, kv_room
 from infra.plan.layers import PlanError, RankPlan, RankResources, plan_layers
-from infra.plan.model_config import read_model_config
+from infra.plan.lock import ModelReader
 from infra.plan.model_files import BadModel
 from infra.plan.model_shape import (
     ModelShape,
@@ -34,7 +34,7 @@ class StackPlan:
 
     `dtype` is what weights and KV are held in ("auto" where the model's own is not known);
     `max_model_len` None: not known. `kv_estimated`: a stage may have other tokens of KV than are
-    planned; a note says why.
+    planned; a note says why. `commit` is the one that a lock file names, "" without.
     """
 
     deployment_name: str
@@ -49,6 +49,7 @@ class StackPlan:
     kv_estimated: bool
     max_concurrent_requests: int
     notes: tuple[str, ...]
+    commit: str = ""
 
     @property
     def kv_room(self) -> KVRoom | None:
@@ -60,16 +61,24 @@ class StackPlan:
         return replace(self, kv_estimated=True, notes=(*self.notes, note))
 
 
-def plan_stack(deployment: DeploymentConfig, hub_token: str = "") -> StackPlan:
+def plan_stack(deployment: DeploymentConfig, reader: ModelReader | None = None) -> StackPlan:
     """Plan a stack. Reads the model's config.json, from the hub where it must (5 s a question).
 
-    `hub_token` is the stack's, where it can be read. Raises StackConfigError: the model cannot be
-    split or does not fit, its files cannot be served, or its config.json cannot be read and the
-    stack file does not give the layers of every rank.
+    Raises StackConfigError: the model cannot be split or does not fit, its files cannot be served,
+    its lock is of another model, or its config.json cannot be read and the stack file does not give
+    the layers of every rank.
     """
+    reader = reader or ModelReader()
+    plan = _plan(deployment, reader)
+    if reader.lock is None:
+        return plan
+    return replace(plan, commit=reader.lock.commit, notes=(reader.note, *plan.notes))
+
+
+def _plan(deployment: DeploymentConfig, reader: ModelReader) -> StackPlan:
     common = deployment.common_params
     try:
-        found = read_model_config(common.model_name, common.model_revision, hub_token)
+        found = reader.read(common)
         if found.config is None:
             return _plan_without_shape(
                 deployment, f"its config.json cannot be read: {found.reason}"
@@ -130,7 +139,7 @@ def _plan_without_shape(deployment: DeploymentConfig, reason: str) -> StackPlan:
     if missing:
         rule = (
             f"{reason}. So its layers cannot be divided: make it readable here (network, token, "
-            "hub cache or folder), or give layers for every rank "
+            "hub cache, folder or lock file), or give layers for every rank "
             f"(missing: {', '.join(missing)}), as in "
             'per_rank_params[0].layers: "0-7"'
         )

@@ -32,6 +32,16 @@ class StackFile:
     stack: str
     deployment: DeploymentConfig
 
+    @property
+    def lock_path(self) -> Path:
+        """Where the lock of its model is, if there is one."""
+        return self.path.with_name(lock_name(self.stack))
+
+
+def lock_name(stack: str) -> str:
+    """The file beside a stack file that says what its model is."""
+    return f"{stack}.lock.json"
+
 
 def load_stack_file(path: str | Path, sets: Sequence[str] = ()) -> StackFile:
     """Read a stack file and apply `--set` values to it.

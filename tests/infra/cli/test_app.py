@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.hub_server import COMMIT, HubServer, Repository, serving
 from tests.waiting import free_ports
 
 PHI = str(Path(__file__).parents[3] / "stacks" / "Pulumi.phi-128k-2.yaml")
@@ -73,6 +74,35 @@ def test_plan_shows_a_table_or_json(project: Path) -> None:
     assert "-29" in table.stdout
     document = json.loads(splitstack(project, "plan", "-s", "small", "--json").stdout)
     assert [rank["rank"] for rank in document["ranks"]] == [0, 1]
+
+
+def test_plan_locks_a_model_and_needs_no_hub_from_then_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_stack(project, DEPLOYMENT | {"common_params": {"model_name": "some/model"}})
+    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 9}
+    files = {
+        "config.json": json.dumps(config | {"num_attention_heads": 2}).encode(),
+        "model.safetensors": b"",
+        "tokenizer.json": b"{}",
+    }
+    monkeypatch.setenv("HF_HOME", str(project / "home"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with serving(HubServer({"some/model": Repository(files)})) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        locked = splitstack(project, "plan", "-s", "small", "--lock")
+    assert locked.returncode == 0, locked.stderr
+    lock = project / "stacks" / "small.lock.json"
+    assert json.loads(lock.read_text())["commit"] == COMMIT
+    shown = f"note: the model is locked by stacks/small.lock.json at commit {COMMIT}"
+    assert shown in " ".join(locked.stdout.split())
+    again = splitstack(project, "plan", "-s", "small", "--json")
+    assert json.loads(again.stdout)["commit"] == COMMIT
+    lock.unlink()
+    told = refusal(splitstack(project, "plan", "-s", "small"))
+    assert f"the hub cannot be reached at {url}" in told
+    assert "cannot be locked" in refusal(splitstack(project, "plan", "-s", "small", "--lock"))
+    assert not lock.exists()
 
 
 def test_plan_takes_this_machines_memory_as_up_does(project: Path) -> None:

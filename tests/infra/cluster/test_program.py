@@ -15,8 +15,8 @@ from contract.specs import GroupSpec, load, spec_hash
 from infra.cluster.labels import INSTANCE, MANAGED_BY
 from infra.plan.stack_plan import plan_stack
 from infra.stack.file import parse_deployment
+from tests.hub_server import COMMIT, HubServer, Repository, serving
 from tests.hub_server import TOKEN as HUB_TOKEN
-from tests.hub_server import HubServer, Repository, serving
 from tests.infra.program_stacks import BARE, DEMO, FULL, NAMES, SECRETS, matrix, stack, two_clusters
 from tests.infra.recorded_program import PROGRAM, RUNNER, TOKEN, Program, Recorded, run_program
 
@@ -418,26 +418,60 @@ def test_the_preview_shows_the_plan(tmp_path):
     assert [row[7:9] for row in rows] == [["5.4", "GB"], ["5.4", "GB"]], "room for KV"
 
 
-def test_the_preview_asks_the_hub_with_the_stacks_token(tmp_path, monkeypatch):
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "vocab_size": 9,
+}
+
+
+@pytest.fixture
+def no_token(tmp_path, monkeypatch):
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    config = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 4, "vocab_size": 9}
-    files = {
-        "config.json": json.dumps(config | {"num_attention_heads": 2}).encode(),
-        "model.safetensors": b"",
-        "tokenizer.json": b"{}",
-    }
+
+
+def of_the_hub(folder, **common):
+    common = {"model_name": "some/gated", "image": RUNNER, **common}
+    return stack(folder, common_params=common)
+
+
+@pytest.mark.usefixtures("no_token")
+def test_the_preview_asks_the_hub_with_the_stacks_token(tmp_path, monkeypatch):
+    config = json.dumps(LLAMA).encode()
+    files = {"config.json": config, "model.safetensors": b"", "tokenizer.json": b"{}"}
     hub = HubServer({"some/gated": Repository(files, access="gated")})
-    mapping = stack(tmp_path, common_params={"model_name": "some/gated", "image": RUNNER})
+    mapping = of_the_hub(tmp_path)
     with serving(hub) as url:
         monkeypatch.setenv("HF_ENDPOINT", url)
-        with pytest.raises(
-            pulumi.RunError, match=r"is gated \(401\): accept its terms at .*hub_token"
-        ):
+        with pytest.raises(pulumi.RunError, match=r"is gated \(401\): accept .* \(splitstack:hub_"):
             run_program(mapping)
         program = run_program(mapping, secrets={"group_token": TOKEN, "hub_token": HUB_TOKEN})
     assert len(ranks(program)) == 2
+
+
+@pytest.mark.usefixtures("no_token")
+def test_with_a_lock_nobody_needs_a_hub(tmp_path, monkeypatch):
+    """Neither a preview nor an up, of the first deployment or of an edit."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("infra.cluster.stack.PROJECT_ROOT", tmp_path)
+    (tmp_path / "stacks").mkdir()
+    lock = {"model_name": "some/gated", "commit": COMMIT, "config": LLAMA}
+    mapping = of_the_hub(tmp_path)
+    with pytest.raises(pulumi.RunError, match="the hub cannot be reached at"):
+        run_program(mapping, preview=True)
+    (tmp_path / "stacks" / "test.lock.json").write_text(json.dumps(lock))
+    for preview in (True, False):
+        program = run_program(mapping, preview=preview)
+        spec = json.loads(program.one("ConfigMap", "small-group").properties["data"]["group.json"])
+        assert spec["model_revision"] == COMMIT
+    blocks = [dict(mapping["proxy_blocks"][0], system_message="Answer in one word.")]
+    assert len(ranks(run_program(mapping | {"proxy_blocks": blocks}))) == 2
+    with pytest.raises(pulumi.RunError, match=r"model_name = 'some/gated': is not what the stack"):
+        run_program(of_the_hub(tmp_path, model_name="some/other"))
 
 
 def test_five_mistakes_are_told_at_once(tmp_path):
