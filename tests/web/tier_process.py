@@ -33,7 +33,8 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 class TierProcess:
     """`python -m MODULE --spec FILE OPTIONS`; the spec gets a free port unless given one.
 
-    `comment_s` replaces web.events.COMMENT_S, `patience_s` web.carried_request.PATIENCE_S.
+    `comment_s` replaces web.events.COMMENT_S, `patience_s` and `silence_s` PATIENCE_S and SILENCE_S
+    of web.carried_request.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class TierProcess:
         *options: str,
         comment_s: float | None = None,
         patience_s: float | None = None,
+        silence_s: float | None = None,
     ) -> None:
         self.port = port or free_ports(1)[0]
         address = spec.bind_address or "127.0.0.1"
@@ -54,7 +56,11 @@ class TierProcess:
         file.write_text(render(spec))
         self._errors = (folder / f"{module}-{self.port}.log").open("w+")
         started = ["-m", module]
-        values = {"web.events.COMMENT_S": comment_s, "web.carried_request.PATIENCE_S": patience_s}
+        values = {
+            "web.events.COMMENT_S": comment_s,
+            "web.carried_request.PATIENCE_S": patience_s,
+            "web.carried_request.SILENCE_S": silence_s,
+        }
         if given := {name: value for name, value in values.items() if value is not None}:
             started = ["-c", _WITH_VALUES, json.dumps(given), module]
         command = [sys.executable, *started, "--spec", str(file), *options]
