@@ -39,6 +39,14 @@ def quantization_file(folder: Path) -> str:
     return next((name for name in QUANTIZATION_FILES if (folder / name).is_file()), "")
 
 
+def needs_own_code(model_type: object) -> str:
+    """Of a config.json that names code beside it (auto_map), where transformers has none."""
+    return (
+        f"model_type {model_type} has code of its own (auto_map in config.json), which is never "
+        "run, and transformers has no causal language model of this type"
+    )
+
+
 def longest_text(max_positions: int, rope: object) -> int:
     """Tokens that a model can hold: its max_position_embeddings, or what YaRN scales them to.
 

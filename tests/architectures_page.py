@@ -44,6 +44,12 @@ attention and encoder-decoder models are refused for every model type.
 
 {_list(REFUSED)}
 
+## Models with code of their own
+
+A config.json may name Python files beside it (`auto_map`). They are never run, and never fetched.
+Where transformers has the `model_type` itself, its own code serves the model, as with Phi-3's;
+elsewhere the model is refused.
+
 ## Quantized weights
 
 They are refused for every model type, by what the files show:

@@ -5,7 +5,9 @@ Counted from the modules that transformers builds; tests compare every row with 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from contract.models import UNSPLITTABLE
@@ -15,6 +17,11 @@ Config = dict[str, Any]
 _STATE_SPACE = "keeps a running state instead of keys and values (state-space or linear attention)"
 _NO_INTERFACE = "computes attention of its own, outside transformers' attention interface"
 _ENCODER_DECODER = "is an encoder-decoder model; only decoder models are split"
+
+# model_type of every causal language model of the pinned transformers; a test compares.
+CAUSAL_MODEL_TYPES: frozenset[str] = frozenset(
+    json.loads(Path(__file__).with_name("causal_model_types.json").read_text("utf-8"))
+)
 
 REFUSED: dict[str, str] = {
     **dict.fromkeys(

@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from contract.models import longest_text
-from infra.plan.model_families import FAMILIES, LLAMA, REFUSED, Config, Family, decided
+from contract.models import longest_text, needs_own_code
+from infra.plan.model_families import (
+    CAUSAL_MODEL_TYPES,
+    FAMILIES,
+    LLAMA,
+    REFUSED,
+    Config,
+    Family,
+    decided,
+)
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_LAYERS = 4096
@@ -114,6 +122,8 @@ def refuse_unsplittable(config: Config) -> None:
         raise UnknownShape("config.json has no model_type")
     if model_type in REFUSED:
         raise UnsplittableModel(f"model_type {model_type} {REFUSED[model_type]}")
+    if config.get("auto_map") and model_type not in CAUSAL_MODEL_TYPES:
+        raise UnsplittableModel(needs_own_code(model_type))
     if config.get("is_encoder_decoder"):
         raise UnsplittableModel(f"model_type {model_type} is an encoder-decoder model")
     if config.get("quantization_config") is not None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from contract.models import UNSPLITTABLE, WEIGHT_DTYPES, quantization_file
+from contract.models import UNSPLITTABLE, WEIGHT_DTYPES, needs_own_code, quantization_file
 from runner.errors import ModelUnavailable, UnsupportedModel
 from runner.models.folder import CONFIG, TENSOR_INDEX
 from runner.stage.model.layout import read_layout
@@ -91,8 +92,19 @@ def _read_config(folder: Path) -> Any:
         # Said, for otherwise transformers asks whoever sits at the terminal.
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever foreign configuration code raises
-        cause = str(error).splitlines()[0]
+        cause = _own_code(folder) or str(error).splitlines()[0]
         raise UnsupportedModel(f"{folder / CONFIG}: {cause}") from error
+
+
+def _own_code(folder: Path) -> str:
+    """Where that is why: transformers' own sentence asks for leave to run it."""
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    if not isinstance(config, dict) or config.get("model_type") in CONFIG_MAPPING_NAMES:
+        return ""
+    return needs_own_code(config.get("model_type")) if config.get("auto_map") else ""
 
 
 def _find_class(config: Any) -> type[Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from contract.models import DEMO_MODEL
 from infra.plan.model_config import read_model_config
-from infra.plan.model_families import FAMILIES, REFUSED
+from infra.plan.model_families import CAUSAL_MODEL_TYPES, FAMILIES, REFUSED
 from infra.plan.model_shape import UnknownShape, UnsplittableModel, model_shape
 from tests.lanes import examples
 
@@ -177,6 +177,20 @@ def test_what_cannot_be_split_is_refused_by_name(model_type):
 def test_what_a_config_says_against_splitting(change, told):
     with pytest.raises(UnsplittableModel, match=told):
         model_shape(SIZES | {"model_type": "llama"} | change)
+
+
+def test_the_known_model_types_are_those_of_the_pinned_transformers():
+    names = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert frozenset(names) == CAUSAL_MODEL_TYPES
+    assert set(FAMILIES) <= CAUSAL_MODEL_TYPES
+
+
+def test_code_beside_a_config_counts_only_where_transformers_has_no_such_model():
+    """As in Phi-3's published config.json."""
+    auto_map = {"auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}}
+    assert model_shape(SIZES | auto_map | {"model_type": "phi3"}).exact
+    with pytest.raises(UnsplittableModel, match=r"model_type mine has code of its own \(auto_map"):
+        model_shape(SIZES | auto_map | {"model_type": "mine"})
 
 
 def test_an_unknown_model_type_is_taken_for_a_llama():
