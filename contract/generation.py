@@ -6,6 +6,7 @@ checks what it is asked by ENGINE_BOUNDS; the proxy block and the stack file by 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -71,8 +72,8 @@ class BlockGeneration(BaseModel):
     """false takes the most probable token each time, whatever the fields below say."""
     temperature: Annotated[float, Field(ge=0, le=2), NO_BOOLEAN] | None = None
     """Above 1 the answer varies more, below 1 less; 0 is do_sample false."""
-    top_k: Annotated[int, Field(ge=1, le=1000), NO_BOOLEAN] | None = None
-    """Only the so many most probable tokens."""
+    top_k: Annotated[int, Field(ge=-1, le=1000), NO_BOOLEAN] | None = None
+    """Only the so many most probable tokens; 0 and -1 take all."""
     top_p: _Share | None = None
     """Only the most probable tokens that make up this probability; 0 leaves one."""
     min_p: _Share | None = None
@@ -83,6 +84,25 @@ class BlockGeneration(BaseModel):
     """Equal seeds give equal answers."""
     stop: Annotated[list[_StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
     """Texts at which the answer ends."""
+
+
+def openai_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an OpenAI request for a checked generation_config, without its nulls.
+
+    do_sample false is greedy: temperature 0 alone. top_p 0 is a nucleus of one token, which
+    OpenAI's API has no top_p for.
+    """
+    parameters = {name: value for name, value in config.items() if value is not None}
+    if "max_new_tokens" in parameters:
+        parameters["max_tokens"] = parameters.pop("max_new_tokens")
+    if parameters.pop("do_sample", True) is False:
+        for name in MEANS_SAMPLING:
+            parameters.pop(name, None)
+        parameters["temperature"] = 0
+    elif parameters.get("top_p") == 0:
+        del parameters["top_p"]
+        parameters["top_k"] = 1
+    return parameters
 
 
 _PROTOCOL_WORDS = {

@@ -101,6 +101,7 @@ class SessionsSpec(_File):
 class ProxySpec(_File):
     """One proxy block. `upstream_url` is the master's API (any OpenAI server will do).
 
+    `chat_template_kwargs` are what the model's chat template gets where a request says nothing.
     The model goes by the deployment's name: an edit of the model leaves the block as it is.
     """
 
@@ -111,6 +112,7 @@ class ProxySpec(_File):
     labels: dict[str, str] = field(default_factory=dict)
     system_message: str = ""
     generation_config: dict[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     sessions: SessionsSpec = SessionsSpec()
     bind_address: str = ""
     port: int = PROXY_PORT

@@ -69,6 +69,8 @@ def openapi_document(title: str) -> dict[str, Any]:
 def _infer() -> dict[str, Any]:
     body = InferRequest.model_json_schema()
     body["properties"] |= {
+        "ts": {"description": "When the client asked; nothing depends on it."},
+        "files": {"enum": [{}, [], None]},
         "data": {"type": ["object", "string"]},
         "selection_query": {
             "type": ["object", "null"],

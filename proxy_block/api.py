@@ -16,10 +16,11 @@ from starlette.routing import Route
 from contract.carry import AGAIN_HEADER
 from contract.specs import ProxySpec
 from proxy_block.active_sessions import ActiveSessions
+from proxy_block.aios_chat import openai_chat
 from proxy_block.block_request import parse_block_request, parse_management_request
 from proxy_block.component import component_document
 from proxy_block.conversation import Conversations
-from proxy_block.master_client import Master, UpstreamRefused
+from proxy_block.master_client import CHAT_PATH, COMPLETIONS_PATH, Master, UpstreamRefused
 from proxy_block.openapi import openapi_document
 from proxy_block.stores.interface import SessionStore, StoreUnavailable
 from web.body import read_json_object
@@ -33,8 +34,8 @@ from web.openapi import openapi_route
 from web.proof import Proof
 from web.upstream import Upstream
 
-OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
-GENERATING = ("/infer", *OPENAI_PATHS)
+OPENAI_PATHS = (CHAT_PATH, COMPLETIONS_PATH)
+GENERATING = ("/infer", "/v1/chat/", *OPENAI_PATHS)
 
 
 class ProxyBlock:
@@ -54,8 +55,8 @@ class ProxyBlock:
         self.master = Upstream(
             "the rank master", spec.upstream_url, deadline_s=spec.request_deadline_s
         )
-        master = Master(spec, defaults, self.master, self.carrier)
-        self.conversations = Conversations(master, store, spec.request_deadline_s)
+        self.asking = Master(spec, defaults, self.master, self.carrier)
+        self.conversations = Conversations(self.asking, store, spec.request_deadline_s)
 
     async def infer(self, request: Request) -> Response:
         """POST /infer {session_id, seq_no, data} -> {"data": ...}."""
@@ -80,12 +81,20 @@ class ProxyBlock:
         document = await self._body(request)
         if document.get("model") == self.spec.block_id:
             document["model"] = self.spec.deployment_name
-        work = self.carrier.ask(
-            self.master,
-            request.url.path,
-            document,
-            passes_lines=asks_for_ids(request.headers),
-        )
+        if request.url.path == CHAT_PATH:
+            document = self.asking.with_defaults(document)
+        return await self._passed_on(request, request.url.path, document)
+
+    async def aios_chat(self, request: Request) -> Response:
+        """AIOS's POST /v1/chat/, answered as OpenAI's chat; the model may be left out."""
+        document = openai_chat(await self._body(request))
+        if document.setdefault("model", self.spec.block_id) == self.spec.block_id:
+            document["model"] = self.spec.deployment_name
+        return await self._passed_on(request, CHAT_PATH, self.asking.with_defaults(document))
+
+    async def _passed_on(self, request: Request, path: str, document: dict[str, Any]) -> Response:
+        passes_lines = asks_for_ids(request.headers)
+        work = self.carrier.ask(self.master, path, document, passes_lines=passes_lines)
         return (await until_disconnected(request.receive, work)).response()
 
     async def models(self, _request: Request) -> Response:
@@ -110,6 +119,7 @@ class ProxyBlock:
             Route("/infer", self.infer, methods=["POST"]),
             Route("/management", self.management, methods=["POST"]),
             *(Route(path, self.openai, methods=["POST"]) for path in OPENAI_PATHS),
+            Route("/v1/chat/", self.aios_chat, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/component.json", self.component),
             openapi_route(openapi_document(self.spec)),

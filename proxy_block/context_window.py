@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from contract.refusal_codes import PROMPT_TOO_LONG
 from proxy_block.session import Turn
 from web.answer import Answer
 from web.errors import ApiError
 from web.remembered import Remembered
 from web.upstream import Upstream
 
-PROMPT_TOO_LONG = "context_length_exceeded"
 # Where nothing was counted: about what English text has.
 CHARACTERS_PER_TOKEN = 4
 # Left for an answer whose length nobody bounds: a quarter of the model's context, 512 at most.

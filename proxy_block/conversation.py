@@ -157,8 +157,7 @@ class Conversations:
     async def _ask(self, question: Question, chat: Chat) -> dict[str, Any]:
         if question.mode == CHAT:
             return _output("reply", await chat.ask(question))
-        reply = await self._master.ask(question, question.system_message)
-        return _output("generated", reply)
+        return _output("generated", await self._master.complete(question))
 
     async def _ask_of_batch(self, question: Question, chat: Chat) -> dict[str, Any]:
         """As `_ask`, with errors that name the item."""

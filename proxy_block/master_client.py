@@ -1,21 +1,25 @@
-"""Asking the master: one question with what comes before it, through OpenAI's chat endpoint."""
+"""Asking the master, through OpenAI's endpoints: one question with what comes before it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from contract.generation import openai_parameters
+from contract.refusal_codes import NO_CHAT_TEMPLATE, PROMPT_TOO_LONG
 from contract.specs import ProxySpec
 from proxy_block.block_request import Question
-from proxy_block.generation_config import openai_parameters
 from proxy_block.session import Turn
 from web.answer import Answer
 from web.carry import Carrier
-from web.errors import ApiError
+from web.errors import ApiError, invalid_field
 from web.upstream import Upstream
 
 CHAT_PATH = "/v1/chat/completions"
+COMPLETIONS_PATH = "/v1/completions"
+# The length of a text that is continued where nobody says one: OpenAI's own default is 16 tokens.
+CONTINUED_TOKENS = 512
 
 
 class UpstreamRefused(Exception):
@@ -51,17 +55,64 @@ class Master:
         self, question: Question, system_message: str | None, turns: Sequence[Turn] = ()
     ) -> Reply:
         """`system_message` None takes the block's. Raises UpstreamRefused and ApiError."""
+        document = self.with_defaults(
+            {
+                "model": self._spec.deployment_name,
+                "messages": self._messages(question.message, system_message, turns),
+                **openai_parameters(self.config(question)),
+            }
+        )
+        completion = await self._ask(CHAT_PATH, document)
+        return self._reply(completion, lambda choice: choice["message"]["content"])
+
+    async def complete(self, question: Question) -> Reply:
+        """Without a history: answered as a chat of this one message; by a model that has no chat
+        template continued. Raises UpstreamRefused and ApiError."""
+        try:
+            return await self.ask(question, question.system_message)
+        except UpstreamRefused as refused:
+            if refused.answer.error.get("code") != NO_CHAT_TEMPLATE:
+                raise
+        if question.system_message:
+            rule = "has no place: the model has no chat template, it continues the message"
+            path = f"{question.path}.system_message"
+            raise invalid_field(path, rule, question.system_message)
         document = {
             "model": self._spec.deployment_name,
-            "messages": self._messages(question.message, system_message, turns),
+            "prompt": question.message,
             **openai_parameters(self.config(question)),
         }
-        answer = await self._carrier.ask(self.upstream, CHAT_PATH, document)
+        return self._reply(await self._continued(document), lambda choice: choice["text"])
+
+    def with_defaults(self, document: dict[str, Any]) -> dict[str, Any]:
+        """A body of CHAT_PATH with the block's chat_template_kwargs where it has none of its own
+        of that name."""
+        defaults = self._spec.chat_template_kwargs
+        own = document.get("chat_template_kwargs")
+        if not defaults or not isinstance(own, dict | None):
+            return document
+        return {**document, "chat_template_kwargs": {**defaults, **(own or {})}}
+
+    async def _continued(self, document: dict[str, Any]) -> dict[str, Any]:
+        if "max_tokens" in document:
+            return await self._ask(COMPLETIONS_PATH, document)
+        try:
+            bounded = {**document, "max_tokens": CONTINUED_TOKENS}
+            return await self._ask(COMPLETIONS_PATH, bounded)
+        except UpstreamRefused as refused:
+            if refused.answer.error.get("code") != PROMPT_TOO_LONG:
+                raise
+        return await self._ask(COMPLETIONS_PATH, document)
+
+    async def _ask(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
+        answer = await self._carrier.ask(self.upstream, path, document)
         if answer.status != 200:
             raise UpstreamRefused(answer)
-        completion = answer.document()
+        return answer.document()
+
+    def _reply(self, completion: dict[str, Any], text_of: Callable[[Any], str | None]) -> Reply:
         try:
-            text = completion["choices"][0]["message"]["content"] or ""
+            text = text_of(completion["choices"][0]) or ""
         except (KeyError, IndexError, TypeError) as error:
             raise ApiError(502, f"{self.upstream.name} answered without a message") from error
         usage = completion.get("usage")

@@ -39,8 +39,9 @@ def openapi_document(spec: ProxySpec) -> dict[str, Any]:
     paths = {
         "/infer": {"post": _infer()},
         "/management": {"post": _management()},
-        "/v1/chat/completions": {"post": _openai("Chat as OpenAI does.", "messages")},
-        "/v1/completions": {"post": _openai("Complete as OpenAI does.", "prompt")},
+        "/v1/chat/completions": {"post": _openai("Chat as OpenAI does.", "model", "messages")},
+        "/v1/completions": {"post": _openai("Complete as OpenAI does.", "model", "prompt")},
+        "/v1/chat/": {"post": _openai("Chat as AIOS does, answered as OpenAI's.", "messages")},
         "/v1/models": {"get": _operation("The engine's models.", (404, 502, 503))},
         "/component.json": {"get": _operation("What the block takes and gives.")},
         "/openapi.json": {"get": _operation("This document.")},
@@ -61,7 +62,7 @@ def openapi_document(spec: ProxySpec) -> dict[str, Any]:
 def _infer() -> dict[str, Any]:
     rules = component.RESET_ARGUMENTS["session_id"]
     lengths = {"minLength": rules["min_length"], "maxLength": rules["max_length"]}
-    fields = {
+    fields: dict[str, Any] = {
         "session_id": {"type": "string", **lengths},
         "seq_no": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
         "data": {"$ref": _PLACE + "Input"},
@@ -69,7 +70,7 @@ def _infer() -> dict[str, Any]:
     return _operation(
         "Ask the block.",
         (*_ASKING, 409),
-        body=object_of(fields, *fields, closed=True),
+        body=object_of(fields | {"ts": {}}, *fields, closed=True),
         answer=object_of({"data": {"type": ["object", "array"]}}, "data"),
         answer_is="The answer.",
     )
@@ -90,11 +91,11 @@ def _management() -> dict[str, Any]:
     return described | {"security": [{}, {MANAGEMENT_OUTPUT: []}]}
 
 
-def _openai(summary: str, required: str) -> dict[str, Any]:
+def _openai(summary: str, *required: str) -> dict[str, Any]:
     return _operation(
         summary,
         (*_ASKING, 404),
-        body={"type": "object", "required": ["model", required]},
+        body={"type": "object", "required": list(required)},
         answer_is="The answer; with stream, as events.",
         events={},
     )
@@ -110,19 +111,23 @@ def _input_schemas() -> dict[str, Any]:
     fields: dict[str, Any] = question["properties"]
     rest = {name: rule for name, rule in fields.items() if name != "message"} | {"usage": {}}
     fields["message"] = {"anyOf": [_TEXT, *(_output(name, {"usage": {}}) for name in _OUTPUTS)]}
-    forms = [_TEXT, question, *(_output(name, rest) for name in _OUTPUTS)]
+    prompt = {name: rule for name, rule in fields.items() if name != "message"}
+    to_complete = object_of({"prompt": fields["message"], **prompt}, "prompt", closed=True)
+    forms = [_TEXT, question, to_complete, *(_output(name, rest) for name in _OUTPUTS)]
     depth = component.INPUT["inputs"]["max_depth"]
     for level in range(depth):
-        schemas[_name(level)] = {"anyOf": [*forms, *_batches(_name(level + 1))]}
+        config = fields["generation_config"]
+        schemas[_name(level)] = {"anyOf": [*forms, *_batches(_name(level + 1), config)]}
     return schemas | {_name(depth): {"anyOf": forms}}
 
 
-def _batches(item: str) -> list[dict[str, Any]]:
-    """A list of `item`, bare and under inputs."""
+def _batches(item: str, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """A list of `item`, bare and under inputs, where the generation_config of all may be."""
     rules = component.INPUT["inputs"]
     items = {"type": "array", "items": {"$ref": _PLACE + item}}
     items |= {"minItems": rules["min_items"], "maxItems": rules["max_items"]}
-    return [items, object_of({"inputs": items}, "inputs", closed=True)]
+    under = {"inputs": items, "generation_config": config}
+    return [items, object_of(under, "inputs", closed=True)]
 
 
 def _output(name: str, rest: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from contract.faults import Fault
+from contract.refusal_codes import NO_CHAT_TEMPLATE, PROMPT_TOO_LONG
 
 MAX_PATH = 200  # characters
 
@@ -37,7 +38,13 @@ class InvalidField(RunnerError):
 class PromptTooLong(InvalidField):
     """The prompt and what it asks for exceed max_model_len or the KV budget."""
 
-    code = "context_length_exceeded"
+    code = PROMPT_TOO_LONG
+
+
+class NoChatTemplate(InvalidField):
+    """A conversation for a base model."""
+
+    code = NO_CHAT_TEMPLATE
 
 
 class UnknownModel(InvalidField):

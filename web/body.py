@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from starlette.requests import Request
 
 from contract.faults import faults_of
+from contract.near_names import unknown_field
 from contract.specs import LARGEST_BODY_BYTES
 from web.errors import ApiError
 
@@ -48,7 +49,7 @@ def parse(kind: type[Kind], document: Mapping[str, Any], under: str = "") -> Kin
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        faults = faults_of(error, under=under, most=_SHOWN_FAULTS)
+        faults = faults_of(error, under=under, unknown=unknown_field(kind), most=_SHOWN_FAULTS)
         first = faults[0]
         message = "; ".join(map(str, faults))
         raise ApiError(

@@ -10,9 +10,18 @@ from pydantic import BeforeValidator, Field
 from inference_server.infer.graph import has_nodes
 from web.body import Fields, parse, whole_number
 from web.errors import invalid_field
+from web.unserved import Table, Unserved, served_fields
 
 # Files come with gRPC and multipart one day; until then a request must not lose them silently.
-FILE_FIELDS = ("files", "file")
+_FILES = Unserved("is not supported: send text in data.message", ({}, []))
+# What AIOS's own clients send beside the fields of InferRequest, and inside of data.
+UNSERVED: Table = {
+    "ts": Unserved("says when the client asked, and nothing depends on that", anything=True),
+    "files": _FILES,
+    "timeout": Unserved("is not supported: the header X-Request-Timeout has the seconds"),
+    "retries": Unserved("is not supported: send a request that failed again yourself", (0,)),
+}
+UNSERVED_DATA: Table = {"files": _FILES, "file": _FILES}
 
 
 def _object_or_text(value: object) -> object:
@@ -36,7 +45,8 @@ class InferRequest(Fields):
 def parse_infer_request(document: dict[str, Any]) -> InferRequest:
     """Raises ApiError 400."""
     # null means left out, as everywhere.
-    given = {name: value for name, value in document.items() if value is not None or name == "data"}
+    served = served_fields(document, UNSERVED)
+    given = {name: value for name, value in served.items() if value is not None or name == "data"}
     request = parse(InferRequest, given)
     if not request.model and not has_nodes(request.graph) and not request.selection_query:
         rule = "must name a block, or selection_query must say how to choose one"
@@ -51,7 +61,5 @@ def _refuse_files(data: dict[str, Any] | str) -> None:
             data = json.loads(data)
         except (ValueError, RecursionError):
             return  # a plain text
-    for name in FILE_FIELDS:
-        if isinstance(data, dict) and name in data:
-            rule = "files are not supported; send text in data.message"
-            raise invalid_field(f"data.{name}", rule, code="not_supported")
+    if isinstance(data, dict):
+        served_fields(data, UNSERVED_DATA, "data")

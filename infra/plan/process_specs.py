@@ -123,6 +123,7 @@ def proxy_spec(
         labels=dict(block.labels),
         system_message=block.system_message,
         generation_config=block.generation_config.model_dump(exclude_none=True),
+        chat_template_kwargs=dict(block.chat_template_kwargs),
         sessions=SessionsSpec(
             path=sessions_path,
             url=sessions_url,

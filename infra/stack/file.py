@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from contract.faults import MISSING, Fault, Location, faults_of
+from contract.near_names import fields_at, hint
 from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
 from infra.stack.document import read_yaml
 from infra.stack.faults import StackConfigError
@@ -184,17 +184,5 @@ def _deployment_mapping(document: Any, source: str) -> dict[str, Any]:
 def _unknown_key(location: Location) -> str:
     if location[-1] in _SECRETS:
         return f"unknown key; secrets are keys of their own beside {DEPLOYMENT_KEY}"
-    section: Any = DeploymentConfig
-    for part in location[:-1]:
-        if part not in getattr(section, "model_fields", ()):
-            continue  # an index, or a name of the user's own as in clusters
-        annotation = section.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(
-            (item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)),
-            None,
-        )
-    known = list(getattr(section, "model_fields", ()))
-    close = difflib.get_close_matches(str(location[-1]), known, 1)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-    return f"unknown key; {hint}"
+    known = fields_at(DeploymentConfig, location[:-1])
+    return "unknown key" + (hint(str(location[-1]), known) or f"; known are {', '.join(known)}")

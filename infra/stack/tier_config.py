@@ -60,6 +60,8 @@ class ProxyBlock(types.Section):
     """System message of requests that bring none."""
     generation_config: GenerationConfig = GenerationConfig()
     """Generation parameters of requests that bring none."""
+    chat_template_kwargs: types.TemplateArguments = Field(default_factory=dict)
+    """Names for the model's chat template, such as enable_thinking; a request's own go first."""
     labels: dict[str, types.Text] = Field(default_factory=dict)
     """What selection queries pick blocks by."""
     min_instances: types.Positive = 1

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from contract.generation import NO_BOOLEAN
+from contract.template_arguments import OWN_NAMES, check_template_arguments
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -85,6 +86,14 @@ def _matching(pattern: re.Pattern[str], rule: str, optional: bool = True) -> Aft
     return AfterValidator(check)
 
 
+def _template_arguments(value: dict[str, Any]) -> dict[str, Any]:
+    check_template_arguments(value)
+    for name in OWN_NAMES:
+        if name in value:
+            raise ValueError(f"must not hold {name}, which a template gets from the server")
+    return value
+
+
 def _lone_item_is_a_list(value: Any) -> Any:
     return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
 
@@ -105,6 +114,7 @@ NonEmptyText = Annotated[str, Field(min_length=1), WithJsonSchema(_TEXT)]
 Name = Annotated[str, _matching(_NAME, _NAME_RULE, False), WithJsonSchema(_TEXT)]
 Label = Annotated[str, _matching(_LABEL, _LABEL_RULE, False), WithJsonSchema(_TEXT)]
 OptionalLabel = Annotated[str, _matching(_LABEL, _LABEL_RULE), WithJsonSchema(_TEXT)]
+TemplateArguments = Annotated[dict[str, Any], AfterValidator(_template_arguments)]
 Key = Annotated[
     str,
     _matching(_KEY, "must be a label's or taint's key, as in nvidia.com/gpu"),

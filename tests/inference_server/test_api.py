@@ -173,6 +173,8 @@ def test_the_request_id_goes_through(server: TierProcess) -> None:
         ({"selection_query": {"tags": ["x"]}}, 404, "selection_query"),
         ({"selection_query": {"tags": "x"}}, 400, "selection_query.tags"),
         ({"surplus": 1}, 400, "surplus"),
+        ({"files": {"a": "b"}}, 400, "files"),
+        ({"timeout": 1200}, 400, "timeout"),
     ],
 )
 def test_bad_fields_are_named(
@@ -183,6 +185,17 @@ def test_bad_fields_are_named(
     error = answer.json()["error"]
     assert error["param"] == param
     assert param in error["message"]
+
+
+def test_what_aios_sends_beside_asks_for_nothing(server: TierProcess) -> None:
+    data = {"mode": "generate", "prompt": "hello", "files": {}}
+    answer = infer(server, ts=1.5, files={}, retries=0, timeout=None, data=data)
+    assert answer.json()["data"]["generated"] == "1 messages: hello"
+
+
+def test_a_wrong_name_is_answered_with_the_right_one(server: TierProcess) -> None:
+    error = infer(server, selectionQuery={}).json()["error"]
+    assert "did you mean selection_query?" in error["message"]
 
 
 def test_an_unknown_block_lists_the_known_ones(server: TierProcess) -> None:

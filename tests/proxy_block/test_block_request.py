@@ -101,3 +101,72 @@ def test_a_batch_has_nothing_beside_it() -> None:
 @pytest.mark.parametrize("message", [{"reply": 1}, {"reply": "a", "x": 1}, {}, [], None])
 def test_a_message_is_a_text_or_an_output(message: Any) -> None:
     assert refusal({"message": message})["param"] == "data.message"
+
+
+CONFIG = {"generation_config": {"max_new_tokens": 5}}
+
+
+@pytest.mark.parametrize(
+    ("data", "mode", "message"),
+    [
+        ({"mode": "Chat", "message": "x"}, "chat", "x"),
+        ({"mode": "COMPLETIONS", "message": "x"}, "completions", "x"),
+        ({"mode": "generate", "prompt": "x", "system_message": "s"}, "completions", "x"),
+        ({"mode": "Generate", "message": "x", "files": {}}, "completions", "x"),
+        ({"prompt": "x"}, "completions", "x"),
+        ({"mode": "chat", "prompt": "x", "files": [], "file": None}, "chat", "x"),
+        ({"prompt": {"reply": ""}}, "completions", ""),
+    ],
+)
+def test_bodies_of_aios(data: Any, mode: str, message: str) -> None:
+    [question] = questions(parse_data(data))
+    assert (question.mode, question.message) == (mode, message)
+
+
+@pytest.mark.parametrize(
+    ("data", "param", "said"),
+    [
+        ({"mode": "tokens", "message": "x"}, "data.mode", "text, not token ids"),
+        ({"mode": "Tokens", "message": "x"}, "data.mode", "text, not token ids"),
+        ({"mode": ["chat"], "message": "x"}, "data.mode", "'generate'"),
+        ({"gen_params": {}, "message": "x"}, "data.gen_params", "did you mean generation_config?"),
+        ({"messages": []}, "data.message", "is required"),
+        (
+            {"message": "x", "generation_config": {"max_tokens": 5}},
+            "data.generation_config.max_tokens",
+            "did you mean max_new_tokens?",
+        ),
+        ({"message": "x", "prompt": "y"}, "data.prompt", "is given beside message"),
+        ({"message": "x", "files": {"a": "b"}}, "data.files", "send text in message"),
+        ({"prompt": ""}, "data.message", "at least 1"),
+    ],
+)
+def test_other_bodies_are_refused_with_the_right_name(data: Any, param: str, said: str) -> None:
+    error = refusal(data)
+    assert error["param"] == param
+    assert said in error["message"]
+
+
+def test_a_generation_config_beside_inputs_is_the_default_of_each() -> None:
+    own = {"message": "b", "generation_config": {"max_new_tokens": 9, "top_k": -1}}
+    inner = {"inputs": ["c"], "generation_config": {"seed": 3}}
+    found = questions(parse_data({"inputs": ["a", own, inner], "files": {}, **CONFIG}))
+    assert [question.generation_config for question in found] == [
+        {"max_new_tokens": 5},
+        {"max_new_tokens": 9, "top_k": -1},
+        {"max_new_tokens": 5, "seed": 3},
+    ]
+    assert len(list(questions(parse_data({"inputs": ["a"], "generation_config": None})))) == 1
+
+
+@pytest.mark.parametrize(
+    ("beside", "param"),
+    [
+        ({"mode": "chat"}, "data.mode"),
+        ({"gen_params": {}}, "data.gen_params"),
+        ({"generation_config": 5}, "data.generation_config"),
+        ({"generation_config": {"top_k": 2000}}, "data.generation_config.top_k"),
+    ],
+)
+def test_what_else_stands_beside_inputs_is_refused(beside: Any, param: str) -> None:
+    assert refusal({"inputs": ["a"], **beside})["param"] == param

@@ -42,7 +42,7 @@ def test_its_id_is_the_contracts_default(spec: ProxySpec) -> None:
 def test_the_bounds_are_those_of_the_protocol() -> None:
     bounds = {name: (CONFIG[name].get("min"), CONFIG[name].get("max")) for name in CONFIG}
     assert bounds["max_new_tokens"] == (1, 36000)
-    assert bounds["top_k"] == (1, 1000)
+    assert bounds["top_k"] == (-1, 1000)
     assert bounds["top_p"] == (0, 1)
     assert bounds["temperature"] == (0, 2)
     assert CONFIG["do_sample"]["type"] == "boolean"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -270,7 +271,7 @@ def shared_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TierProce
         ({"data": {"inputs": ["x", {"mode": "chat"}]}}, "data.inputs[1].message"),
         ({"data": {}}, "data.message"),
         ({"data": {"message": 5}}, "data.message"),
-        ({"data": {"message": "x", "mode": "generate"}}, "data.mode"),
+        ({"data": {"message": "x", "mode": "tokens"}}, "data.mode"),
         ({"data": {"message": "x", "inputs": []}}, "data.message"),
         (
             {"data": {"message": "x", "generation_config": {"temperature": -0.1}}},
@@ -300,3 +301,50 @@ def test_bad_fields_are_named(
     assert error["param"] == param
     assert param in error["message"]
     assert error["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_base_model_continues_a_completion(proxy: TierProcess, upstream: SmallUpstream) -> None:
+    upstream.has_chat_template = False
+    greedy = {"do_sample": False, "max_new_tokens": 9}
+    answer = infer(proxy, mode="completions", message="Once", generation_config=greedy)
+    assert answer.json() == {"data": {"generated": "0 messages: Once", "usage": USAGE}}
+    assert upstream.requests[-1] == {
+        "model": DEPLOYMENT,
+        "prompt": "Once",
+        "max_tokens": 9,
+        "temperature": 0,
+    }
+    refused = infer(proxy, mode="completions", message="Once", system_message="mine")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "data.system_message"
+    chat = infer(proxy, mode="chat", message="Once")
+    assert (chat.status_code, chat.json()["error"]["code"]) == (400, "no_chat_template")
+
+
+def test_a_text_without_a_length_is_continued_as_far_as_there_is_room(
+    spec: ProxySpec, upstream: SmallUpstream, tmp_path: Path
+) -> None:
+    upstream.has_chat_template = False
+    spec = dataclasses.replace(spec, generation_config={})
+    with TierProcess("proxy_block", spec, tmp_path) as proxy:
+        infer(proxy, mode="completions", message="short")
+        assert upstream.requests[-1]["max_tokens"] == 512
+        assert infer(proxy, mode="completions", message="long").status_code == 200
+        assert "max_tokens" not in upstream.requests[-1]
+
+
+def test_the_block_s_template_arguments_are_defaults(
+    spec: ProxySpec, upstream: SmallUpstream, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(spec, chat_template_kwargs={"enable_thinking": False, "a": 1})
+    question = {"model": "block-1", "messages": [{"role": "user", "content": "x"}]}
+    with TierProcess("proxy_block", spec, tmp_path) as proxy:
+        infer(proxy, mode="chat", message="x")
+        infer(proxy, mode="completions", message="x")
+        httpx.post(f"{proxy.url}/v1/chat/completions", json=question)
+        own = {"chat_template_kwargs": {"enable_thinking": True, "b": 2}}
+        httpx.post(f"{proxy.url}/v1/chat/completions", json=question | own)
+        httpx.post(f"{proxy.url}/v1/completions", json={"model": "block-1", "prompt": "x"})
+    found = [request.get("chat_template_kwargs") for request in upstream.requests]
+    theirs = {"enable_thinking": False, "a": 1}
+    assert found == [theirs, theirs, theirs, {"enable_thinking": True, "a": 1, "b": 2}, None]

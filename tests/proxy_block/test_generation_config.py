@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from proxy_block.generation_config import openai_parameters, parse_generation_config
+from contract.generation import openai_parameters
+from proxy_block.generation_config import parse_generation_config
 
 
 @pytest.mark.parametrize(

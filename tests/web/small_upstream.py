@@ -47,6 +47,7 @@ class SmallUpstream:
         self.too_many_messages = 1000
         self.model = MODEL
         self.max_model_len: int | None = None
+        self.has_chat_template = True
         self.in_flight = 0
         self.most_in_flight = 0
 
@@ -103,7 +104,14 @@ class SmallUpstream:
         if self.reason:
             error = {"message": self.reason, "type": "service_unavailable_error"}
             return JSONResponse({"error": error}, 503)
-        if text == "refuse" or len(messages) > self.too_many_messages:
+        if messages and not self.has_chat_template:
+            error = {"message": "a base model", "param": "messages", "code": "no_chat_template"}
+            return JSONResponse({"error": error}, 400)
+        if (
+            text == "refuse"
+            or len(messages) > self.too_many_messages
+            or (text == "long" and "max_tokens" in body)
+        ):
             code = "refused" if text == "refuse" else "context_length_exceeded"
             error = {"message": f"told to: {code}", "type": "invalid_request_error", "code": code}
             return JSONResponse({"error": error}, 400)

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from contract.specs import GroupSpec
-from runner.master.api.chat import chat_completions
+from runner.master.api.chat import aios_chat, chat_completions
 from runner.master.api.completions import completions, generate, get_config, set_config
 from runner.master.api.defaults import GenerationDefaults
 from runner.master.api.errors import install_failure_handler
@@ -69,7 +69,7 @@ def _routes() -> list[Route]:
         Route("/set_config", get_config, methods=["GET"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-        Route("/v1/chat/", chat_completions, methods=["POST"]),
+        Route("/v1/chat/", aios_chat, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", model, methods=["GET"]),
         Route("/livez", livez, methods=["GET"]),

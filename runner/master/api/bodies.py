@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
@@ -17,19 +16,20 @@ from pydantic import (
 
 from contract.carry import FIELD, Carry, CarryError, parse_field
 from contract.faults import faults_of
-from contract.generation import MAX_STOP_LENGTH, MAX_STOP_STRINGS
+from contract.generation import MAX_STOP_LENGTH, MAX_STOP_STRINGS, openai_parameters
+from contract.near_names import hint, unknown_field
+from contract.template_arguments import check_template_arguments
 from runner.errors import InvalidField
 from runner.master.api.messages import conversation
-from runner.master.api.unserved import CHAT, COMPLETION, Table
+from runner.master.api.unserved import CHAT, COMPLETION
 from runner.sampling_parameters import MAX_LOGIT_BIAS_ENTRIES, MAX_LOGPROBS
+from web.unserved import Table
 
 # An object's keys, the body's own too: pydantic makes a fault of each unknown one, and a million
 # of those cost seconds and gigabytes. No field of ours needs more.
 MAX_KEYS = MAX_LOGIT_BIAS_ENTRIES
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
-# Of chat_template_kwargs as JSON, in characters: switches and a few words, not another prompt.
-MAX_TEMPLATE_ARGUMENTS = 16_384
 _SHOWN_FAULTS = 4
 DRAW_A_SEED = -1  # llama.cpp's and others' word
 
@@ -245,6 +245,29 @@ class ChatBody(OpenAIBody):
         return conversation(self.messages)
 
 
+class AiosChatBody(ChatBody):
+    """POST /v1/chat/, AIOS's. The request's own fields go before those of generation_config; the
+    model may be left out."""
+
+    model: str = ""
+    enable_streaming: bool | None = None
+    generation_config: ConfigurationBody | None = None
+
+    def check(self) -> None:
+        if self.enable_streaming is not None:
+            if self.stream and not self.enable_streaming:
+                rule = "must not be false where stream, the same, is true"
+                raise InvalidField("enable_streaming", self.enable_streaming, rule)
+            self.stream = self.enable_streaming
+        config = {} if self.generation_config is None else self.generation_config.model_dump()
+        if self.max_completion_tokens is not None:
+            config["max_new_tokens"] = None
+        for name, value in openai_parameters(config).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        super().check()
+
+
 Body = TypeVar("Body", bound=RequestBody)
 
 
@@ -256,7 +279,8 @@ def parse_body(kind: type[Body], document: Mapping[str, Any]) -> Body:
         _check_keys(name, value)
         row = kind.unserved.get(name)
         if row is None and value is None and name not in kind.model_fields:
-            raise InvalidField(name, value, "is not a field of this request")
+            rule = "is not a field of this request" + hint(name, kind.model_fields)
+            raise InvalidField(name, value, rule)
         if value is None or (row is not None and row.asks_nothing(value)):
             continue
         if row is not None and row.why is not None:
@@ -265,7 +289,9 @@ def parse_body(kind: type[Body], document: Mapping[str, Any]) -> Body:
     try:
         body = kind.model_validate(given)
     except ValidationError as error:
-        first, *others = faults_of(error, whole="body", most=_SHOWN_FAULTS)
+        first, *others = faults_of(
+            error, whole="body", unknown=unknown_field(kind), most=_SHOWN_FAULTS
+        )
         rule = "; ".join([first.rule, *(f"{fault.path}: {fault.rule}" for fault in others)])
         raise InvalidField(first.path, first.value, rule) from error
     body.check()
@@ -300,14 +326,10 @@ def _are_ids(value: object) -> bool:
 
 
 def _check_template_arguments(arguments: dict[str, Any] | None) -> None:
-    field = "chat_template_kwargs"
     try:
-        characters = len(json.dumps(arguments, ensure_ascii=False))
-    except RecursionError as error:
-        raise InvalidField(field, arguments, "is nested too deeply") from error
-    if characters > MAX_TEMPLATE_ARGUMENTS:
-        rule = f"must be at most {MAX_TEMPLATE_ARGUMENTS} characters of JSON"
-        raise InvalidField(field, f"{characters} characters", rule)
+        check_template_arguments(arguments or {})
+    except ValueError as error:
+        raise InvalidField("chat_template_kwargs", arguments, str(error)) from error
 
 
 def _check_alternatives(field: str, value: int) -> None:

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions, and AIOS's POST /v1/chat/."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runner.master.api.answers import Document, OpenAIAnswer, chat_logprobs, respond
-from runner.master.api.bodies import ChatBody, parse_body
+from runner.master.api.bodies import AiosChatBody, ChatBody, parse_body
 from runner.master.api.id_lines import asked_lines
 from runner.master.text.choice import TextPiece, TextRequest
 from runner.master.text.model_text import TokenBytes
@@ -17,7 +17,17 @@ from web.body import read_json_object
 
 async def chat_completions(request: Request) -> Response:
     """Without max_tokens the answer may fill the rest of the context."""
-    body = parse_body(ChatBody, await read_json_object(request))
+    return await _answer(request, parse_body(ChatBody, await read_json_object(request)))
+
+
+async def aios_chat(request: Request) -> Response:
+    """As chat_completions, answers too; of the served model where the body names none."""
+    body = parse_body(AiosChatBody, await read_json_object(request))
+    body.model = body.model or request.app.state.spec.deployment_name
+    return await _answer(request, body)
+
+
+async def _answer(request: Request, body: ChatBody) -> Response:
     state = request.app.state
     requests = await state.prompts.to_answer(body)
     answer = ChatAnswer(body, requests, state.text.token_bytes)

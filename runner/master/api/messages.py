@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from contract.faults import path_of
+from contract.near_names import hint
 from runner.errors import InvalidField
-from runner.master.api.unserved import MESSAGE, PART, Table
+from runner.master.api.unserved import MESSAGE, PART
+from web.unserved import Table
 
 # What a template is given of a message, beside what every message has.
 _FURTHER_TEXTS = ("name", "reasoning_content")
@@ -63,5 +65,5 @@ def _check_fields(
             continue
         row = unserved.get(name)
         if row is None or not row.asks_nothing(value):
-            rule = unknown if row is None or row.why is None else row.why
+            rule = (row and row.why) or unknown + hint(name, served)
             raise InvalidField(path_of((name,), field), value, rule)

@@ -7,30 +7,7 @@ docs/compatibility.md is written from these tables.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
-
-
-class Unserved(NamedTuple):
-    """One field. `nothing` are the values that ask for nothing here; with `anything` every one.
-
-    `why` is the rule that a refusal gives, or why nothing depends on the field; None where the
-    other values are served.
-    """
-
-    why: str | None
-    nothing: tuple[object, ...] = ()
-    anything: bool = False
-
-    def asks_nothing(self, value: object) -> bool:
-        """true and false are no numbers: 0 log probabilities are not none."""
-        if value is None or self.anything:
-            return True
-        is_switch = isinstance(value, bool)
-        return any(value == one and is_switch == isinstance(one, bool) for one in self.nothing)
-
-
-Table: TypeAlias = Mapping[str, Unserved]
+from web.unserved import Table, Unserved
 
 _NO_TOOLS = "is not supported: this server does not call tools"
 _NO_STORE = "is not supported: answers are not stored"

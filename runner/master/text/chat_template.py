@@ -20,11 +20,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from contract.faults import path_of
+from contract.template_arguments import OWN_NAMES
 from runner.errors import InvalidField, ModelUnavailable
 from runner.master.text.message_forms import MessageForms, Messages
 
 # What every template is given.
-_NAMES = ("messages", "tools", "documents", "add_generation_prompt")
 _log = logging.getLogger(__name__)
 
 
@@ -152,7 +152,7 @@ class ChatTemplate:
             raise InvalidField("messages", f"{len(plain)} messages", rule) from error
 
     def _checked(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        own = {*_NAMES, *self._special_tokens, *self._template.globals}
+        own = {*OWN_NAMES, *self._special_tokens, *self._template.globals}
         for name in arguments:
             if name in own:
                 rule = "is not the request's to set: it means something else in a chat template"

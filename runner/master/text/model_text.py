@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from contract.generation import MEANS_SAMPLING
-from runner.errors import InvalidField, ModelUnavailable
+from runner.errors import ModelUnavailable, NoChatTemplate
 from runner.master.text.chat_template import ChatTemplate
 from runner.master.text.model_files import read_object
 from runner.master.text.named_tokens import NamedTokens
@@ -101,9 +101,9 @@ class ModelText:
         if self.chat_template is None:
             rule = (
                 "the served model has no chat template (it is a base model): "
-                "use /v1/completions or /generate"
+                "use /v1/completions or /generate, of a block the mode completions"
             )
-            raise InvalidField("messages", f"{len(messages)} messages", rule)
+            raise NoChatTemplate("messages", f"{len(messages)} messages", rule)
         text = self.chat_template.render(messages, arguments)
         return self._encode(text, add_special_tokens=False)
 

@@ -133,3 +133,26 @@ def test_names():
     assert deployment.rank_name(3) == "small-rank-3"
     assert deployment.rank_master_name == "small-rank-master"
     assert deployment.master_api_name == "small-master-api"
+
+
+def test_arguments_of_the_chat_template_are_any_json():
+    given = {"enable_thinking": False, "nested": {"a": [1, None, "x"]}}
+    block = {"block_id": "b", "chat_template_kwargs": given}
+    assert parsed(proxy_blocks=[block]).proxy_blocks[0].chat_template_kwargs == given
+    assert parsed(proxy_blocks=[{"block_id": "b"}]).proxy_blocks[0].chat_template_kwargs == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"messages": []}, "must not hold messages, which a template gets from the server"),
+        ({"x": "y" * 20_000}, "must be at most 16384 characters of JSON"),
+        ({"x": float("nan")}, "must be JSON"),
+        ({"x": {1, 2}}, "must be JSON"),
+        ([], "must be a mapping"),
+    ],
+)
+def test_what_no_chat_template_is_given_is_refused(given, said):
+    (line,) = fault_lines(proxy_blocks=[{"block_id": "b", "chat_template_kwargs": given}])
+    assert line.startswith("proxy_blocks[0].chat_template_kwargs = ")
+    assert said in line

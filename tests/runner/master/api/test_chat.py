@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from contract.refusal_codes import NO_CHAT_TEMPLATE
 from runner.errors import DeadlineExceeded, EngineFull, NotServing
 from runner.master.text.model_text import ModelText
 from tests.runner.master.conftest import ANSWER
@@ -347,3 +348,55 @@ def test_before_the_group_has_formed_the_reason_is_given(url: str, engine: Scrip
     response = httpx.post(f"{url}/v1/chat/", json=body)
     assert response.status_code == 503
     assert response.json()["error"]["message"].endswith("waiting for rank 1")
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({}, {}),
+        ({"generation_config": {"max_new_tokens": 3, "seed": 4}}, {"max_tokens": 3, "seed": 4}),
+        ({"generation_config": {"do_sample": False, "top_k": 5}}, {"temperature": 0}),
+        ({"generation_config": {"max_new_tokens": 3}, "max_tokens": 4}, {"max_tokens": 4}),
+        (
+            {"generation_config": {"max_new_tokens": 3}, "max_completion_tokens": 4},
+            {"max_tokens": 4},
+        ),
+    ],
+)
+def test_the_chat_of_aios_is_the_same_request(
+    url: str, engine: ScriptedEngine, given: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    answer = httpx.post(f"{url}/v1/chat/", json={"messages": messages, **given})
+    assert answer.json()["model"] == DEPLOYMENT
+    same = {"model": MODEL, "messages": messages, **asked}
+    httpx.post(f"{url}/v1/chat/completions", json=same)
+    first, second = engine.requests
+    assert replace(first, request_id="") == replace(second, request_id="")
+
+
+def test_the_chat_of_aios_streams(url: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    body = {"messages": messages, "enable_streaming": True}
+    body |= {"stream_options": {"include_usage": True}}
+    assert httpx.post(f"{url}/v1/chat/", json=body).text.endswith("data: [DONE]\n\n")
+    contrary = httpx.post(
+        f"{url}/v1/chat/", json={**body, "enable_streaming": False, "stream": True}
+    )
+    assert contrary.json()["error"]["param"] == "enable_streaming"
+    wrong = httpx.post(f"{url}/v1/chat/", json={**body, "gen_params": {}})
+    assert "did you mean generation_config?" in wrong.json()["error"]["message"]
+
+
+def test_a_base_model_refuses_a_chat_by_a_code(
+    engine: ScriptedEngine, demo_text: ModelText
+) -> None:
+    with served_engine(engine, replace(demo_text, chat_template=None)) as url:
+        answer = httpx.post(f"{url}/v1/chat/", json={"messages": MESSAGES})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (
+        400,
+        NO_CHAT_TEMPLATE,
+        "messages",
+    )
+    assert "mode completions" in error["message"]

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from runner.master.api.unserved import CHAT, COMPLETION, MESSAGE, PART, Table
+from runner.master.api.unserved import CHAT, COMPLETION, MESSAGE, PART
 from runner.master.engine.requests import GenerationRequest
 from runner.master.text.chat_template import ChatTemplate
 from runner.master.text.model_text import ModelText
@@ -21,6 +21,7 @@ from tests.compatibility_page import compatibility_page
 from tests.runner.master.conftest import ANSWER
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import MODEL, served_engine
+from web.unserved import Table
 
 Document = dict[str, Any]
 QUESTION: Document = {"role": "user", "content": "Hi"}
