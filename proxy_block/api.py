@@ -26,6 +26,7 @@ from proxy_block.stores.interface import SessionStore, StoreUnavailable
 from web.body import read_json_object
 from web.carry import Carrier, asks_for_ids
 from web.disconnect import until_disconnected
+from web.domain import DomainMiddleware, domain_of
 from web.errors import error_response, install_error_handlers
 from web.events import EventStream
 from web.health import health_routes
@@ -153,7 +154,8 @@ def build_app(
     proof = Proof(spec.bind_address, management_key)
     routes = proof.guard([*block.routes(), *health_routes(block.not_ready, registry)], GENERATING)
     middleware = [
-        Middleware(RequestMetrics, registry=registry, routes=[route.path for route in routes])
+        Middleware(DomainMiddleware, otherwise=domain_of(spec.block_id)),
+        Middleware(RequestMetrics, registry=registry, routes=[route.path for route in routes]),
     ]
     app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
     install_error_handlers(app)

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from web import deadline as request_deadline
+from web import domain as request_domain
 from web.answer import Answer, UpstreamError
 from web.errors import ApiError
 from web.events import ADMITTED, Events, whole_events
@@ -153,6 +154,7 @@ class Upstream:
         sent = {
             "Content-Type": "application/json",
             HEADER: current_request_id() or "",
+            request_domain.HEADER: request_domain.current_domain(),
             request_deadline.HEADER: f"{max(left, 0.001):.3f}",
             **headers,
         }

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from contract.api_keys import ApiKey
 from inference_server.keys.api_keys import ApiKeys
+from web.domain import domain_of, enter_domain
 from web.errors import ApiError
 
 # The page asks for the key itself; probes and Prometheus have none.
@@ -103,6 +104,8 @@ class Access:
             await refusal(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
+        # Whatever the client says of itself.
+        enter_domain(domain_of(caller.name))
         try:
             await self._app(scope, receive, send)
         finally:

@@ -17,6 +17,7 @@ from contract.specs import ProxySpec
 from tests.waiting import wait_for
 from tests.web.small_upstream import DEPLOYMENT, MODEL, SmallUpstream
 from tests.web.tier_process import TierProcess
+from web.domain import HEADER, domain_of
 from web.events import LAST_SEND_S
 
 
@@ -209,3 +210,13 @@ def test_a_body_beyond_the_specs_limit_is_refused(
             answer = httpx.post(proxy.url + path, json={"data": "x" * 200})
             assert answer.status_code == 413
             assert "200 bytes" in answer.json()["error"]["message"]
+
+
+def test_a_block_asked_directly_is_a_domain_of_its_own(
+    proxy: TierProcess, upstream: SmallUpstream
+) -> None:
+    given: list[dict[str, str]] = [{}, {HEADER: "not one"}, {HEADER: domain_of("ann")}]
+    for headers in given:
+        httpx.post(f"{proxy.url}/v1/chat/completions", json=chat("x"), headers=headers)
+    own = domain_of("block-1")
+    assert [headers[HEADER] for headers in upstream.headers] == [own, own, domain_of("ann")]

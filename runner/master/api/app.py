@@ -11,6 +11,7 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.datastructures import State
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -24,6 +25,7 @@ from runner.master.api.prompts import Prompts
 from runner.master.engine.engine import Engine
 from runner.master.metrics import Metrics
 from runner.master.text.model_text import ModelText
+from web.domain import DomainMiddleware
 from web.errors import install_error_handlers
 from web.events import Events, EventStream, event
 from web.health import metrics_response
@@ -50,7 +52,11 @@ def create_app(
     `management_key` as in Proof.
     """
     proof = Proof(spec.bind_address, management_key)
-    app = Starlette(routes=proof.guard(_routes(), GENERATING), lifespan=lifespan)
+    app = Starlette(
+        routes=proof.guard(_routes(), GENERATING),
+        middleware=[Middleware(DomainMiddleware)],
+        lifespan=lifespan,
+    )
     state = app.state
     state.spec, state.engine, state.text = spec, engine, text
     state.defaults = GenerationDefaults(text.generation_defaults)

@@ -31,6 +31,7 @@ from runner.master.text.choice import TextRequest
 from runner.master.text.model_text import ModelText
 from runner.sampling_parameters import SamplingParameters
 from web.deadline import remaining_s
+from web.domain import current_domain
 from web.request_id import current_request_id
 
 Source = TypeVar("Source")
@@ -102,7 +103,7 @@ class Prompts:
 
     def _check_place(self, body: Body, choices: int) -> None:
         carry = body.carry
-        self._engine.check_place(choices, carried=carry is not None)
+        self._engine.check_place(choices, domain=current_domain(), carried=carry is not None)
         if carry is not None:
             check_beginning(carry, self._engine.model_commit, choices)
 
@@ -174,6 +175,7 @@ class Prompts:
                     deadline_s,
                     current_request_id() or "",
                     echo=isinstance(body, CompletionBody) and body.echo,
+                    domain=current_domain(),
                 ),
                 stop,
                 continues_prompt=not isinstance(body, ChatBody),

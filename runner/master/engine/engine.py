@@ -121,12 +121,16 @@ class Engine:
             )
             raise PromptTooLong("max_tokens", request.max_new_tokens, rule)
 
-    def check_place(self, choices: int = 1, *, carried: bool = False) -> None:
+    def check_place(self, choices: int = 1, *, domain: str = "", carried: bool = False) -> None:
         """Raises NotServing, EngineFull, InvalidField for more choices than there will ever be
         places: cheap, so that an overload costs little a refusal.
 
         Who is carried was admitted before. New requests that were quicker after a restart may have
         taken all places, so that there are as many again for those that the process before had.
+
+        When all places are taken, a `domain` that stays within its share of them is let in all the
+        same: nobody alone can keep the others out. So many domains as there are, n, take at most
+        1 + 1/2 + ... + 1/n times the places.
         """
         if self._group.state == "failed" or self._watch.forming_for_too_long:
             raise NotServing(self.reason, self.retry_after_s)
@@ -140,6 +144,9 @@ class Engine:
             raise InvalidField("n", f"{choices} choices", rule)
         places = (running + waiting) * (2 if carried else 1)
         if len(self._ledger.open) + choices > places:
+            own, domains = self._ledger.places_of(domain)
+            if domains > 1 and own + choices <= places // domains:
+                return
             raise EngineFull(f"{running} requests run and {waiting} wait: try again later")
 
     def generate(self, request: GenerationRequest) -> Tokens:
@@ -150,7 +157,7 @@ class Engine:
         NotServing, NoMemory, PromptTooLong, RequestEndsTheGroup.
         """
         self.validate(request)
-        self.check_place(carried=request.carried is not None)
+        self.check_place(domain=request.domain, carried=request.carried is not None)
         arrived: asyncio.Queue[Event | RunnerError] = asyncio.Queue()
         entry = self._ledger.add(request, arrived.put_nowait)
         self._counters.requests += 1

@@ -39,6 +39,7 @@ class GenerationRequest:
     own that differ in `choice` only, so that each has random numbers of its own: they have one
     seed, which is never None here. `request_id` is what the log calls it. One that is `carried`
     goes on after ids which have not finished it; its prompt was told with the first of them.
+    Requests of one `domain` wait for one another.
     """
 
     prompt_ids: tuple[int, ...]
@@ -49,6 +50,7 @@ class GenerationRequest:
     request_id: str = ""
     carried: Carried | None = None
     echo: bool = False
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class OpenRequest:
 
     `shortages` counts the steps since its last token that found no memory though they were as small
     as can be, with nothing beside them. `echo` until its prompt was told; `scores` are those of the
-    prompt's ids that have come back.
+    prompt's ids that have come back. `had_place`: it was admitted once, and is so before others
+    when it has to wait again.
     """
 
     number: int
@@ -113,6 +116,8 @@ class OpenRequest:
     shortages: int = 0
     losses: int = 0
     doubted: int = 0
+    domain: str = ""
+    had_place: bool = False
 
     @property
     def known(self) -> int:
@@ -235,6 +240,7 @@ class RequestLedger:
             emitted=list(carried.ids),
             request_id=request.request_id,
             echo=request.echo and not carried.ids,
+            domain=request.domain,
         )
         if carried.alone:
             entry.losses, entry.doubted = LOSSES_TOGETHER, entry.known
@@ -246,8 +252,16 @@ class RequestLedger:
         return self.open.pop(number, None)
 
     def in_turn(self) -> list[OpenRequest]:
-        """All, to be entered into a new epoch: those in doubt first, then by arrival."""
-        return sorted(self.open.values(), key=lambda request: not request.tried_alone)
+        """All, to be entered into a new epoch: those in doubt first, then those that had a place,
+        each by arrival."""
+        return sorted(
+            self.open.values(), key=lambda request: (not request.tried_alone, not request.had_place)
+        )
+
+    def places_of(self, domain: str) -> tuple[int, int]:
+        """How many are open of `domain`, and how many domains there are, it among them."""
+        domains = [request.domain for request in self.open.values()]
+        return domains.count(domain), len({domain, *domains})
 
     def blame(self, computed: Mapping[int, int]) -> list[OpenRequest]:
         """An epoch was lost while requests were being computed, by number up to a position.

@@ -24,6 +24,7 @@ from runner.master.engine.micro_batches import MicroBatches
 from runner.master.engine.observed_limits import ObservedLimits
 from runner.master.engine.requests import MOST_SHORTAGES, Event, OpenRequest
 from runner.master.engine.step_cost import StepCost
+from runner.master.engine.waiting_room import WaitingRoom
 from runner.steps import Admission, Segment, Step, StepResult
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class InFlight:
 class Scheduler:
     """`kv_tokens` is the smallest rank's number of KV positions; `rope_boundary` as in StageInfo.
 
-    Requests are admitted in order of arrival, as long as each one's worst case fits.
+    Requests are admitted in the order of WaitingRoom, as long as each one's worst case fits.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Scheduler:
     ) -> None:
         self.kv_tokens = kv_tokens
         self.kv_reserved = 0
-        self.waiting: deque[OpenRequest] = deque()
+        self.waiting = WaitingRoom()
         self.running: dict[int, OpenRequest] = {}
         self.in_flight: dict[int, InFlight] = {}
         self.micro_batches = micro_batches
@@ -89,7 +90,7 @@ class Scheduler:
 
     def submit(self, request: OpenRequest) -> None:
         """Enter a request: a new one, or one that is replayed."""
-        self.waiting.append(request)
+        self.waiting.add(request)
 
     def remove(self, request: OpenRequest) -> None:
         """The request ended or its client left: its place is free from the next step on."""
@@ -224,15 +225,13 @@ class Scheduler:
         return [item.request for item in step.segments if item.request in self.running]
 
     def _wait_again(self, requests: Sequence[OpenRequest]) -> None:
-        """In their places by arrival; those that wait have arrived later than most."""
+        """Before those that never ran."""
         names = [request.request_id or f"number {request.number}" for request in requests]
         logger.warning("a stage is out of memory: requests wait again: %s", ", ".join(names))
         for request in requests:
             self._take_out(request)
             request.start_over()
-            places = enumerate(self.waiting)
-            later = (place for place, other in places if other.number > request.number)
-            self.waiting.insert(next(later, len(self.waiting)), request)
+            self.waiting.add(request)
 
     @property
     def kv_used(self) -> int:
@@ -250,12 +249,13 @@ class Scheduler:
 
     def _start_waiting(self) -> None:
         while self._alone is None and self.waiting and len(self.running) < self._max_running:
-            request = self.waiting[0]
+            request = self.waiting.next
             # One alone is always tried: else it would wait for ever.
             places = self._limits.places if self.running else self.kv_tokens
             if self.kv_reserved + request.capacity > places:
                 return
-            self.waiting.popleft()
+            self.waiting.take()
+            request.had_place = True
             self.running[request.number] = request
             self.kv_reserved += request.capacity
             if request.tried_alone:

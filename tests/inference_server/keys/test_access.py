@@ -19,6 +19,7 @@ from tests.inference_server.conftest import Tiers
 from tests.waiting import wait_for
 from tests.web.small_upstream import DEPLOYMENT
 from tests.web.tier_process import TierProcess
+from web.domain import HEADER, domain_of
 from web.errors import ApiError
 
 BLOCK = "block-1"
@@ -285,3 +286,12 @@ def test_without_limits_nothing_is_refused(clock: Clock) -> None:
     for _ in range(1000):
         use.take(key())
         use.charge(10**9)
+
+
+def test_a_key_is_a_domain_that_no_client_can_choose(server: TierProcess, tiers: Tiers) -> None:
+    for name in ("ann", "root", "ann"):
+        headers = authorization(name) | {HEADER: domain_of("root")}
+        body = {"model": BLOCK, "messages": [{"role": "user", "content": "x"}]}
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, headers=headers)
+    found = [headers[HEADER] for headers in tiers.upstream.headers[-3:]]
+    assert found == [domain_of("ann"), domain_of("root"), domain_of("ann")]

@@ -37,7 +37,7 @@ class ScriptedEngine:
         self.failure: RunnerError | None = None
         self.fail_after = 0
 
-    def check_place(self, choices: int = 1, *, carried: bool = False) -> None:
+    def check_place(self, choices: int = 1, *, domain: str = "", carried: bool = False) -> None:
         """There is always one."""
 
     @property

@@ -367,9 +367,9 @@ def test_the_chat_of_aios_is_the_same_request(
     url: str, engine: ScriptedEngine, given: dict[str, Any], asked: dict[str, Any]
 ) -> None:
     messages = [{"role": "user", "content": "Hi"}]
-    answer = httpx.post(f"{url}/v1/chat/", json={"messages": messages, **given})
+    answer = httpx.post(f"{url}/v1/chat/", json={"messages": messages, "seed": 4, **given})
     assert answer.json()["model"] == DEPLOYMENT
-    same = {"model": MODEL, "messages": messages, **asked}
+    same = {"model": MODEL, "messages": messages, "seed": 4, **asked}
     httpx.post(f"{url}/v1/chat/completions", json=same)
     first, second = engine.requests
     assert replace(first, request_id="") == replace(second, request_id="")

@@ -470,3 +470,27 @@ def test_a_request_is_entered_at_once_and_left_without_a_token_asked_for() -> No
         await asyncio.sleep(0.1)  # past the deadline, which is nobody's any more
 
     run(body)
+
+
+def test_no_domain_can_keep_the_others_out() -> None:
+    def of(domain: str) -> GenerationRequest:
+        return replace(make_request(1, 5), domain=domain)
+
+    async def body() -> None:
+        engine, group = make_engine(make_spec(max_concurrent_requests=2))
+        group.form()
+        places = 2 + 4 * 2
+        for _ in range(places):
+            engine.generate(of("a"))
+        with pytest.raises(EngineFull):
+            engine.generate(of("a"))
+        # Two domains: each has a share of half the places.
+        for _ in range(places // 2):
+            engine.generate(of("b"))
+        with pytest.raises(EngineFull):
+            engine.generate(of("b"))
+        with pytest.raises(EngineFull):
+            engine.check_place(places // 3 + 1, domain="c")
+        engine.check_place(places // 3, domain="c")
+
+    run(body)
