@@ -168,7 +168,8 @@ def _question(value: dict[str, Any], path: str, depth: int, defaults: dict[str, 
     for name in carriers:
         rest["message"] = _text(rest.pop(name), f"{path}.{name}", depth)
         if name in _OUTPUTS:
-            rest.pop("usage", None)
+            for other in component.BESIDE_OUTPUT:
+                rest.pop(other, None)
         if rest.get("mode") is None:
             rest["mode"] = _CARRIERS[name]
     rest["mode"] = _mode(rest.get("mode"), f"{path}.mode")
@@ -204,7 +205,7 @@ def _text(value: Any, path: str, depth: int) -> Any:
             path, f"must not be nested deeper than {_BATCH['max_depth']} levels", value
         )
     given = [name for name in _OUTPUTS if name in value]
-    if len(given) != 1 or value.keys() - {*given, "usage"}:
+    if len(given) != 1 or value.keys() - {*given, *component.BESIDE_OUTPUT}:
         raise invalid_field(path, 'must be a string, {"reply": ...} or {"generated": ...}', value)
     return _text(value[given[0]], f"{path}.{given[0]}", depth + 1)
 

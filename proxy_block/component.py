@@ -70,6 +70,11 @@ INPUT["generation_config"]["properties"] = block_protocol()
 RESET_ARGUMENTS: Final[dict[str, Any]] = COMPONENT["componentManagementCommandsTemplate"]["reset"][
     "args"
 ]
+# What a block puts out: a text by its mode, and beside it what no other block reads.
+OUTPUT_TEXTS = ("reply", "generated")
+BESIDE_OUTPUT = tuple(
+    name for name in COMPONENT["componentOutputProtocol"] if name not in OUTPUT_TEXTS
+)
 # Other ways to give what these four say.
 _QUESTION_FIELDS = ("message", "mode", "system_message", "generation_config")
 Question = fields_model("Question", {name: INPUT[name] for name in _QUESTION_FIELDS})

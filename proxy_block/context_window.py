@@ -59,9 +59,16 @@ def is_too_long(answer: Answer) -> bool:
     return bool(answer.error.get("code") == PROMPT_TOO_LONG)
 
 
-def turn_tokens(message: str, reply: str, usage: object, turns: Sequence[Turn]) -> int:
-    """What a turn adds: the whole conversation's tokens less those of the turns before it."""
-    total = usage.get("total_tokens") if isinstance(usage, dict) else None
-    if isinstance(total, int):
-        return max(1, total - sum(turn.tokens for turn in turns))
-    return 1 + (len(message) + len(reply)) // CHARACTERS_PER_TOKEN
+def turn_tokens(
+    message: str, reply: str, reasoning: str, usage: Mapping[str, Any] | None, turns: Sequence[Turn]
+) -> int:
+    """What a turn adds: the whole conversation's tokens less those of the turns before it, and
+    less those of the `reasoning`, which stays out of the history."""
+    usage = usage or {}
+    total, answer = usage.get("total_tokens"), usage.get("completion_tokens")
+    if not isinstance(total, int):
+        return 1 + (len(message) + len(reply)) // CHARACTERS_PER_TOKEN
+    if reasoning and isinstance(answer, int):
+        characters = len(reasoning) + len(reply)
+        total -= answer * len(reasoning) // characters
+    return max(1, total - sum(turn.tokens for turn in turns))

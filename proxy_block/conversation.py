@@ -44,7 +44,7 @@ class Chat:
         config = self._master.config(question)
         turns = await self._window.fitting(self._turns, question.message, config)
         reply, turns = await self._ask(question, turns)
-        tokens = turn_tokens(question.message, reply.text, reply.usage, turns)
+        tokens = turn_tokens(question.message, reply.text, reply.reasoning, reply.usage, turns)
         self._added = min(self._added, len(turns)) + 1
         self._turns = (*turns, Turn(question.message, reply.text, tokens))
         return reply
@@ -168,7 +168,8 @@ class Conversations:
 
 
 def _output(name: str, reply: Reply) -> dict[str, Any]:
-    return {name: reply.text, "usage": reply.usage}
+    beside = {"reasoning_content": reply.reasoning} if reply.reasoning else {}
+    return {name: reply.text, **beside, "usage": reply.usage}
 
 
 def _in_shape(asked: Input, answers: Iterator[Any]) -> Any:

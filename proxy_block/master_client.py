@@ -32,10 +32,12 @@ class UpstreamRefused(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """`usage` as the upstream counts it, None where it does not."""
+    """`usage` as the upstream counts it, None where it does not. `reasoning` is what a reasoning
+    model thought before its text, "" for none."""
 
     text: str
     usage: dict[str, Any] | None
+    reasoning: str = ""
 
 
 class Master:
@@ -63,7 +65,7 @@ class Master:
             }
         )
         completion = await self._ask(CHAT_PATH, document)
-        return self._reply(completion, lambda choice: choice["message"]["content"])
+        return self._reply(completion, _of_chat)
 
     async def complete(self, question: Question) -> Reply:
         """Without a history: answered as a chat of this one message; by a model that has no chat
@@ -82,7 +84,7 @@ class Master:
             "prompt": question.message,
             **openai_parameters(self.config(question)),
         }
-        return self._reply(await self._continued(document), lambda choice: choice["text"])
+        return self._reply(await self._continued(document), _of_completion)
 
     def with_defaults(self, document: dict[str, Any]) -> dict[str, Any]:
         """A body of CHAT_PATH with the block's chat_template_kwargs where it has none of its own
@@ -110,13 +112,15 @@ class Master:
             raise UpstreamRefused(answer)
         return answer.document()
 
-    def _reply(self, completion: dict[str, Any], text_of: Callable[[Any], str | None]) -> Reply:
+    def _reply(
+        self, completion: dict[str, Any], texts_of: Callable[[Any], tuple[str, str]]
+    ) -> Reply:
         try:
-            text = text_of(completion["choices"][0]) or ""
-        except (KeyError, IndexError, TypeError) as error:
+            text, reasoning = texts_of(completion["choices"][0])
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ApiError(502, f"{self.upstream.name} answered without a message") from error
         usage = completion.get("usage")
-        return Reply(text, usage if isinstance(usage, dict) else None)
+        return Reply(text, usage if isinstance(usage, dict) else None, reasoning)
 
     def _messages(
         self, message: str, system_message: str | None, turns: Sequence[Turn]
@@ -127,3 +131,12 @@ class Master:
             messages.append({"role": "user", "content": turn.message})
             messages.append({"role": "assistant", "content": turn.reply})
         return [*messages, {"role": "user", "content": message}]
+
+
+def _of_chat(choice: Any) -> tuple[str, str]:
+    message = choice["message"]
+    return message["content"] or "", message.get("reasoning_content") or ""
+
+
+def _of_completion(choice: Any) -> tuple[str, str]:
+    return choice["text"] or "", ""

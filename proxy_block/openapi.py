@@ -26,7 +26,6 @@ _ASKING = (400, 413, 415, 429, 502, 503, 504)
 _operation = partial(operation, _REASONS)
 _PLACE = "#/components/schemas/"
 _TEXT = {"type": "string", "minLength": 1}
-_OUTPUTS = ("reply", "generated")
 _KEY = {
     "type": "http",
     "scheme": "bearer",
@@ -109,11 +108,15 @@ def _input_schemas() -> dict[str, Any]:
     question = component.Question.model_json_schema(ref_template=_PLACE + "{model}")
     schemas: dict[str, Any] = question.pop("$defs", {})
     fields: dict[str, Any] = question["properties"]
-    rest = {name: rule for name, rule in fields.items() if name != "message"} | {"usage": {}}
-    fields["message"] = {"anyOf": [_TEXT, *(_output(name, {"usage": {}}) for name in _OUTPUTS)]}
+    beside: dict[str, Any] = {name: {} for name in component.BESIDE_OUTPUT}
+    rest = {name: rule for name, rule in fields.items() if name != "message"} | beside
+    fields["message"] = {
+        "anyOf": [_TEXT, *(_output(name, beside) for name in component.OUTPUT_TEXTS)]
+    }
     prompt = {name: rule for name, rule in fields.items() if name != "message"}
     to_complete = object_of({"prompt": fields["message"], **prompt}, "prompt", closed=True)
-    forms = [_TEXT, question, to_complete, *(_output(name, rest) for name in _OUTPUTS)]
+    outputs = [_output(name, rest) for name in component.OUTPUT_TEXTS]
+    forms = [_TEXT, question, to_complete, *outputs]
     depth = component.INPUT["inputs"]["max_depth"]
     for level in range(depth):
         config = fields["generation_config"]

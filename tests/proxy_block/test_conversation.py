@@ -72,6 +72,23 @@ def test_chat_history_survives_a_restart(
     assert upstream.requests[-1]["max_tokens"] == 20
 
 
+def test_reasoning_stands_beside_the_reply_and_stays_out_of_the_history(
+    proxy: TierProcess, upstream: SmallUpstream, spec: ProxySpec
+) -> None:
+    reply = "2 messages: think"
+    beside = {"reasoning_content": 2 * reply, "usage": USAGE}
+    first = infer(proxy, message="think").json()["data"]
+    assert first == {"reply": reply, **beside}
+    assert infer(proxy, mode="completions", message="think").json()["data"] == {
+        "generated": reply,
+        **beside,
+    }
+    infer(proxy, message={"reply": "two", **beside})  # as another block put it out
+    contents = [message["content"] for message in upstream.requests[-1]["messages"]]
+    assert contents == ["the block's", "think", reply, "two"]
+    assert all("reasoning_content" not in message for message in upstream.requests[-1]["messages"])
+
+
 def test_reset_forgets_one_session(proxy: TierProcess, upstream: SmallUpstream) -> None:
     for session_id in ("a", "b"):
         infer(proxy, session_id, mode="chat", message="one")

@@ -4,7 +4,8 @@ What it does is in the last user message: "hang" never answers, "stream then han
 pieces, "flood" sends without end, "refuse" is a 400, "die" breaks the connection off, "die in the
 middle" after two pieces. A stream is silent for SILENT_S before its first piece with "be late", in
 the middle with "pause", before it fails with "fail late", before it breaks off, once, with "die
-late"; "comment" first sends a comment every tenth of a second. Anything else is answered with the
+late"; "comment" first sends a comment every tenth of a second. "think" is answered with reasoning,
+twice as long as the reply. Anything else is answered with the
 number of messages and the message.
 """
 
@@ -126,7 +127,10 @@ class SmallUpstream:
             pieces = self._pieces(request, text)
             return StreamingResponse(pieces, media_type="text/event-stream")
         reply = f"{len(messages)} messages: {text}"
-        choice = {"index": 0, "message": {"role": "assistant", "content": reply}, "text": reply}
+        message = {"role": "assistant", "content": reply}
+        if text == "think":
+            message["reasoning_content"] = 2 * reply
+        choice = {"index": 0, "message": message, "text": reply}
         return JSONResponse({"model": body["model"], "choices": [choice], "usage": USAGE})
 
     async def _pieces(self, request: Request, text: str) -> AsyncIterator[str]:

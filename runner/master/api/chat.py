@@ -10,8 +10,10 @@ from starlette.responses import Response
 from runner.master.api.answers import Document, OpenAIAnswer, chat_logprobs, respond
 from runner.master.api.bodies import AiosChatBody, ChatBody, parse_body
 from runner.master.api.id_lines import asked_lines
+from runner.master.engine.requests import TokenEvent
 from runner.master.text.choice import TextPiece, TextRequest
-from runner.master.text.model_text import TokenBytes
+from runner.master.text.model_text import ModelText
+from runner.master.text.reasoning import Split
 from web.body import read_json_object
 
 
@@ -30,48 +32,75 @@ async def aios_chat(request: Request) -> Response:
 async def _answer(request: Request, body: ChatBody) -> Response:
     state = request.app.state
     requests = await state.prompts.to_answer(body)
-    answer = ChatAnswer(body, requests, state.text.token_bytes)
+    answer = ChatAnswer(body, requests, state.text)
     lines = asked_lines(request, body, requests, answer.head, state.engine)
     return await respond(request, requests, answer, stream=body.stream, lines=lines)
 
 
 class ChatAnswer(OpenAIAnswer):
     """In a stream the role of a choice comes with its first text, its finish_reason in a chunk
-    without text, which has the log probabilities of last tokens that gave none."""
+    without text, which has the log probabilities of last tokens that gave none.
 
-    def __init__(
-        self, body: ChatBody, requests: Sequence[TextRequest], token_bytes: TokenBytes
-    ) -> None:
+    `reasoning_content` is what the model marks as its reasoning; log probabilities are of all
+    tokens, whichever text they are of.
+    """
+
+    def __init__(self, body: ChatBody, requests: Sequence[TextRequest], text: ModelText) -> None:
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         super().__init__(body, requests, kind, "chatcmpl")
-        self._body, self._token_bytes = body, token_bytes
+        self._body, self._token_bytes = body, text.token_bytes
+        reasoning = text.reasoning
+        self._splitters = [
+            reasoning.splitter(request.generation.prompt_ids) if reasoning else None
+            for request in requests
+        ]
 
     def choice(self, piece: TextPiece) -> Document:
+        split = self._split(piece)
+        message = {"role": "assistant", "content": split.content, "refusal": None}
+        if split.reasoning:
+            message["reasoning_content"] = split.reasoning
         return {
             "index": piece.index,
-            "message": {"role": "assistant", "content": piece.text, "refusal": None},
-            "logprobs": self._logprobs(piece),
+            "message": message,
+            "logprobs": self._logprobs(piece.events),
             "finish_reason": piece.finish_reason,
         }
 
     def deltas(self, piece: TextPiece, *, begins: bool) -> Iterable[Document]:
+        split = self._split(piece)
         delta: Document = {"role": "assistant", "content": ""} if begins else {}
-        if piece.text:
-            delta["content"] = piece.text
+        if split.reasoning:
+            delta["reasoning_content"] = split.reasoning
+        if split.content:
+            delta["content"] = split.content
+        if not delta and self._body.logprobs and piece.events and piece.finish_reason is None:
+            # Their text is held back; were they too, a carry would have to know what they were.
+            delta["content"] = ""
         if delta:
             yield {
                 "index": piece.index,
                 "delta": delta,
-                "logprobs": self._logprobs(piece),
+                "logprobs": self._logprobs(piece.events),
                 "finish_reason": None,
             }
         if piece.finish_reason is not None:
             yield {
                 "index": piece.index,
                 "delta": {},
-                "logprobs": self._logprobs(piece) if piece.events and not delta else None,
+                "logprobs": self._logprobs(piece.events) if piece.events and not delta else None,
                 "finish_reason": piece.finish_reason,
             }
 
-    def _logprobs(self, piece: TextPiece) -> Document | None:
-        return chat_logprobs(piece.events, self._token_bytes) if self._body.logprobs else None
+    def _split(self, piece: TextPiece) -> Split:
+        splitter = self._splitters[piece.index]
+        if splitter is None:
+            return Split("", piece.text)
+        split = splitter.push(piece.text, piece.marks)
+        if piece.finish_reason is None:
+            return split
+        rest = splitter.flush()
+        return Split(split.reasoning + rest.reasoning, split.content + rest.content)
+
+    def _logprobs(self, events: Sequence[TokenEvent]) -> Document | None:
+        return chat_logprobs(events, self._token_bytes) if self._body.logprobs else None

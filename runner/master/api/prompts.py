@@ -164,6 +164,8 @@ class Prompts:
         self._check_length(field, len(ids), "tokens", self._engine.context - least)
         most_tokens = self._most_tokens(body, self._engine.context - len(ids))
         sampling, stop = parameters
+        is_chat = isinstance(body, ChatBody)
+        reasoning = self._text.reasoning if is_chat else None
         deadline_s = remaining_s(self._spec.request_deadline_s)
         return [
             TextRequest(
@@ -178,8 +180,9 @@ class Prompts:
                     domain=current_domain(),
                 ),
                 stop,
-                continues_prompt=not isinstance(body, ChatBody),
+                continues_prompt=not is_chat,
                 index=first_index + place,
+                marks=reasoning.marks if reasoning else frozenset(),
             )
             for place in range(body.n)
         ]

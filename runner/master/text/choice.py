@@ -32,13 +32,15 @@ class TextRequest:
 
     `continues_prompt`: the text goes on where the prompt ends (a completion), so that a leading
     space belongs to it; a chat answer begins anew. `index` is the choice's place in the answer.
-    `begun` is the text of one that goes on after ids which were delivered before.
+    `begun` is the text of one that goes on after ids which were delivered before. `marks` are
+    special tokens whose places the pieces tell: they give no text.
     """
 
     generation: GenerationRequest
     stop: tuple[str, ...] = ()
     continues_prompt: bool = False
     index: int = 0
+    marks: frozenset[int] = frozenset()
     begun: ChoiceText | None = None
 
     @property
@@ -54,7 +56,8 @@ class TextPiece:
     The last piece of a choice carries its finish_reason. The id that ended a choice counts but
     has no event, nor have those of a stop string: text and log probabilities leave them out. `ids`
     has them all, those since the last piece. `prompt` are the prompt's ids, where its log
-    probabilities were asked for; they come in the first piece.
+    probabilities were asked for; they come in the first piece. `marks`: where in the text special
+    tokens that the request wants to know of stand, and their ids.
     """
 
     index: int
@@ -64,6 +67,7 @@ class TextPiece:
     finish_reason: str | None = None
     ids: tuple[int, ...] = ()
     prompt: tuple[TokenEvent, ...] = ()
+    marks: tuple[tuple[int, int], ...] = ()
 
 
 class ChoiceText:
@@ -76,9 +80,12 @@ class ChoiceText:
         context = request.generation.prompt_ids[-_CONTEXT_TOKENS:]
         self._detokenizer = Detokenizer(text.tokenizer, context if request.continues_prompt else ())
         self._stops = StopStrings(request.stop)
-        self._index = request.index
+        self._index, self._wanted = request.index, request.marks
         self._tokens = 0
         self._ids: list[int] = []
+        # In characters of the whole text: what was decoded, what went out, and where marks stand.
+        self._decoded = self._shown = 0
+        self._marks: list[tuple[int, int]] = []
         self._events: list[TokenEvent] = []
         self._lengths: list[int] = []
         self.delivered: list[TextPiece] = []
@@ -109,7 +116,7 @@ class ChoiceText:
         self._ids.append(event.token_id)
         piece = ""
         if event.finish_reason != FINISHED_BY_STOP:
-            decoded = self._detokenizer.push(event.token_id)
+            decoded = self._decode(event.token_id)
             self._events.append(event)
             self._lengths.append(len(decoded))
             piece = self._stops.push(decoded)
@@ -127,7 +134,25 @@ class ChoiceText:
         events, ids = tuple(self._events), tuple(self._ids)
         for taken in (self._events, self._ids, self._lengths):
             taken.clear()
-        return TextPiece(self._index, piece, events, self._tokens, reason, ids)
+        marks = self._marks_of(len(piece))
+        return TextPiece(self._index, piece, events, self._tokens, reason, ids, marks=marks)
+
+    def _decode(self, token_id: int) -> str:
+        if token_id not in self._wanted:
+            decoded = self._detokenizer.push(token_id)
+            self._decoded += len(decoded)
+            return decoded
+        decoded = self._detokenizer.flush()
+        self._decoded += len(decoded)
+        self._marks.append((self._decoded, token_id))
+        return decoded
+
+    def _marks_of(self, length: int) -> tuple[tuple[int, int], ...]:
+        """Those in the next `length` characters, and at their end."""
+        begin, self._shown = self._shown, self._shown + length
+        marks = tuple((place - begin, mark) for place, mark in self._marks if place <= self._shown)
+        del self._marks[: len(marks)]
+        return marks
 
     def _drop_events_after(self, length: int) -> None:
         """Tokens that belong to the stop string wholly have no place in the log probabilities."""
@@ -142,14 +167,19 @@ class ChoiceText:
 def joined(pieces: Sequence[TextPiece]) -> TextPiece:
     """All pieces of one choice as one."""
     last = pieces[-1]
+    text, marks = "", list[tuple[int, int]]()
+    for piece in pieces:
+        marks += [(len(text) + place, mark) for place, mark in piece.marks]
+        text += piece.text
     return TextPiece(
         last.index,
-        "".join(piece.text for piece in pieces),
+        text,
         tuple(event for piece in pieces for event in piece.events),
         last.tokens,
         last.finish_reason,
         tuple(token_id for piece in pieces for token_id in piece.ids),
         prompt=pieces[0].prompt,
+        marks=tuple(marks),
     )
 
 

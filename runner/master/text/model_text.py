@@ -15,6 +15,7 @@ from runner.errors import ModelUnavailable, NoChatTemplate
 from runner.master.text.chat_template import ChatTemplate
 from runner.master.text.model_files import read_object
 from runner.master.text.named_tokens import NamedTokens
+from runner.master.text.reasoning import ReasoningFormat, reasoning_format
 
 _DEFAULT_PARAMETERS = ("do_sample", *MEANS_SAMPLING, "repetition_penalty")
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -26,8 +27,8 @@ class ModelText:
 
     `longest_token` is in characters: a text of n times as many has at least n tokens. Byte-level
     pieces have a character for each byte, so they are never shorter than their text.
-    `special_tokens` are texts by name. `chat_template` is None for a base model. `eos_ids` end a
-    text; a turn in a chat ends at
+    `special_tokens` are texts by name. `chat_template` is None for a base model, `reasoning` for a
+    model whose template marks none. `eos_ids` end a text; a turn in a chat ends at
     `chat_eos_ids`, which has the tokenizer's eos_token too. `generation_defaults` are the sampling
     values of the model's generation_config.json, those that it sets.
     """
@@ -37,6 +38,7 @@ class ModelText:
     token_bytes: TokenBytes
     special_tokens: Mapping[str, str]
     chat_template: ChatTemplate | None
+    reasoning: ReasoningFormat | None
     eos_ids: tuple[int, ...]
     chat_eos_ids: tuple[int, ...]
     generation_defaults: Mapping[str, Any]
@@ -62,12 +64,14 @@ class ModelText:
         special_tokens = named_tokens.contents()
         own_eos_ids = _own_eos_ids(special_tokens, tokenizer)
         eos_ids = _eos_ids(folder, generation) or own_eos_ids
+        template = _chat_template(folder, special_tokens)
         return cls(
             tokenizer=tokenizer,
             longest_token=max(map(len, tokenizer.get_vocab()), default=1),
             token_bytes=TokenBytes(tokenizer),
             special_tokens=special_tokens,
-            chat_template=_chat_template(folder, special_tokens),
+            chat_template=template,
+            reasoning=reasoning_format(template.source, tokenizer) if template else None,
             eos_ids=eos_ids,
             chat_eos_ids=tuple(dict.fromkeys(eos_ids + own_eos_ids)),
             generation_defaults={
