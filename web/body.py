@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from starlette.requests import Request
 
-from contract.faults import faults_of
+from contract.faults import faults_of, path_of
 from contract.near_names import unknown_field
 from contract.specs import LARGEST_BODY_BYTES
 from web.errors import ApiError
@@ -68,6 +68,7 @@ async def read_json_object(request: Request, limit: int = LARGEST_BODY_BYTES) ->
     """
     _check_content_type(request)
     content = await _read(request, limit)
+    document: Any = None
     try:
         document = json.loads(
             content.decode("utf-8"), parse_float=_finite, parse_constant=_refuse_constant
@@ -75,6 +76,10 @@ async def read_json_object(request: Request, limit: int = LARGEST_BODY_BYTES) ->
         # Lone surrogates ("\ud800") are JSON but cannot be sent on as UTF-8.
         if b"\\u" in content:
             json.dumps(document, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        path = _surrogate_path(document)
+        rule = "must be text: it has half of a surrogate pair (\\ud800 to \\udfff), no character"
+        raise ApiError(400, f"{path or 'the body'}: {rule}", param=path or None) from error
     except UnicodeError as error:
         raise ApiError(400, f"the body is not UTF-8: {error}") from error
     except RecursionError as error:
@@ -84,6 +89,32 @@ async def read_json_object(request: Request, limit: int = LARGEST_BODY_BYTES) ->
     if not isinstance(document, dict):
         raise ApiError(400, f"the body must be a JSON object, not {type(document).__name__}")
     return document
+
+
+def _surrogate_path(document: Any) -> str:
+    """Of the first text, or the object with the first key, that UTF-8 cannot say; it cannot say the
+    key either."""
+    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), document)]
+    while waiting:
+        location, value = waiting.pop()
+        if isinstance(value, dict):
+            if not all(map(_is_utf8, value)):
+                break
+            waiting += [((*location, key), item) for key, item in reversed(value.items())]
+        elif isinstance(value, list):
+            items = [((*location, place), item) for place, item in enumerate(value)]
+            waiting += reversed(items)
+        elif isinstance(value, str) and not _is_utf8(value):
+            break
+    return path_of(location)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_content_type(request: Request) -> None:

@@ -1,7 +1,8 @@
 """A model's chat template, rendered as transformers renders it, without importing transformers.
 
 The environment (sandbox, extensions, filters, globals) is that of
-transformers.utils.chat_template_utils; a test holds the two equal.
+transformers.utils.chat_template_utils, with a bound on what a template may do; a test holds the two
+equal.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from contract.faults import path_of
 from contract.template_arguments import OWN_NAMES
 from runner.errors import InvalidField, ModelUnavailable
 from runner.master.text.message_forms import MessageForms, Messages
+from runner.master.text.template_steps import CountingEnvironment, counted_steps
 
 # What every template is given.
 _log = logging.getLogger(__name__)
@@ -88,8 +89,8 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> CountingEnvironment:
+    environment = CountingEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
     functions: dict[str, Callable[..., Any]] = {
@@ -106,14 +107,14 @@ def _environment() -> ImmutableSandboxedEnvironment:
 class ChatTemplate:
     """One compiled template. `special_tokens`: names such as bos_token, as the template sees them.
 
-    Raises ModelUnavailable when the template's source does not compile.
+    Raises ModelUnavailable when the template's source does not compile, or has no end.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
         try:
             self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a deep one overflows Jinja's parser, or Python's
             raise ModelUnavailable(
                 f"the model's chat template does not compile: {error}"
             ) from error
@@ -173,4 +174,5 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        return self._template.render({**(further or {}), **names, **self._special_tokens})
+        with counted_steps(len(messages)):
+            return self._template.render({**(further or {}), **names, **self._special_tokens})

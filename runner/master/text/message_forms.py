@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from runner.errors import InvalidField
+from runner.errors import InvalidField, ModelUnavailable
 
 Messages: TypeAlias = list[dict[str, Any]]
 Render: TypeAlias = Callable[[Messages], str]
@@ -33,7 +33,7 @@ class MessageForms:
 
     @classmethod
     def found(cls, render: Render) -> MessageForms:
-        """Of the template behind `render`, which may raise anything.
+        """Of the template behind `render`, which may raise anything; ModelUnavailable is raised on.
 
         A template that shows a user's text in neither form tells nothing; it gets all as it is.
         """
@@ -81,6 +81,8 @@ def _form(render: Render, role: str, *, user_parts: bool) -> bool | None:
 def _shows(render: Render, conversation: Messages) -> bool:
     try:
         return _PROBE in render(conversation)
+    except ModelUnavailable:  # it has no end
+        raise
     except Exception:  # a template is foreign code; to refuse is an answer too
         return False
 

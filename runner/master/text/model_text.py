@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class ModelText:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise ModelUnavailable(f"{path} cannot be read: {error}") from error
+        _check_ids(path, tokenizer)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         generation = read_object(folder / "generation_config.json")
@@ -83,7 +85,8 @@ class ModelText:
 
     @property
     def vocabulary_size(self) -> int:
-        return self.tokenizer.get_vocab_size()
+        """One more than the last id: a vocabulary may have gaps."""
+        return self.token_bytes.last_id + 1
 
     def decode(self, ids: Sequence[int]) -> str:
         """All of `ids` as text, special tokens left out."""
@@ -128,6 +131,7 @@ class TokenBytes:
         self._tokenizer = tokenizer
         self._alphabet = _byte_level_alphabet() if "ByteLevel" in repr(tokenizer.decoder) else None
         self._added = tokenizer.get_added_tokens_decoder()
+        self.last_id = max(tokenizer.get_vocab().values(), default=-1)
 
     def of(self, token_id: int) -> bytes:
         """Ids outside the vocabulary (padding rows of the head) have no bytes."""
@@ -155,14 +159,37 @@ def _byte_level_alphabet() -> dict[str, int]:
     return alphabet
 
 
+def _check_ids(path: Path, tokenizer: Tokenizer) -> None:
+    """Raises ModelUnavailable where two tokens have one id, or an added one another than it says:
+    tokenizers gives those the next free id, and takes the former as they are."""
+    texts: dict[int, str] = {}
+    for text, token_id in tokenizer.get_vocab().items():
+        if (other := texts.setdefault(token_id, text)) != text:
+            rule = "a token's id must be its own"
+            raise ModelUnavailable(f"{path}: {other!r} and {text!r} have the id {token_id}: {rule}")
+    document = json.loads(path.read_text("utf-8"))  # tokenizers has read it already
+    for said in document.get("added_tokens") or ():
+        given = tokenizer.token_to_id(said["content"])
+        if given != said["id"]:
+            rule = "must be a free one, the next after the vocabulary's"
+            text = f"{said['content']!r} in added_tokens has the id {said['id']}"
+            raise ModelUnavailable(f"{path}: {text}: {rule}; it would get {given}")
+
+
 def _chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
     """chat_template.jinja goes before the template inside tokenizer_config.json."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return ChatTemplate(file.read_text("utf-8"), special_tokens)
-    source = read_object(folder / "tokenizer_config.json").get("chat_template")
+        try:
+            return ChatTemplate(file.read_text("utf-8"), special_tokens)
+        except UnicodeDecodeError as error:
+            raise ModelUnavailable(f"{file} is no UTF-8 text: {error}") from error
+    config = folder / "tokenizer_config.json"
+    source = read_object(config).get("chat_template")
     if isinstance(source, list):  # several named ones
-        named = {item["name"]: item["template"] for item in source}
+        if not all(isinstance(item, dict) for item in source):
+            raise ModelUnavailable(f"{config}: chat_template must be a text, or objects with one")
+        named = {item.get("name"): item.get("template") for item in source}
         source = named.get("default")
     return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
 

@@ -223,7 +223,7 @@ def test_every_request_ends_with_the_right_ids(
         assert simulation.ends["stop"] + simulation.ends["length"] > steps / 100
         assert simulation.ends["carried"] > steps / 1000
         if steps >= 10_000:  # a short one may have none of a kind
-            assert steps / 5000 < simulation.group.aborted < steps / 20
+            assert steps / 10_000 < simulation.group.aborted < steps / 20
             assert simulation.group.kills + simulation.group.stuck_steps > steps / 10_000
 
     run_in_virtual_time(monkeypatch, body)

@@ -132,3 +132,59 @@ def test_bytes_of_single_tokens_join_to_the_text(demo_text: ModelText) -> None:
     assert b"".join(demo_text.token_bytes.of(token_id) for token_id in ids) == text.encode()
     assert demo_text.token_bytes.of(demo_text.eos_ids[0]) == b"<|im_end|>"
     assert demo_text.token_bytes.of(10_000_000) == b""
+
+
+def changed_tokenizer(folder: Path, change: Any) -> None:
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text("utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), "utf-8")
+
+
+def test_two_tokens_with_one_id_are_refused_by_name(folder: Path) -> None:
+    changed_tokenizer(folder, lambda document: document["model"]["vocab"].update(hello=100))
+    with pytest.raises(ModelUnavailable, match=r"tokenizer\.json: .*'hello'.* have the id 100"):
+        ModelText.load(folder)
+
+
+@pytest.mark.parametrize("token_id", [5, 10**6])
+def test_an_added_token_whose_id_it_cannot_have_is_refused_by_name(
+    folder: Path, token_id: int
+) -> None:
+    token = {"id": token_id, "content": "<x>", "special": True}
+    marks = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    changed_tokenizer(folder, lambda document: document["added_tokens"].append(token | marks))
+    with pytest.raises(ModelUnavailable, match=rf"'<x>' in added_tokens has the id {token_id}"):
+        ModelText.load(folder)
+
+
+def test_a_vocabulary_may_have_gaps(folder: Path) -> None:
+    changed_tokenizer(folder, lambda document: document["model"]["vocab"].update(hello=60_000))
+    text = ModelText.load(folder)
+    assert text.encode_prompt("hello") == (60_000,)
+    assert text.vocabulary_size == 60_001
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("tokenizer.json", "[" * 100_000, "tokenizer.json cannot be read"),
+        ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json is no JSON text"),
+        ("tokenizer_config.json", '{"eos_token": "\\ud800"}', "tokenizer_config.json is no JSON"),
+        ("tokenizer_config.json", '{"chat_template": [1]}', "chat_template must be"),
+        ("tokenizer_config.json", '{"chat_template": "{{ "}', "does not compile"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(
+    folder: Path, file: str, content: str, told: str
+) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / file).write_text(content)
+    with pytest.raises(ModelUnavailable, match=told):
+        ModelText.load(folder)
+
+
+def test_a_template_file_that_is_no_text_is_named(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ModelUnavailable, match=r"chat_template\.jinja is no UTF-8 text"):
+        ModelText.load(folder)
