@@ -2,7 +2,9 @@
 
 On SIGTERM or SIGINT /readyz turns false at once and new work is refused with 503, while the
 socket stays open; requests in flight finish, for at most `drain_s`; then `on_drain` runs and the
-process ends with 0. A second signal ends it at once.
+process ends with 0. A second signal ends it at once. What is not finished then is broken off, as if
+the process were killed: an answer to it, which is never the right one, would be the last, where
+whoever asked could go on elsewhere.
 """
 
 from __future__ import annotations
@@ -72,12 +74,14 @@ class Drain:
             if not self._in_flight:
                 self._idle.set()
 
-    async def run(self, drain_s: float) -> None:
-        """Refuse new work and wait for what is in flight, `drain_s` seconds at most."""
+    async def run(self, drain_s: float) -> bool:
+        """Refuse new work and wait for what is in flight, `drain_s` seconds at most; whether all of
+        it was finished."""
         self.draining = True
         log.info("draining", extra={"fields": {"in_flight": self._in_flight}})
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), drain_s)
+        return self._idle.is_set()
 
 
 class _Server(uvicorn.Server):
@@ -85,6 +89,11 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals are handled by `_serve`: uvicorn's own way closes the socket first."""
         yield
+
+    def break_off(self) -> None:
+        """Every connection, at once."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def serve(
@@ -134,13 +143,16 @@ async def _serve(
     ending: list[asyncio.Task[None]] = []
 
     async def end() -> None:
-        await drain.run(drain_s)
+        if not await drain.run(drain_s):
+            log.warning("what is not finished is broken off")
+            server.break_off()
         if on_drain is not None:
             await on_drain()
         server.should_exit = True
 
     def signalled() -> None:
         if ending:
+            server.break_off()
             server.should_exit = server.force_exit = True
         else:
             if on_signal is not None:
