@@ -5,9 +5,10 @@
 
 Starts the demo model on two ranks, two proxy blocks and an inference server as processes of this
 machine. Users chat, complete, go on in sessions, send graphs, hang up, and send nonsense; texts
-that can be are compared with those of a quiet moment. Meanwhile stages, master and proxy blocks are
-killed, told to end, or stopped for some seconds. All traffic is loopback. The last line is JSON;
-the exit code is 1 where a request failed or its text was wrong.
+that can be are compared with those of a quiet moment. Who is told to come again (503 with
+Retry-After) does, and counts as refused. Meanwhile stages, master and proxy blocks are killed, told
+to end, or stopped for some seconds. All traffic is loopback. The last line is JSON; the exit code
+is 1 where a request failed or its text was wrong.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def _summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     pauses = [wait for wait in waits if wait > PAUSE_S]
     return {
         "requests": dict(Counter(outcome.kind for outcome in outcomes)),
+        "refused": sum(outcome.refused for outcome in outcomes),
         "failed": sum(bool(outcome.failure) for outcome in outcomes),
         "wrong": sum(bool(outcome.wrong) for outcome in outcomes),
         "pauses": len(pauses),

@@ -17,7 +17,9 @@ from benchmarks.running_stack import BLOCK
 Body: TypeAlias = dict[str, Any]
 SECOND_BLOCK = "pytorch-block-4"
 TOKENS = 40
-DEADLINE_S = 240.0
+# As long as the stack gives a request.
+DEADLINE_S = 600.0
+MOST_REFUSALS = 20
 SUBJECTS = (
     "Tell me about the sea.",
     "What is a river?",
@@ -42,12 +44,18 @@ BAD: tuple[tuple[str, Body | bytes, int], ...] = (
 
 @dataclass
 class Outcome:
-    """One request. `failure` says why it is one, `wrong` how its text differs; "" where right."""
+    """One request. `failure` says why it is one, `wrong` how its text differs; "" where right.
+    `refused` counts how often it was to come again, and did."""
 
     kind: str
     failure: str = ""
     wrong: str = ""
     pauses_s: list[float] = field(default_factory=list)
+    refused: int = 0
+
+
+class Refused(Exception):
+    """503 with Retry-After: nobody has taken the request."""
 
 
 @dataclass
@@ -89,10 +97,17 @@ class Users:
     async def one(self) -> Outcome:
         """A random request, to its end."""
         kind = self._random.choice(list(self._kinds))
-        try:
-            return await self._kinds[kind]()
-        except (httpx.HTTPError, KeyError, ValueError) as error:
-            return Outcome(kind, failure=f"{type(error).__name__}: {error}")
+        for refused in range(MOST_REFUSALS):
+            try:
+                outcome = await self._kinds[kind]()
+            except Refused:
+                await asyncio.sleep(1)
+                continue
+            except (httpx.HTTPError, KeyError, ValueError) as error:
+                outcome = Outcome(kind, failure=f"{type(error).__name__}: {error}")
+            outcome.refused = refused
+            return outcome
+        return Outcome(kind, failure="refused again and again", refused=MOST_REFUSALS)
 
     # Kinds of requests
 
@@ -147,6 +162,7 @@ class Users:
         path, body, status = self._random.choice(BAD)
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         answer = await self._client.post(path, content=content)
+        _check_taken(answer)
         wrong = "" if answer.status_code == status else f"{answer.status_code}: {answer.text[:200]}"
         return Outcome("bad body", wrong=wrong)
 
@@ -179,6 +195,7 @@ class Users:
 
     async def _post(self, path: str, body: Body) -> Body:
         answer = await self._client.post(path, json=body)
+        _check_taken(answer)
         if answer.status_code != httpx.codes.OK:
             raise ValueError(f"{path}: {answer.status_code} {answer.text[:300]}")
         document: Body = answer.json()
@@ -202,6 +219,7 @@ class Users:
 
     async def _events(self, path: str, body: Body) -> AsyncIterator[Body]:
         async with self._client.stream("POST", path, json=body | {"stream": True}) as answer:
+            _check_taken(answer)
             if answer.status_code != httpx.codes.OK:
                 yield {"error": (await answer.aread()).decode()[:300]}
                 return
@@ -238,6 +256,12 @@ def completion_body(number: int) -> Body:
 
 def _sampling(number: int) -> Body:
     return {"temperature": 0.9, "top_p": 0.95, "seed": number} if number % 2 else {"temperature": 0}
+
+
+def _check_taken(answer: httpx.Response) -> None:
+    """Raises Refused."""
+    if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and "retry-after" in answer.headers:
+        raise Refused
 
 
 def _text(choice: Body) -> str:
