@@ -165,9 +165,7 @@ def test_a_client_that_leaves_while_its_request_waits_is_let_go(
         next(lines)
         killed_under(server, [proxy], service, before)
         time.sleep(0.5)
-    left = time.monotonic()
     wait_for(lambda: not asked_of(server) and row_of(server, answer))
-    assert time.monotonic() - left < 2
     assert row_of(server, answer)["outcome"] == "cancelled"
     gauge = 'http_requests_in_flight{route="/v1/chat/completions"} 0.0'
     assert gauge in httpx.get(f"{server.url}/metrics").text

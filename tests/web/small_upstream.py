@@ -2,11 +2,11 @@
 
 What it does is in the last user message: "hang" never answers, "stream then hang" stops after two
 pieces, "flood" sends without end, "refuse" is a 400, "die" breaks the connection off, "die in the
-middle" after two pieces. A stream is silent for SILENT_S before its first piece with "be late", in
-the middle with "pause", before it fails with "fail late", before it breaks off, once, with "die
-late"; "comment" first sends a comment every tenth of a second. "think" is answered with reasoning,
-twice as long as the reply. Anything else is answered with the
-number of messages and the message.
+middle" after two pieces. A stream is silent for SILENT_S, or while it is `held`, before its first
+piece with "be late", in the middle with "pause", before it fails with "fail late", before it breaks
+off, once, with "die late"; "comment" first sends a comment every tenth of a second. "think" is
+answered with reasoning, twice as long as the reply. Anything else is answered with the number of
+messages and the message.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class SmallUpstream:
         self.reason = ""
         self.deaths = 0
         self.too_many_messages = 1000
+        self.held: bool | None = None
         self.model = MODEL
         self.max_model_len: int | None = None
         self.has_chat_template = True
@@ -135,7 +136,7 @@ class SmallUpstream:
 
     async def _pieces(self, request: Request, text: str) -> AsyncIterator[str]:
         if text in ("be late", "fail late", "die late"):
-            await asyncio.sleep(SILENT_S)
+            await self._silence()
         if text == "comment":
             for number in range(10):
                 yield f": comment {number}\n\n"
@@ -166,9 +167,15 @@ class SmallUpstream:
                     await asyncio.sleep(60)
                 finally:
                     self.left_at.append(time.monotonic())
-            await asyncio.sleep(SILENT_S if number == 2 and text == "pause" else 0.05)
+            await (self._silence() if number == 2 and text == "pause" else asyncio.sleep(0.05))
             yield _event({"content": f"piece {number} "})
         yield "data: [DONE]\n\n"
+
+    async def _silence(self) -> None:
+        if self.held is None:
+            await asyncio.sleep(SILENT_S)
+        while self.held:  # noqa: ASYNC110 (of a test in another thread)
+            await asyncio.sleep(0.01)
 
     async def _until_left(self, request: Request) -> None:
         while (await request.receive())["type"] != "http.disconnect":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 
 from runner.errors import NotServing, RunnerError
@@ -22,7 +23,7 @@ class ScriptedEngine:
     """Plays `script(request)` as the generated ids; of a request that is carried the rest.
 
     `failure` comes after `fail_after` tokens; without any the request is refused, as it is where
-    `script` raises.
+    `script` raises. Of each request only `allowed` tokens come until it is raised.
     """
 
     def __init__(self, script: Callable[[GenerationRequest], list[int]]) -> None:
@@ -34,6 +35,7 @@ class ScriptedEngine:
         self.requests: list[GenerationRequest] = []
         self.open = 0
         self.delay_s = 0.0
+        self.allowed: float = math.inf
         self.failure: RunnerError | None = None
         self.fail_after = 0
 
@@ -55,8 +57,10 @@ class ScriptedEngine:
         arrived: asyncio.Queue[Event | RunnerError] = asyncio.Queue()
 
         async def play() -> None:
-            for item in self._items(request, ids):
+            for place, item in enumerate(self._items(request, ids)):
                 await asyncio.sleep(self.delay_s)
+                while place >= self.allowed:  # noqa: ASYNC110 (of a test in another thread)
+                    await asyncio.sleep(0.01)
                 arrived.put_nowait(item)
 
         playing = asyncio.create_task(play())
