@@ -76,11 +76,20 @@ def _pass_over(requests: Sequence[TextRequest], answer: Answer) -> None:
 
 
 async def _chunks(text: TextStream, answer: Answer, lines: IdLines | None) -> Events:
-    """The events of one piece, and the line that confirms them, as one."""
+    """The events of one piece, and the line that confirms them, as one.
+
+    What has no id of its own (a prompt that is told) comes with the choice's next ids: the line of
+    another choice would confirm it, and after a carry it would be told again.
+    """
+    held: dict[int, bytes] = {}
     async with aclosing(text.pieces()) as pieces:
         async for piece in pieces:
-            events = b"".join(map(encoded, answer.chunks(piece)))
-            yield events if lines is None else events + lines.after(piece)
+            events = held.pop(piece.index, b"") + b"".join(map(encoded, answer.chunks(piece)))
+            line = b"" if lines is None else lines.after(piece)
+            if line or lines is None or piece.finish_reason is not None:
+                yield events + line
+            else:
+                held[piece.index] = events
     for document in answer.last():
         yield encoded(document)
 

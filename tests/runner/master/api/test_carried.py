@@ -118,6 +118,23 @@ def test_delivered_and_carried_are_the_uncut_answer(
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("prompt", ["a", ["a", "b"]])
+def test_an_echoed_prompt_is_told_once(demo_text: ModelText, prompt: str | list[str]) -> None:
+    """Also where other choices go on between the prompt and the first whole character."""
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": 2, "n": 2, "seed": 0}
+    body |= {"echo": True, "stream": True}
+
+    async def run() -> None:
+        whole = await uncut(demo_text, COMPLETIONS, body)
+        for kept in range(len(whole.parts) + 1):
+            delivered = [event for part, _ in whole.parts[:kept] for event in part]
+            carry = whole.carry(None, kept)
+            told = await uncut_after(demo_text, COMPLETIONS, body, carry, whole.beginning.id)
+            assert by_choice(delivered + events(told), True) == by_choice(events(whole), True)
+
+    asyncio.run(run())
+
+
 async def uncut_after(
     text: ModelText, path: str, body: dict[str, Any], carry: Carry, answer_id: str
 ) -> Told:
