@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from contract.specs import GroupSpec, RankSpec, render
+from contract.specs import AnySpec, GroupSpec, MasterSpec, RankPart, StageSpec, render
 
 READY_LIMIT_S = 300.0
 HERE = Path(__file__).parent
@@ -58,37 +58,47 @@ class Splitstack:
     ) -> None:
         self.name = f"splitstack-{len(layers)}-rank-{threads}-thread"
         ports = free_ports(2 + 2 * len(layers))
-        ranks = tuple(
-            RankSpec(
-                rank=rank,
-                layers=bounds,
+        spec = GroupSpec(
+            deployment_name=self.name,
+            model_name=str(folder),
+            ranks=tuple(RankPart(bounds) for bounds in layers),
+            dtype="float32",
+            max_model_len=2048,
+        )
+        master = MasterSpec(
+            self.name, bind_address="127.0.0.1", master_port=ports[0], http_port=ports[1]
+        )
+        stages = [
+            StageSpec(
+                self.name,
+                rank,
+                master_port=ports[0],
+                bind_address="127.0.0.1",
                 threads=threads,
                 memory_bytes=5 * 2**30,
                 data_port=ports[2 + 2 * rank],
                 health_port=ports[3 + 2 * rank],
             )
-            for rank, bounds in enumerate(layers)
-        )
-        spec = GroupSpec(
-            deployment_name=self.name,
-            model_name=str(folder),
-            ranks=ranks,
-            dtype="float32",
-            max_model_len=2048,
-            bind_address="127.0.0.1",
-            master_port=ports[0],
-            http_port=ports[1],
-        )
-        spec_file, token_file = state / f"{self.name}.json", state / f"{self.name}.token"
-        spec_file.write_text(render(spec))
+            for rank in range(len(layers))
+        ]
+        token_file = state / f"{self.name}.token"
         token_file.write_text(secrets.token_hex(32))
+
+        def written(kind: str, spec: AnySpec) -> str:
+            path = state / f"{self.name}.{kind}.json"
+            path.write_text(render(spec))
+            return str(path)
+
         self.url = f"http://127.0.0.1:{ports[1]}"
-        common = ["--spec", str(spec_file), "--token-file", str(token_file)]
-        commands = [["runner.master"]] + [["runner.stage", "--rank", str(i.rank)] for i in ranks]
+        group = ["--group-spec", written("group", spec)]
+        commands = {"master": ["runner.master", "--spec", written("master", master), *group]}
+        for stage in stages:
+            name = f"stage-{stage.rank}"
+            commands[name] = ["runner.stage", "--spec", written(name, stage)]
         self.processes = []
-        for command in commands:
-            log = (state / f"{self.name}.{'-'.join(command)}.log").open("w")
-            command_line = [sys.executable, "-m", *command, *common]
+        for name, command in commands.items():
+            log = (state / f"{self.name}.{name}.log").open("w")
+            command_line = [sys.executable, "-m", *command, "--token-file", str(token_file)]
             self.processes.append(subprocess.Popen(command_line, stdout=log, stderr=log))
         self._wait_until_ready()
 

@@ -43,6 +43,8 @@ _RULES = {
     "finite_number": "must be a finite number",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
+    "too_short": "must have at least {min_length}",
+    "too_long": "must have at most {max_length}",
     "list_type": "must be a list",
     "dict_type": "must be a mapping",
     "model_type": "must be a mapping",

@@ -1,8 +1,8 @@
-"""The process contract: the one JSON file with which every process is started.
+"""The process contract: the JSON files with which processes are started.
 
-`--spec FILE` (stages also `--rank N`) and files with secrets, as `--token-file FILE`, are all that
-a process is given, in a pod and on a laptop alike. A spec never holds a secret. The deployment
-program renders these files without importing any tier.
+`--spec FILE` (the master also `--group-spec FILE`) and files with secrets, as `--token-file FILE`,
+are all that a process is given, in a pod and on a laptop alike. A spec never holds a secret. The
+deployment program renders these files without importing any tier.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from contract.faults import faults_of
 
@@ -27,6 +27,8 @@ INFERENCE_PORT = 31504
 # What a master takes. The public API's limit is at most half of it: a block adds the history.
 LARGEST_BODY_BYTES = 32 * 2**20
 MINIMUM_TOKEN_BYTES = 16
+MOST_RANKS = 1024
+STALL_S = 300.0
 _UNKNOWN = "unknown key"
 
 
@@ -40,12 +42,24 @@ class _File:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
 
-@dataclass(frozen=True)
-class RankSpec(_File):
-    """One rank. `layers` is [first, one past last]; memory is in bytes, None where unknown."""
+_Limit = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-    rank: int
-    layers: tuple[int, int]
+
+@dataclass(frozen=True)
+class StageSpec(_File):
+    """One rank, whatever the group serves. `memory_bytes` is the main memory that it may take, None
+    where nobody has said.
+
+    `bind_address` "" listens on every address (a pod); on one machine it is 127.0.0.1.
+    `master_host` is where it finds the master. A load that gets no byte for `stall_s` is given up.
+    """
+
+    deployment_name: str
+    rank: Annotated[int, Field(ge=0, lt=MOST_RANKS)]
+    master_host: str = "127.0.0.1"
+    master_port: int = RANK_MASTER_PORT
+    bind_address: str = ""
     device: str = "cpu"
     threads: int | None = None
     memory_bytes: int | None = None
@@ -55,31 +69,72 @@ class RankSpec(_File):
     health_port: int = STAGE_HEALTH_PORT
     node: str = ""
     visible_devices: str = ""
+    model_cache: str = ""
+    stall_s: _Seconds = STALL_S
+
+
+@dataclass(frozen=True)
+class MasterSpec(_File):
+    """The master's process, whatever the group serves; `bind_address` as in StageSpec.
+
+    A rank that a new spec has a part for, and that says nothing for `stall_s`, is not waited for.
+    """
+
+    deployment_name: str
+    bind_address: str = ""
+    master_port: int = RANK_MASTER_PORT
+    http_port: int = MASTER_HTTP_PORT
+    model_cache: str = ""
+    stall_s: _Seconds = STALL_S
+
+
+@dataclass(frozen=True)
+class RankPart(_File):
+    """A rank's part of the model: `layers` is [first, one past last]. `device_memory` is that of
+    its GPU in bytes, None for what is free there."""
+
+    layers: tuple[int, int]
+    device_memory: int | None = None
+
+
+def _in_order(ranks: tuple[RankPart, ...]) -> tuple[RankPart, ...]:
+    end = 0
+    for rank, part in enumerate(ranks):
+        first, after = part.layers
+        if first != end or after <= first:
+            raise ValueError(
+                f"of rank {rank}, layers must begin at {end}, where the part before it ends, and"
+                f" have one layer at least; they are [{first}, {after}]"
+            )
+        end = after
+    return ranks
+
+
+_Parts = Annotated[
+    tuple[RankPart, ...], Field(min_length=1, max_length=MOST_RANKS), AfterValidator(_in_order)
+]
 
 
 @dataclass(frozen=True)
 class GroupSpec(_File):
-    """The rank group: the same file for the master and for every stage.
+    """What a group of ranks serves: the master's, who hands it to the stages.
 
-    `bind_address` "" listens on every address (a pod); on one machine it is 127.0.0.1.
-    `master_host` is where stages find the master. `max_model_len` None takes the model's own.
+    `ranks` has one part for each rank, in order, with neither gap nor overlap. `max_model_len` None
+    takes the model's own, `load_timeout_s` None sets no limit to a load, and `swap_drain_s` None
+    gives requests their deadline to end before another spec takes this one's place.
     """
 
     deployment_name: str
-    model_name: str
-    ranks: tuple[RankSpec, ...]
+    model_name: Annotated[str, Field(min_length=1)]
+    ranks: _Parts
     model_revision: str = ""
     dtype: str = "auto"
-    max_model_len: int | None = None
-    max_concurrent_requests: int = 64
-    prefill_token_budget: int = 512
-    request_deadline_s: float = 600.0
-    load_timeout_s: float = 1800.0
-    bind_address: str = ""
-    master_host: str = "127.0.0.1"
-    master_port: int = RANK_MASTER_PORT
-    http_port: int = MASTER_HTTP_PORT
-    model_cache: str = ""
+    max_model_len: _Limit | None = None
+    max_concurrent_requests: _Limit = 64
+    prefill_token_budget: _Limit = 512
+    request_deadline_s: _Seconds = 600.0
+    load_timeout_s: _Seconds | None = None
+    swap_drain_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,30 +209,38 @@ class InferenceServerSpec(_File):
     log_texts: bool = False
 
 
-Spec = TypeVar("Spec", GroupSpec, ProxySpec, InferenceServerSpec)
+AnySpec: TypeAlias = StageSpec | MasterSpec | GroupSpec | ProxySpec | InferenceServerSpec
+Spec = TypeVar("Spec", StageSpec, MasterSpec, GroupSpec, ProxySpec, InferenceServerSpec)
 
 
-def render(spec: GroupSpec | ProxySpec | InferenceServerSpec) -> str:
+def render(spec: AnySpec) -> str:
     """The file's text: sorted keys, so that equal specs give equal files."""
     return json.dumps(asdict(spec), indent=2, sort_keys=True) + "\n"
 
 
-def spec_hash(spec: GroupSpec | ProxySpec | InferenceServerSpec) -> str:
-    """64 hexadecimal digits; two processes of one group must have the same."""
+def spec_hash(spec: AnySpec) -> str:
+    """64 hexadecimal digits: the name of what a group serves."""
     return hashlib.sha256(render(spec).encode()).hexdigest()
 
 
-def load(path: str | os.PathLike[str], kind: type[Spec]) -> Spec:
-    """Read a spec file; raises SpecError naming the file and every fault in it."""
+def load(path: str | os.PathLike[str], kind: type[Spec], option: str = "--spec") -> Spec:
+    """Read a spec file; raises SpecError naming the option, the file and every fault in it."""
     try:
-        return TypeAdapter(kind).validate_json(Path(path).read_bytes())
+        data = Path(path).read_bytes()
     except OSError as error:
-        raise SpecError(f"--spec {path}: cannot be read: {error.strerror}") from error
+        raise SpecError(f"{option} {path}: cannot be read: {error.strerror}") from error
+    return parse(data, kind, f"{option} {path}")
+
+
+def parse(data: bytes, kind: type[Spec], source: str, whole: str = "the file") -> Spec:
+    """What render() has written; raises SpecError naming the source and every fault in it."""
+    try:
+        return TypeAdapter(kind).validate_json(data)
     except ValidationError as error:
-        faults = faults_of(error, whole="the file", unknown=lambda _location: _UNKNOWN)
+        faults = faults_of(error, whole=whole, unknown=lambda _location: _UNKNOWN)
         # What lies under a key that we do not know may be a secret.
         shown = (f"{it.path}: {it.rule}" if it.rule == _UNKNOWN else str(it) for it in faults)
-        raise SpecError(f"--spec {path}: {'; '.join(shown)}") from None
+        raise SpecError(f"{source}: {'; '.join(shown)}") from None
 
 
 def read_token(path: str | os.PathLike[str]) -> bytes:

@@ -34,7 +34,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     app = build_app(spec, keys, log)
-    return serve(app, spec.bind_address, spec.port, spec.request_deadline_s)
+    return serve(app, spec.bind_address, spec.port, lambda: spec.request_deadline_s)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from infra.cluster.network_policies import NetworkPolicies
 from infra.cluster.observability.component import Observability
 from infra.cluster.providers import stack_clusters
 from infra.cluster.proxy_block import ProxyBlockArgs, ProxyBlockTier
-from infra.cluster.ranks import SplitModel, SplitModelArgs
+from infra.cluster.ranks import RankSpecs, SplitModel, SplitModelArgs
 from infra.cluster.session_store import SessionStore, SessionStoreArgs
 from infra.cluster.stack import ClusterStack, read_stack
 
@@ -25,7 +25,8 @@ def deploy(stack: ClusterStack) -> None:
 
     NetworkPolicies(name, clusters)
 
-    SplitModel(name, SplitModelArgs(clusters, stack.group, images["runner"], secrets))
+    specs = RankSpecs(stack.group, stack.master, stack.stages)
+    SplitModel(name, SplitModelArgs(clusters, specs, images["runner"], secrets))
 
     if deployment.proxy_blocks:
         store = SessionStore(name, SessionStoreArgs(clusters, secrets.session_store_password))

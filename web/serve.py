@@ -100,11 +100,12 @@ def serve(
     app: ASGIApp,
     host: str,
     port: int,
-    drain_s: float,
+    drain_s: Callable[[], float],
     on_drain: OnDrain | None = None,
     on_signal: Callable[[], None] | None = None,
 ) -> int:
     """Serve `app` until SIGTERM; `on_signal` runs when the drain begins, `on_drain` at its end.
+    `drain_s` is asked when it begins.
 
     Returns the exit code: 0 after a drain, 1 when the lifespan's startup failed (its error is
     logged), 2 when the port cannot be had.
@@ -132,7 +133,7 @@ def serve(
 async def _serve(
     config: uvicorn.Config,
     listener: socket.socket,
-    drain_s: float,
+    drain_s: Callable[[], float],
     on_drain: OnDrain | None,
     on_signal: Callable[[], None] | None,
 ) -> int:
@@ -143,7 +144,7 @@ async def _serve(
     ending: list[asyncio.Task[None]] = []
 
     async def end() -> None:
-        if not await drain.run(drain_s):
+        if not await drain.run(drain_s()):
             log.warning("what is not finished is broken off")
             server.break_off()
         if on_drain is not None:

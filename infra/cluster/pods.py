@@ -162,10 +162,12 @@ def http_probes(
     )
 
 
-def config_map_mount(config_map: str, path: str = SPEC_FOLDER) -> Mount:
-    """A ConfigMap's keys as files."""
-    source = core.ConfigMapVolumeSourceArgs(name=config_map)
-    return Mount(core.VolumeArgs(name="spec", config_map=source), path)
+def config_map_mount(
+    config_map: str, path: str = SPEC_FOLDER, volume: str = "spec", *, optional: bool = False
+) -> Mount:
+    """A ConfigMap's keys as files; an `optional` one may be missing."""
+    source = core.ConfigMapVolumeSourceArgs(name=config_map, optional=optional or None)
+    return Mount(core.VolumeArgs(name=volume, config_map=source), path)
 
 
 def secret_mount(secret: str, path: str = SECRET_FOLDER, volume: str = "secrets") -> Mount:

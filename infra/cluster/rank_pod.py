@@ -24,7 +24,8 @@ from infra.cluster.pods import (
 )
 from infra.stack.config import DeploymentConfig, RankParams
 
-SPEC_FILE = "group.json"
+STAGE_FILE, MASTER_FILE, GROUP_FILE = "stage.json", "master.json", "group.json"
+GROUP_FOLDER = "/etc/splitstack-group"
 GROUP_TOKEN_FILE = "group_token"  # noqa: S105 (a file's name)
 HUB_TOKEN_FILE = "hub_token"  # noqa: S105 (a file's name)
 CACHE_FOLDER = "/var/cache/splitstack"
@@ -39,8 +40,8 @@ _CACHE = "model-cache"
 
 
 def group_spec_name(deployment: DeploymentConfig) -> str:
-    """The ConfigMap with the group's spec file."""
-    return f"{deployment.deployment_name}-group"
+    """The ConfigMap with what the group serves; rank 0's master reads it."""
+    return f"{deployment.deployment_name}-spec"
 
 
 def rank_secret_name(deployment: DeploymentConfig) -> str:
@@ -107,7 +108,7 @@ def _stage(
     return Container(
         name="stage",
         image=image,
-        command=python_module("runner.stage", *_arguments(), "--rank", str(params.rank)),
+        command=python_module("runner.stage", *_arguments(STAGE_FILE)),
         ports={"data": STAGE_DATA_PORT, "health": STAGE_HEALTH_PORT},
         # Started once its weights are loaded: importing and loading may hold up a liveness probe.
         probes=http_probes(
@@ -129,7 +130,11 @@ def _master(deployment: DeploymentConfig, image: pulumi.Input[str], hub_token: b
     return Container(
         name="master",
         image=image,
-        command=python_module("runner.master", *_arguments()),
+        command=python_module(
+            "runner.master",
+            *_arguments(MASTER_FILE),
+            *("--group-spec", f"{GROUP_FOLDER}/{GROUP_FILE}"),
+        ),
         ports={"group": deployment.common_params.master_port, "http": MASTER_HTTP_PORT},
         # Ready is the whole group; without a stage the master lives and says what is missing.
         probes=http_probes(
@@ -141,12 +146,15 @@ def _master(deployment: DeploymentConfig, image: pulumi.Input[str], hub_token: b
         memory=MASTER_MEMORY,
         # Images based on CUDA's ask for every GPU, and the master uses none.
         environment=_environment(deployment, hub_token) | {"NVIDIA_VISIBLE_DEVICES": "void"},
-        mounts=_mounts(deployment, 0),
+        mounts=(
+            *_mounts(deployment, 0),
+            config_map_mount(group_spec_name(deployment), GROUP_FOLDER, "group", optional=True),
+        ),
     )
 
 
-def _arguments() -> tuple[str, ...]:
-    spec, token = f"{SPEC_FOLDER}/{SPEC_FILE}", f"{SECRET_FOLDER}/{GROUP_TOKEN_FILE}"
+def _arguments(file: str) -> tuple[str, ...]:
+    spec, token = f"{SPEC_FOLDER}/{file}", f"{SECRET_FOLDER}/{GROUP_TOKEN_FILE}"
     return ("--spec", spec, "--token-file", token)
 
 
@@ -175,7 +183,7 @@ def _device_environment(deployment: DeploymentConfig, params: RankParams) -> dic
 
 def _mounts(deployment: DeploymentConfig, rank: int) -> tuple[Mount, ...]:
     return (
-        config_map_mount(group_spec_name(deployment)),
+        config_map_mount(deployment.rank_name(rank)),
         secret_mount(rank_secret_name(deployment)),
         _cache_mount(deployment, rank),
     )

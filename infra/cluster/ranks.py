@@ -13,7 +13,7 @@ from pulumi_kubernetes.core import v1 as core
 from pulumi_kubernetes.meta import v1 as meta
 from pulumi_kubernetes.resource import v1 as devices
 
-from contract.specs import MASTER_HTTP_PORT, GroupSpec, render, spec_hash
+from contract.specs import MASTER_HTTP_PORT, GroupSpec, MasterSpec, StageSpec, render, spec_hash
 from infra.cluster import rank_pod
 from infra.cluster.fit import rank_clusters
 from infra.cluster.labels import RANK_COMPONENT, RANK_MASTER, selector
@@ -26,11 +26,20 @@ _DEVICE_CLASS = "gpu.nvidia.com"
 
 
 @dataclass(frozen=True)
+class RankSpecs:
+    """What the ranks read: what they serve, the master's own, and each stage's own."""
+
+    group: GroupSpec
+    master: MasterSpec
+    stages: Sequence[StageSpec]
+
+
+@dataclass(frozen=True)
 class SplitModelArgs:
     """`image` is the runner's."""
 
     clusters: Clusters
-    group: GroupSpec
+    specs: RankSpecs
     image: pulumi.Input[str]
     secrets: StackSecrets
 
@@ -51,7 +60,7 @@ class SplitModel(Component):
             self._rank(params, shared[self._deployment.cluster_of(params.rank)])
             for params in self._deployment.ranks
         ]
-        self.register_outputs({"spec_hash": spec_hash(args.group)})
+        self.register_outputs({"spec_hash": spec_hash(args.specs.group)})
 
     def _shared_objects(self, cluster: str) -> list[pulumi.Resource]:
         """What every rank of a cluster mounts and runs as; pods name them by plain strings."""
@@ -61,9 +70,13 @@ class SplitModel(Component):
             rank_pod.HUB_TOKEN_FILE: secrets.hub_token,
         }
         given = {name: value for name, value in tokens.items() if value is not None}
-        spec = {rank_pod.SPEC_FILE: render(self._args.group)}
+        group = {rank_pod.GROUP_FILE: render(self._args.specs.group)}
         return [
-            self._config_map(rank_pod.group_spec_name(deployment), spec, cluster),
+            *(
+                [self._config_map(rank_pod.group_spec_name(deployment), group, cluster)]
+                if cluster == deployment.cluster_of(0)
+                else []
+            ),
             self._secret(rank_pod.rank_secret_name(deployment), given, cluster),
             self._account(rank_pod.rank_account_name(deployment), cluster),
         ]
@@ -144,18 +157,24 @@ class SplitModel(Component):
         return pulumi.ResourceOptions.merge(self._options(depends_on, cluster=cluster), own)
 
     def _trigger(self) -> pulumi.Output[str]:
-        """The group's spec and its token: a rank that came back alone would read a new token, and
-        the others would refuse it. A secret, as the token may be short enough to be guessed."""
-        spec = spec_hash(self._args.group)
+        """All that the ranks read, and their token: a rank that came back alone would read a new
+        token, and the others would refuse it. A secret, as the token may be short enough to be
+        guessed."""
+        read = self._args.specs
+        specs = render(read.group) + render(read.master) + "".join(map(render, read.stages))
 
         def digest(token: str) -> str:
-            return hashlib.sha256(f"{spec}\n{token}".encode()).hexdigest()
+            return hashlib.sha256(f"{specs}\n{token}".encode()).hexdigest()
 
         return self._args.secrets.group_token.apply(digest)
 
     def _own_objects(self, params: RankParams, cluster: str) -> list[pulumi.Resource]:
-        """What one rank has for itself: a claim on its device, a claim for its weights."""
-        found: list[pulumi.Resource] = []
+        """What one rank has for itself: its file, claims on its device and for its weights."""
+        files = {rank_pod.STAGE_FILE: render(self._args.specs.stages[params.rank])}
+        if params.rank == 0:
+            files[rank_pod.MASTER_FILE] = render(self._args.specs.master)
+        name = self._deployment.rank_name(params.rank)
+        found: list[pulumi.Resource] = [self._config_map(name, files, cluster)]
         if self._deployment.gpu_pinning == "dra":
             found.append(self._device_claim(params, cluster))
         if self._deployment.model_cache.mode == "own-claim":

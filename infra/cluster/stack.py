@@ -11,13 +11,13 @@ import pulumi
 
 from contract.faults import MISSING, Fault
 from contract.signature import MANAGEMENT_OUTPUT
-from contract.specs import GroupSpec, spec_hash
+from contract.specs import GroupSpec, MasterSpec, StageSpec, spec_hash
 from infra.cluster.fit import addresses, plan_on_clusters, rank_clusters
 from infra.cluster.kubeconfig import PROJECT_ROOT, Kubeconfig, KubeconfigError, read_kubeconfig
 from infra.cluster.rank_pod import CACHE_FOLDER
 from infra.cluster.secrets import NAMESPACE, StackSecrets, read_secrets, secret_outputs
 from infra.plan.lock import model_reader
-from infra.plan.process_specs import Addresses, group_spec
+from infra.plan.process_specs import Addresses, group_spec, master_spec, stage_spec
 from infra.plan.report import plan_to_json, render_plan
 from infra.plan.stack_plan import StackPlan
 from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
@@ -42,11 +42,21 @@ class ClusterStack:
 
     @cached_property
     def group(self) -> GroupSpec:
-        """What every rank reads."""
-        plan, where = self.plan, self.addresses
-        return group_spec(
-            self.deployment, plan.ranks, where, commit=plan.commit, model_cache=CACHE_FOLDER
-        )
+        """What is to be served."""
+        return group_spec(self.deployment, self.plan.ranks, commit=self.plan.commit)
+
+    @cached_property
+    def master(self) -> MasterSpec:
+        """The master's own file."""
+        return master_spec(self.deployment, self.addresses, model_cache=CACHE_FOLDER)
+
+    @cached_property
+    def stages(self) -> list[StageSpec]:
+        """Each rank's own file."""
+        return [
+            stage_spec(self.deployment, params, self.addresses, model_cache=CACHE_FOLDER)
+            for params in self.deployment.ranks
+        ]
 
     @property
     def url(self) -> str:

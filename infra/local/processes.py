@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from contract.specs import GroupSpec, InferenceServerSpec, ProxySpec, render
+from contract.specs import AnySpec, InferenceServerSpec, ProxySpec, render
 from infra.local.fit import stage_environment
 from infra.local.machine import LOOPBACK
 from infra.local.process import ProcessDefinition
@@ -13,7 +13,9 @@ from infra.plan.process_specs import (
     Addresses,
     group_spec,
     inference_server_spec,
+    master_spec,
     proxy_spec,
+    stage_spec,
 )
 from infra.plan.stack_plan import StackPlan
 from infra.stack.api_keys import local_api_keys_file
@@ -36,8 +38,8 @@ def define_processes(
     commit: str,
 ) -> list[ProcessDefinition]:
     """Write every spec file and say how each process is started."""
-    group = group_spec(deployment, plan.ranks, addresses, commit=commit)
-    definitions = _rank_group(folder, deployment, group)
+    spec = _written(folder, "group", group_spec(deployment, plan.ranks, commit=commit))
+    definitions = _rank_group(folder, deployment, addresses, spec)
     for block in deployment.proxy_blocks:
         sessions = str(folder.sessions(block.block_id))
         proxy = proxy_spec(deployment, block, addresses, sessions_path=sessions)
@@ -53,36 +55,45 @@ def define_processes(
 
 
 def _rank_group(
-    folder: StateFolder, deployment: DeploymentConfig, group: GroupSpec
+    folder: StateFolder, deployment: DeploymentConfig, addresses: Addresses, group: str
 ) -> list[ProcessDefinition]:
-    spec = folder.spec("group")
-    spec.write_text(render(group), "utf-8")
-    common = ("--spec", str(spec), "--token-file", str(folder.token_file))
+    """`group` is the file with what is served."""
+    token = ("--token-file", str(folder.token_file))
+    master = _written(folder, "master", master_spec(deployment, addresses))
+    startup_s = deployment.common_params.load_timeout_s
+    files = ("--spec", master, "--group-spec", group, *token)
     definitions = [
         ProcessDefinition(
             name="master",
             tier="master",
-            command=(sys.executable, "-m", "runner.master", *common),
-            url=f"http://{LOOPBACK}:{group.http_port}",
+            command=(sys.executable, "-m", "runner.master", *files),
+            url=f"http://{LOOPBACK}:{addresses.http_port}",
             log=folder.log("master"),
-            startup_s=group.load_timeout_s,
+            startup_s=startup_s,
         )
     ]
-    for rank in group.ranks:
-        name = f"stage-{rank.rank}"
-        arguments = ("-m", "runner.stage", *common, "--rank", str(rank.rank))
+    for params in deployment.ranks:
+        name = f"stage-{params.rank}"
+        spec = stage_spec(deployment, params, addresses)
+        arguments = ("-m", "runner.stage", "--spec", _written(folder, name, spec), *token)
         definitions.append(
             ProcessDefinition(
                 name=name,
                 tier="stage",
                 command=("nice", "-n", str(STAGE_NICENESS), sys.executable, *arguments),
-                url=f"http://{LOOPBACK}:{rank.health_port}",
+                url=f"http://{LOOPBACK}:{spec.health_port}",
                 log=folder.log(name),
-                startup_s=group.load_timeout_s,
-                environment=stage_environment(deployment, rank.rank),
+                startup_s=startup_s,
+                environment=stage_environment(deployment, params.rank),
             )
         )
     return definitions
+
+
+def _written(folder: StateFolder, name: str, spec: AnySpec) -> str:
+    path = folder.spec(name)
+    path.write_text(render(spec), "utf-8")
+    return str(path)
 
 
 def _light(
@@ -92,13 +103,12 @@ def _light(
     spec: ProxySpec | InferenceServerSpec,
     options: tuple[str, ...] = (),
 ) -> ProcessDefinition:
-    path = folder.spec(name)
-    path.write_text(render(spec), "utf-8")
+    path = _written(folder, name, spec)
     module = tier.replace("-", "_")
     return ProcessDefinition(
         name=name,
         tier=tier,
-        command=(sys.executable, "-m", module, "--spec", str(path), *options),
+        command=(sys.executable, "-m", module, "--spec", path, *options),
         url=f"http://{LOOPBACK}:{spec.port}",
         log=folder.log(name),
         startup_s=LIGHT_STARTUP_S,

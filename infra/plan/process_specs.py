@@ -12,9 +12,11 @@ from contract.specs import (
     BlockSpec,
     GroupSpec,
     InferenceServerSpec,
+    MasterSpec,
     ProxySpec,
-    RankSpec,
+    RankPart,
     SessionsSpec,
+    StageSpec,
 )
 from infra.plan.layers import RankPlan
 from infra.stack.config import DeploymentConfig, RankParams
@@ -52,22 +54,21 @@ class Addresses:
 
 
 def group_spec(
-    deployment: DeploymentConfig,
-    plan: Sequence[RankPlan],
-    addresses: Addresses,
-    *,
-    commit: str = "",
-    model_cache: str = GroupSpec.model_cache,
+    deployment: DeploymentConfig, plan: Sequence[RankPlan], *, commit: str = ""
 ) -> GroupSpec:
-    """The file of the master and of every stage; `commit` pins the model for all of them."""
+    """What the group is to serve; `commit` pins the model for all ranks."""
     common = deployment.common_params
+    on_cpu = deployment.gpu_pinning == "none"
     return GroupSpec(
         deployment_name=deployment.deployment_name,
         model_name=common.model_name,
         model_revision=commit or common.model_revision,
         ranks=tuple(
-            _rank_spec(deployment, deployment.rank_params(item.rank), item, ports)
-            for item, ports in zip(plan, addresses.stages, strict=True)
+            RankPart(
+                item.layers,
+                None if on_cpu else deployment.rank_params(item.rank).device_memory,
+            )
+            for item in plan
         ),
         dtype=common.dtype,
         max_model_len=common.max_model_len,
@@ -75,34 +76,52 @@ def group_spec(
         prefill_token_budget=common.prefill_token_budget,
         request_deadline_s=common.request_deadline_s,
         load_timeout_s=common.load_timeout_s,
+    )
+
+
+def master_spec(
+    deployment: DeploymentConfig,
+    addresses: Addresses,
+    *,
+    model_cache: str = MasterSpec.model_cache,
+) -> MasterSpec:
+    """The file of the master, whatever the group serves."""
+    return MasterSpec(
+        deployment_name=deployment.deployment_name,
         bind_address=addresses.bind_address,
-        master_host=addresses.master_host,
         master_port=addresses.master_port,
         http_port=addresses.http_port,
         model_cache=model_cache,
     )
 
 
-def _rank_spec(
+def stage_spec(
     deployment: DeploymentConfig,
     params: RankParams,
-    plan: RankPlan,
-    ports: StagePorts,
-) -> RankSpec:
+    addresses: Addresses,
+    *,
+    model_cache: str = StageSpec.model_cache,
+) -> StageSpec:
+    """The file of one rank, whatever the group serves."""
     on_cpu = deployment.gpu_pinning == "none"
-    return RankSpec(
-        rank=plan.rank,
-        layers=plan.layers,
+    ports = addresses.stages[params.rank]
+    return StageSpec(
+        deployment_name=deployment.deployment_name,
+        rank=params.rank,
+        master_host=addresses.master_host,
+        master_port=addresses.master_port,
+        bind_address=addresses.bind_address,
         # Every mode of pinning shows a stage the one device that it uses.
         device="cpu" if on_cpu else "cuda:0",
         threads=None if params.cpu is None else max(1, int(params.cpu)),
-        memory_bytes=params.memory if on_cpu else params.device_memory,
+        memory_bytes=params.memory if on_cpu else None,
         interface=params.nccl_socket_ifname,
         advertise_address=params.advertise_address,
         data_port=ports.data,
         health_port=ports.health,
         node=params.node_id,
         visible_devices=params.nvidia_visible_devices or params.device_uuid,
+        model_cache=model_cache,
     )
 
 

@@ -44,7 +44,7 @@ class CommonParams(types.Section):
     """Requests that generate at the same time."""
     request_deadline_s: types.Seconds = GroupSpec.request_deadline_s
     """Seconds after which a request is ended."""
-    load_timeout_s: types.Seconds = GroupSpec.load_timeout_s
+    load_timeout_s: types.Seconds = 1800.0
     """Seconds that a stage may take to fetch and load its weights."""
     prefill_token_budget: types.Positive = GroupSpec.prefill_token_budget
     """Prompt tokens per step: longer prompts are prefilled in chunks."""

@@ -1,8 +1,9 @@
-"""The master's process: `python -m runner.master --spec FILE --token-file FILE`."""
+"""The master: `python -m runner.master --spec FILE --group-spec FILE --token-file FILE`."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,14 +12,15 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from contract.signature import management_key
-from contract.specs import GroupSpec, SpecError, load, read_token
+from contract.specs import GroupSpec, MasterSpec, SpecError, load, read_token
 from runner.errors import ModelUnavailable
 from runner.master.api.app import create_app
+from runner.master.api.served_models import Texts
 from runner.master.engine.engine import Engine
 from runner.master.group.group import Group
 from runner.master.own_fault import end_process
-from runner.master.text.model_text import ModelText
 from runner.models.folder import resolve_model
+from runner.transport.control import Served
 from web.listener import PortError, bind
 from web.logs import configure_logging
 from web.serve import EXIT_USAGE, serve
@@ -31,26 +33,52 @@ def main(arguments: list[str] | None = None) -> int:
     A fault in the tasks of group and engine ends the process with 1 (own_fault.end_process).
     """
     parser = argparse.ArgumentParser(prog="python -m runner.master", description=__doc__)
-    parser.add_argument("--spec", type=Path, required=True, help="the rank group's spec, JSON")
+    parser.add_argument("--spec", type=Path, required=True, help="this process's spec, JSON")
+    parser.add_argument(
+        "--group-spec",
+        type=Path,
+        help="what the group serves, JSON; where there is no such file, what is pushed",
+    )
     parser.add_argument("--token-file", type=Path, required=True, help="the group's shared token")
     parsed = parser.parse_args(arguments)
     configure_logging("master")
+    texts = Texts()
     try:
-        spec = load(parsed.spec, GroupSpec)
+        spec = load(parsed.spec, MasterSpec)
         token = read_token(parsed.token_file)
         # The group binds this port on the event loop, too late for a plain sentence and an exit.
         bind(spec.bind_address, spec.master_port).close()
-        folder = resolve_model(spec.model_name, spec.model_revision, spec.model_cache)
-        text = ModelText.load(folder.path)
+        group_spec = _read_group_spec(parsed.group_spec, spec)
+        if group_spec is not None:
+            asyncio.run(_make_ready(spec, group_spec, texts))
     except (SpecError, ModelUnavailable, PortError) as error:
         print(error, file=sys.stderr)
         return error.exit_code if isinstance(error, ModelUnavailable) else EXIT_USAGE
-    return _serve(spec, token, text)
+    return _serve(spec, token, group_spec, texts)
 
 
-def _serve(spec: GroupSpec, token: bytes, text: ModelText) -> int:
-    group = Group(spec, token, on_fault=end_process)
-    engine = Engine(spec, group, on_fault=end_process)
+def _read_group_spec(path: Path | None, spec: MasterSpec) -> GroupSpec | None:
+    if path is None or not path.exists():
+        return None
+    found = load(path, GroupSpec, "--group-spec")
+    if found.deployment_name != spec.deployment_name:
+        raise SpecError(
+            f"--group-spec {path}: deployment_name = {found.deployment_name!r}: must be this"
+            f" master's, {spec.deployment_name!r}"
+        )
+    return found
+
+
+async def _make_ready(spec: MasterSpec, group_spec: GroupSpec, texts: Texts) -> None:
+    """What the file names is told to be missing before anything is served."""
+    name, revision = group_spec.model_name, group_spec.model_revision
+    folder = resolve_model(name, revision, spec.model_cache)
+    await texts.make_ready(Served(group_spec, folder.commit), folder.path)
+
+
+def _serve(spec: MasterSpec, token: bytes, group_spec: GroupSpec | None, texts: Texts) -> int:
+    group = Group(spec, token, group_spec, make_ready=texts.make_ready, on_fault=end_process)
+    engine = Engine(group, on_fault=end_process)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -59,10 +87,12 @@ def _serve(spec: GroupSpec, token: bytes, text: ModelText) -> int:
         await group.stop()
 
     key = management_key(token)
-    app = create_app(spec, engine, text, lifespan, lambda: key)
-    return serve(
-        app, spec.bind_address, spec.http_port, spec.request_deadline_s, on_signal=group.drain
-    )
+    app = create_app(spec, engine, texts, lifespan, lambda: key)
+
+    def drain_s() -> float:
+        return group.served.spec.request_deadline_s if group.served else 0.0
+
+    return serve(app, spec.bind_address, spec.http_port, drain_s, on_signal=group.drain)
 
 
 if __name__ == "__main__":

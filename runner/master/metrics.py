@@ -48,60 +48,76 @@ class Metrics:
 
     def __init__(self, model_name: str, statistics: Callable[[], EngineStatistics]) -> None:
         self.registry = CollectorRegistry()
-        self._model_name = model_name
 
         def counter(name: str, text: str) -> Counter:
-            return Counter(name, text, _LABELS, registry=self.registry).labels(model_name)
+            return Counter(name, text, _LABELS, registry=self.registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            family = Histogram(name, text, _LABELS, buckets=buckets, registry=self.registry)
-            return family.labels(model_name)
+            return Histogram(name, text, _LABELS, buckets=buckets, registry=self.registry)
 
-        self.prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens processed")
-        self.generation_tokens = counter("vllm:generation_tokens", "Tokens generated")
-        self.per_token = histogram(
+        self._prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens processed")
+        self._generation_tokens = counter("vllm:generation_tokens", "Tokens generated")
+        self._per_token = histogram(
             "vllm:inter_token_latency_seconds", "Between two tokens of a request", _TOKEN_SECONDS
         )
-        self.request_prompt_tokens = histogram(
+        self._request_prompt_tokens = histogram(
             "vllm:request_prompt_tokens", "Prompt tokens of a request", _TOKENS
         )
-        self.request_generation_tokens = histogram(
+        self._request_generation_tokens = histogram(
             "vllm:request_generation_tokens", "Tokens generated for a request", _TOKENS
         )
-        self.prompts = counter("llm_prompts", "Prompts received")
-        self.llm_prompt_tokens = counter("llm_prompt_tokens", "Prompt tokens processed")
-        self.llm_tokens = counter("llm_tokens_generated", "Tokens generated")
-        self.errors = counter("llm_inference_errors", "Requests that ended with an error")
+        self._prompts = counter("llm_prompts", "Prompts received")
+        self._llm_prompt_tokens = counter("llm_prompt_tokens", "Prompt tokens processed")
+        self._llm_tokens = counter("llm_tokens_generated", "Tokens generated")
+        self._errors = counter("llm_inference_errors", "Requests that ended with an error")
         # Each pair measures the same under vLLM's name and under AIOS's.
-        self.end_to_end = (
+        self._end_to_end = (
             histogram("vllm:e2e_request_latency_seconds", "Whole request", _SECONDS),
             histogram("llm_inference_duration_seconds", "Whole request", _SECONDS),
         )
-        self.first_token = (
+        self._first_token = (
             histogram("vllm:time_to_first_token_seconds", "Until the first token", _SECONDS),
             histogram("llm_time_to_first_token_seconds", "Until the first token", _SECONDS),
         )
-        self.per_output_token = (
+        self._per_output_token = (
             histogram(
                 "vllm:request_time_per_output_token_seconds", "Mean of a request", _TOKEN_SECONDS
             ),
             histogram("llm_time_per_output_token_seconds", "Mean of a request", _TOKEN_SECONDS),
         )
-        speed = Gauge(
+        self._speed = Gauge(
             "llm_tokens_per_second",
             f"Tokens generated per second, over the last {_SPEED_WINDOW_S} seconds",
             _LABELS,
             registry=self.registry,
         )
-        self.speed = TokenSpeed()
-        speed.labels(model_name).set_function(self.speed.per_second)
         self._success = Counter(
             "vllm:request_success",
             "Requests that ended, by how",
             (*_LABELS, "finished_reason"),
             registry=self.registry,
         )
-        self.registry.register(EngineCollector(model_name, statistics))
+        self.speed = TokenSpeed()
+        self.serve(model_name)
+        self.registry.register(EngineCollector(lambda: self._model_name, statistics))
+
+    def serve(self, model_name: str) -> None:
+        """What is counted from now on is of this model."""
+        self._model_name = model_name
+        self.prompt_tokens = self._prompt_tokens.labels(model_name)
+        self.generation_tokens = self._generation_tokens.labels(model_name)
+        self.per_token = self._per_token.labels(model_name)
+        self.request_prompt_tokens = self._request_prompt_tokens.labels(model_name)
+        self.request_generation_tokens = self._request_generation_tokens.labels(model_name)
+        self.prompts = self._prompts.labels(model_name)
+        self.llm_prompt_tokens = self._llm_prompt_tokens.labels(model_name)
+        self.llm_tokens = self._llm_tokens.labels(model_name)
+        self.errors = self._errors.labels(model_name)
+        self.end_to_end = [one.labels(model_name) for one in self._end_to_end]
+        self.first_token = [one.labels(model_name) for one in self._first_token]
+        self.per_output_token = [one.labels(model_name) for one in self._per_output_token]
+        self._speed.clear()
+        self._speed.labels(model_name).set_function(self.speed.per_second)
 
     def start_request(self, prompt_tokens: int) -> RequestTimer:
         return RequestTimer(self, prompt_tokens)
@@ -187,7 +203,7 @@ def observe_all(histograms: Iterable[Histogram], value: float) -> None:
 class EngineCollector(Collector):
     """Reads the engine's statistics at each scrape."""
 
-    def __init__(self, model_name: str, read: Callable[[], EngineStatistics]) -> None:
+    def __init__(self, model_name: Callable[[], str], read: Callable[[], EngineStatistics]) -> None:
         self._model_name, self._read = model_name, read
 
     def collect(self) -> Iterable[Metric]:
@@ -230,7 +246,7 @@ class EngineCollector(Collector):
         ranked = bool(found and found[0][0])
         family = kind(name, text, labels=("model_name", "rank") if ranked else ("model_name",))
         for labels, value in found:
-            family.add_metric([self._model_name, *labels], value)
+            family.add_metric([self._model_name(), *labels], value)
         return family
 
 

@@ -75,13 +75,12 @@ class ProvingListener:
         self,
         listening: socket.socket,
         token: bytes,
-        spec_hash: str,
         judge: Callable[[Hello], str],
         deliver: Callable[[Proven], Awaitable[None]],
     ) -> None:
         listening.setblocking(False)
         self._listening = listening
-        self._token, self._spec_hash = token, spec_hash
+        self._token = token
         self._judge, self._deliver = judge, deliver
         self._unproven: dict[asyncio.Task[None], None] = {}
         self._proven: set[asyncio.Task[None]] = set()
@@ -133,9 +132,7 @@ class ProvingListener:
         try:
             prepare(connection)
             async with asyncio.timeout(HANDSHAKE_LIMIT_S):
-                hello = await accept_handshake(
-                    connection, self._token, self._spec_hash, self._judge
-                )
+                hello = await accept_handshake(connection, self._token, self._judge)
         except (ProtocolError, OSError, TimeoutError) as error:
             connection.close()
             told = isinstance(error, Refused)

@@ -6,8 +6,6 @@ MAX_MESSAGE_BYTES, checked against these classes.
 
 from __future__ import annotations
 
-import asyncio
-import socket
 import struct
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -15,16 +13,16 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from contract.faults import faults_of
+from contract.specs import GroupSpec, spec_hash
 from runner.errors import ProtocolError
-from runner.transport.silence import PING_INTERVAL_S, Silence
 
-MAX_MESSAGE_BYTES = 64 * 1024
-_LENGTH = struct.Struct(">I")
+MAX_MESSAGE_BYTES = 256 * 1024
+LENGTH = struct.Struct(">I")
 
 
 @dataclass(frozen=True, slots=True)
 class StageInfo:
-    """What a stage says of itself when it joins, its weights loaded. Sizes in bytes.
+    """What a stage says of the weights that it has loaded. Sizes in bytes.
 
     `kv_tokens` is how many positions its KV cache holds in all, over every request.
     `rope_boundary` is the total length above which a request's KV must be computed anew (longrope),
@@ -54,10 +52,22 @@ class GroupEvent:
     the beginning of a sentence, `duration_s` None until the group serves again."""
 
     at: float
-    kind: Literal["start", "master", "rank", "epoch", "failed"]
+    kind: Literal["start", "master", "rank", "epoch", "failed", "swap"]
     rank: int | None
     what: str
     duration_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a group serves: a spec, and the commit of its model that every stage holds."""
+
+    spec: GroupSpec
+    commit: str
+
+    @property
+    def spec_hash(self) -> str:
+        return spec_hash(self.spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,7 @@ class GroupMemory:
     """What a master has its stages remember for the next one; a higher `version` is newer.
 
     `restarts` and `instances` (the processes' that held the ranks last, "" for none) are by rank.
+    `served` is what was in force, None where nothing was yet.
     """
 
     version: int
@@ -75,6 +86,7 @@ class GroupMemory:
     restarts: tuple[int, ...]
     instances: tuple[str, ...]
     events: tuple[GroupEvent, ...]
+    served: Served | None = None
 
 
 class _Message:
@@ -82,17 +94,29 @@ class _Message:
 
 
 @dataclass(frozen=True)
+class Holding(_Message):
+    """The weights that a stage holds, and the spec by which they go."""
+
+    spec_hash: str
+    stage: StageInfo
+
+
+@dataclass(frozen=True)
 class Join(_Message):
-    """Stage -> master, first of all. `instance` is random for each process; `stage` is set when
-    its weights are loaded (a stage that outlived a master), `commit` once it knows the model's.
-    `memory` is what its last master told it to remember, which it lost `alone_s` ago."""
+    """Stage -> master, first of all: what it is, whatever is served.
+
+    `instance` is random for each process; `devices` is what its device is called. `holding` is set
+    once it has weights (a stage that outlived a master). `memory` is what its last master told it
+    to remember, which it lost `alone_s` ago.
+    """
 
     instance: str
     process_id: int
     address: str
     data_port: int
-    commit: str | None
-    stage: StageInfo | None
+    node: str
+    devices: str
+    holding: Holding | None = None
     memory: GroupMemory | None = None
     alone_s: float = 0.0
     kind: Literal["join"] = "join"
@@ -100,9 +124,9 @@ class Join(_Message):
 
 @dataclass(frozen=True)
 class Welcome(_Message):
-    """Master -> stage: you hold your rank; load this commit of the model."""
+    """Master -> stage: you hold your rank; without a `part` in what is served you wait."""
 
-    commit: str
+    part: bool
     kind: Literal["welcome"] = "welcome"
 
 
@@ -122,27 +146,100 @@ class Heartbeat(_Message):
 
 
 @dataclass(frozen=True)
-class Loaded(_Message):
-    """Stage -> master: weights loaded."""
+class Prepare(_Message):
+    """Master -> stage: have what your part of this spec needs here, and check it; what you compute
+    with now stays. A later one takes this one's place.
 
+    `sharing` ranks, this one among them, take their memory from the same node. With `in_force` the
+    group has nothing else to serve: a stage that cannot have it ends.
+    """
+
+    spec: GroupSpec
+    commit: str
+    sharing: int
+    in_force: bool
+    kind: Literal["prepare"] = "prepare"
+
+
+@dataclass(frozen=True)
+class Progress(_Message):
+    """Stage -> master, once a second while it prepares: bytes of its part that are here."""
+
+    spec_hash: str
+    fetched_bytes: int
+    wanted_bytes: int
+    kind: Literal["progress"] = "progress"
+
+
+@dataclass(frozen=True)
+class Prepared(_Message):
+    """Stage -> master: all is here, and it fits."""
+
+    spec_hash: str
+    kind: Literal["prepared"] = "prepared"
+
+
+@dataclass(frozen=True)
+class PrepareFailed(_Message):
+    """Stage -> master: it cannot have its part; what it computes with stays as it is."""
+
+    spec_hash: str
+    reason: str
+    kind: Literal["prepare_failed"] = "prepare_failed"
+
+
+@dataclass(frozen=True)
+class Load(_Message):
+    """Master -> stage, after prepared and between two epochs: these weights take the place of
+    those that you hold."""
+
+    spec_hash: str
+    kind: Literal["load"] = "load"
+
+
+@dataclass(frozen=True)
+class Loaded(_Message):
+    """Stage -> master: it holds the weights of this spec."""
+
+    spec_hash: str
     stage: StageInfo
     kind: Literal["loaded"] = "loaded"
 
 
 @dataclass(frozen=True)
 class LoadFailed(_Message):
-    """Stage -> master: the weights cannot be loaded; the stage exits."""
+    """Stage -> master: the weights cannot be loaded, and it holds none."""
 
+    spec_hash: str
     reason: str
     kind: Literal["load_failed"] = "load_failed"
 
 
 @dataclass(frozen=True)
+class Take(_Message):
+    """Master -> stage: what you hold goes by this spec from now on, in which only limits of the
+    group are others."""
+
+    spec: GroupSpec
+    kind: Literal["take"] = "take"
+
+
+@dataclass(frozen=True)
+class Taken(_Message):
+    """Stage -> master: it accepts steps within these limits."""
+
+    spec_hash: str
+    kind: Literal["taken"] = "taken"
+
+
+@dataclass(frozen=True)
 class Form(_Message):
-    """Master -> stage: a new epoch. Empty your KV cache, dial the next rank, say formed."""
+    """Master -> stage: a new epoch of this spec. Empty your KV cache, dial the next rank, say
+    formed."""
 
     master: int
     counter: int
+    spec_hash: str
     addresses: tuple[tuple[str, int], ...]
     kind: Literal["form"] = "form"
 
@@ -192,8 +289,15 @@ Message = (
     | Welcome
     | Refusal
     | Heartbeat
+    | Prepare
+    | Progress
+    | Prepared
+    | PrepareFailed
+    | Load
     | Loaded
     | LoadFailed
+    | Take
+    | Taken
     | Form
     | Remember
     | Formed
@@ -207,7 +311,7 @@ _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 def encode(message: Message) -> bytes:
     body = _ADAPTER.dump_json(message)
     assert len(body) <= MAX_MESSAGE_BYTES
-    return _LENGTH.pack(len(body)) + body
+    return LENGTH.pack(len(body)) + body
 
 
 def decode(body: bytes) -> Message:
@@ -218,47 +322,3 @@ def decode(body: bytes) -> Message:
         (fault,) = faults_of(error, whole="all of it", most=1)
         # Without the value: a peer may send anything.
         raise ProtocolError(f"a control message: {fault.path}: {fault.rule}") from None
-
-
-class ControlChannel:
-    """Messages over one proven connection; sending never waits, for what is sent is small."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-        self.silence = Silence()
-
-    @classmethod
-    async def over(cls, connection: socket.socket) -> ControlChannel:
-        return cls(*await asyncio.open_connection(sock=connection))
-
-    def send(self, message: Message) -> None:
-        """On a connection that has ended this does nothing: receive() tells."""
-        if not self._writer.is_closing():
-            self._writer.write(encode(message))
-
-    async def receive(self) -> Message:
-        """Raises ProtocolError, or OSError where the connection has ended."""
-        try:
-            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            if length > MAX_MESSAGE_BYTES:
-                raise ProtocolError(f"a control message of {length} bytes")
-            message = decode(await self._reader.readexactly(length))
-            self.silence.heard()
-            return message
-        except asyncio.IncompleteReadError:
-            raise ConnectionError("the connection ended") from None
-
-    async def keep_alive(self) -> None:
-        """Send heartbeats; returns once the other end has fallen silent."""
-        await self.silence.outlast(lambda: self.send(Heartbeat()), PING_INTERVAL_S / 2)
-
-    async def flush(self) -> None:
-        await self._writer.drain()
-
-    def close(self) -> None:
-        """Close once what was sent has left."""
-        self._writer.close()
-
-    def abort(self) -> None:
-        """Close now; a blocked receive() ends."""
-        self._writer.transport.abort()

@@ -38,7 +38,13 @@ class TensorBuffer:
 
     def __init__(self, limits: Limits) -> None:
         size = limits.tokens * limits.hidden_size * max(ITEM_BYTES)
-        self.memory = memoryview(bytearray(size))
+        self._memory = memoryview(bytearray(size))
+
+    def room(self, size: int) -> memoryview:
+        """Of so many bytes; more than before where limits were raised meanwhile."""
+        if size > len(self._memory):
+            self._memory = memoryview(bytearray(size))
+        return self._memory[:size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,10 @@ class TcpLink:
         self._epoch, self._limits = epoch, limits
         self._header = bytearray(HEADER_BYTES)
 
+    def accept(self, limits: Limits) -> None:
+        """What is within these limits or those before; from any thread."""
+        self._limits = self._limits.or_within(limits)
+
     def receive(self, buffer: TensorBuffer) -> Frame:
         """The next step, its tensor in `buffer`; raises LinkBroken, ProtocolError."""
         while True:
@@ -73,7 +83,7 @@ class TcpLink:
                 break
         body = bytearray(header.body_bytes)
         self._fill(memoryview(body))
-        tensor = buffer.memory[: header.tensor_bytes]
+        tensor = buffer.room(header.tensor_bytes)
         self._fill(tensor)
         return Frame(header, body, decode_step(header, body, self._limits), tensor, buffer)
 

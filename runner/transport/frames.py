@@ -11,7 +11,7 @@ uses this too, and a tensor is a block of bytes with a dtype's name.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from runner.sampling_parameters import MAX_LOGPROBS
 from runner.steps import StageTime
 
 MAGIC = b"SPLS"
-VERSION = 2  # of all that travels, control messages too
+VERSION = 3  # of all that travels, control messages too
 DTYPES = ("", "float32", "bfloat16", "float16")
 ITEM_BYTES = (0, 4, 2, 2)
 ADMISSION_BYTES = 64 * 1024  # one admission: the largest logit_bias is half of it
@@ -82,6 +82,14 @@ class Limits:
         segments = max_segments(spec)
         tokens = spec.prefill_token_budget + segments
         return cls(Operation.RESULT, len(spec.ranks), tokens, segments, 0, vocab, positions)
+
+    def or_within(self, other: Limits) -> Limits:
+        """So that a receiver takes what is within either; both are of one model."""
+        return replace(
+            self,
+            tokens=max(self.tokens, other.tokens),
+            segments=max(self.segments, other.segments),
+        )
 
 
 def max_segments(spec: GroupSpec) -> int:

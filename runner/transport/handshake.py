@@ -29,6 +29,7 @@ from runner.transport.frames import VERSION, Epoch
 
 MASTER_RANK = 0xFFFF
 NO_EPOCH = Epoch(0, 0)
+NO_SPEC = "00" * 32
 _MAGIC = b"SPHS"
 _HELLO = struct.Struct("<4sBBHQI32s32s")
 _VERDICT = struct.Struct("<BH")
@@ -51,7 +52,8 @@ class Refused(ProtocolError):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who dials, and for which epoch (NO_EPOCH for control) of which spec (64 hex digits)."""
+    """Who dials, and for which epoch of which spec (64 hex digits): NO_EPOCH and NO_SPEC for
+    control."""
 
     role: Role
     rank: int
@@ -95,7 +97,7 @@ async def dial_handshake(connection: socket.socket, token: bytes, hello: Hello) 
 
 
 async def accept_handshake(
-    connection: socket.socket, token: bytes, spec_hash: str, judge: Callable[[Hello], str]
+    connection: socket.socket, token: bytes, judge: Callable[[Hello], str]
 ) -> Hello:
     """Let a dialer prove itself; `judge` returns why its hello is refused, "" accepts.
 
@@ -111,8 +113,6 @@ async def accept_handshake(
         refusal = DIFFERING_PROOF
     elif hello.version != VERSION:
         refusal = f"the wire versions differ: {hello.version} dials {VERSION}; update both"
-    elif hello.spec_hash != spec_hash:
-        refusal = f"the specs differ: {hello.spec_hash[:12]} dials {spec_hash[:12]}"
     else:
         refusal = judge(hello)
     sentence = refusal.encode()[:_MAX_SENTENCE_BYTES]
@@ -120,6 +120,13 @@ async def accept_handshake(
     if refusal:
         raise Refused(refusal)
     return hello
+
+
+def differing_specs(hello: Hello, spec_hash: str) -> str:
+    """Why a listener that serves `spec_hash` refuses, "" where both serve the same."""
+    if hello.spec_hash == spec_hash:
+        return ""
+    return f"the specs differ: {hello.spec_hash[:12]} dials {spec_hash[:12]}"
 
 
 def _code(token: bytes, side: bytes, greeting: bytes, nonce: bytes) -> bytes:

@@ -12,7 +12,8 @@ import pytest
 from runner.errors import ProtocolError
 from runner.steps import Segment, Step
 from runner.transport.connection import Proven, ProvingListener
-from runner.transport.control import ControlChannel, decode
+from runner.transport.control import decode
+from runner.transport.control_channel import ControlChannel
 from runner.transport.dialling import dial
 from runner.transport.frames import HEADER_BYTES, Epoch, Limits, StepCounts, decode_header
 from runner.transport.handshake import NO_EPOCH, Hello, Role
@@ -32,7 +33,7 @@ LIMIT_S = 30
 async def listening() -> AsyncIterator[tuple[int, asyncio.Queue[Proven]]]:
     """The listener of master and stages: its port, and what has proven itself."""
     proven: asyncio.Queue[Proven] = asyncio.Queue()
-    listener = ProvingListener(bind("127.0.0.1", 0), TOKEN, SPEC_HASH, lambda _: "", proven.put)
+    listener = ProvingListener(bind("127.0.0.1", 0), TOKEN, lambda _: "", proven.put)
     task = asyncio.create_task(listener.serve())
     try:
         yield listener.port, proven

@@ -10,11 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from runner.master.api.app import create_app
 from runner.master.text.model_text import ModelText
 from tests.advisories.running_tiers import BLOCK, RunningTiers, running_tiers
 from tests.runner.master.scripted_engine import ScriptedEngine
-from tests.runner.master.serving import group_spec
+from tests.runner.master.serving import master_app
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def inside() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def tiers(engine: ScriptedEngine, demo_text: ModelText, tmp_path: Path) -> Iterator[RunningTiers]:
-    master = create_app(group_spec(), engine, demo_text)  # type: ignore[arg-type]
+    master = master_app(engine, demo_text)
     with running_tiers(master, tmp_path) as running:
         yield running
 

@@ -10,10 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from proxy_block.block_request import parse_block_request
-from runner.master.api.app import create_app
 from runner.master.text.model_text import ModelText
 from tests.runner.master.scripted_engine import ScriptedEngine
-from tests.runner.master.serving import MODEL, group_spec
+from tests.runner.master.serving import MODEL, master_app
 from web.errors import ApiError
 
 HUGE = [100_000, 10**9, 10**18, 2**63, 10**40]
@@ -45,7 +44,7 @@ LEAST = 4 * 2**20
 
 @pytest.fixture
 def master(engine: ScriptedEngine, demo_text: ModelText) -> TestClient:
-    return TestClient(create_app(group_spec(), engine, demo_text))  # type: ignore[arg-type]
+    return TestClient(master_app(engine, demo_text))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("path", "body", "field"), NUMBERS)

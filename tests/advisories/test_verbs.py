@@ -18,11 +18,10 @@ from inference_server.api import build_app as build_server
 from inference_server.keys.api_keys import ApiKeys
 from proxy_block.api import build_app as build_block
 from proxy_block.stores.sqlite import SqliteStore
-from runner.master.api.app import create_app
 from runner.master.text.model_text import ModelText
 from runner.stage.process.health import health_app
 from tests.runner.master.scripted_engine import ScriptedEngine
-from tests.runner.master.serving import group_spec
+from tests.runner.master.serving import master_app
 
 READING = {"GET", "HEAD", "OPTIONS"}
 # What generates, written out once more: a verb that changes something does not get in here by a
@@ -53,11 +52,8 @@ def tiers(engine: ScriptedEngine, demo_text: ModelText, tmp_path: Path) -> dict[
     keys.write_text('[{"name": "me", "sha256": "' + "0" * 64 + '"}]')
     server = InferenceServerSpec("test", (BlockSpec("block", "http://127.0.0.1:9"),))
     return {
-        "master": create_app(
-            group_spec(bind_address=""),
-            engine,  # type: ignore[arg-type]
-            demo_text,
-            management_key=lambda: "the-key-of-the-stack",
+        "master": master_app(
+            engine, demo_text, management_key=lambda: "the-key-of-the-stack", bind_address=""
         ),
         "stage": health_app(lambda: "", lambda: "", CollectorRegistry()),
         "proxy block": build_block(

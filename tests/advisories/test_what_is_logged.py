@@ -12,12 +12,11 @@ import httpx
 import pytest
 
 from runner.errors import NotServing, RequestEndsTheGroup, RunnerError
-from runner.master.api.app import create_app
 from runner.master.text.model_text import ModelText
 from tests.advisories.running_tiers import BLOCK, RunningTiers, running_tiers
 from tests.runner.master.api.test_prompts import Stack
 from tests.runner.master.scripted_engine import ScriptedEngine
-from tests.runner.master.serving import group_spec, served, wait_until
+from tests.runner.master.serving import master_app, served, wait_until
 from web.logs import JsonLines
 
 SECRET = "heliotrope-marmalade"
@@ -60,7 +59,7 @@ def log() -> Iterator[io.StringIO]:
 def tiers(
     log: io.StringIO, engine: ScriptedEngine, demo_text: ModelText, tmp_path: Path
 ) -> Iterator[RunningTiers]:
-    master = create_app(group_spec(), engine, demo_text)  # type: ignore[arg-type]
+    master = master_app(engine, demo_text)
     with running_tiers(master, tmp_path) as running:
         yield running
 
@@ -132,7 +131,7 @@ def test_nor_where_a_request_ends_the_group(log: io.StringIO, demo_text: ModelTe
     """The same of a request that is suspected of bringing the engine down, and is dumped for it."""
     stack = Stack()
     stack.group.deadly = {demo_text.encode_prompt(SECRET)[-1]}
-    with served(create_app(stack.spec, stack.engine, demo_text, stack.lifespan)) as url:
+    with served(master_app(stack.engine, demo_text, stack.lifespan)) as url:
         wait_until(lambda: stack.engine.ready)
         answer = ask(url, "/generate", {"prompt": SECRET, "max_new_tokens": 5})
     assert answer.json()["error"]["code"] == "request_ends_the_group"

@@ -49,11 +49,11 @@ def found(control_plane):
         }
 
 
-def group_spec(control_plane):
+def stage_spec(control_plane, rank):
     with control_plane.client() as client:
         core = kubernetes.client.CoreV1Api(client)
-        data = core.read_namespaced_config_map("apart-group", "apart-splits").data
-    return json.loads(data["group.json"])
+        data = core.read_namespaced_config_map(f"apart-rank-{rank}", "apart-splits").data
+    return json.loads(data["stage.json"])
 
 
 def pod_node(control_plane, name):
@@ -92,10 +92,10 @@ def test_up_and_destroy_over_two_clusters(control_plane, away, tmp_path):
     assert len(here["Deployment"]) == 2
     assert there["Deployment"] == set()
 
-    spec = group_spec(control_plane)
-    assert spec == group_spec(away)
-    assert spec["master_host"] == "203.0.113.1"
-    assert [rank["advertise_address"] for rank in spec["ranks"]] == ["203.0.113.1", "203.0.113.2"]
+    for rank, cluster in enumerate((control_plane, away)):
+        spec = stage_spec(cluster, rank)
+        assert spec["master_host"] == "203.0.113.1"
+        assert spec["advertise_address"] == f"203.0.113.{rank + 1}"
 
     assert workspace.up().changes == {}
     assert workspace.destroy().succeeded

@@ -41,7 +41,7 @@ class CarriedStack:
         self.proxies = [self._proxy(), self._proxy()]
         self.server = self._server([one.url for one in self.proxies])
         self.links: dict[str, TcpProxy] = {}
-        master, store = self.group.spec.http_port, self.redis.port
+        master, store = self.group.master_spec.http_port, self.redis.port
         sessions = SessionsSpec(url=f"redis{self._link('store', store)[4:]}/0")
         self._far_spec = ProxySpec(BLOCK, "fault", self._link("master", master), sessions=sessions)
         self.far_proxy = self._tier("proxy_block", self._far_spec, **FAR)

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from contract.specs import GroupSpec, RankSpec, render
+from contract.specs import GroupSpec, MasterSpec, RankPart, StageSpec, render
 from tests.waiting import free_ports, wait_for
 
 MASTER = -1
@@ -34,42 +34,51 @@ class RankGroup:
         **settings: Any,
     ) -> None:
         ports = free_ports(2 + 2 * len(layers))
-        ranks = tuple(
-            RankSpec(
-                rank=rank,
-                layers=bounds,
+        self.master_spec = MasterSpec(
+            "fault", bind_address="127.0.0.1", master_port=ports[0], http_port=ports[1]
+        )
+        self.stage_specs = [
+            StageSpec(
+                "fault",
+                rank,
+                master_host=reach_master,
+                master_port=ports[0],
+                bind_address="127.0.0.1",
                 threads=1,
                 memory_bytes=4 * 2**30,
                 data_port=ports[2 + 2 * rank],
                 health_port=ports[3 + 2 * rank],
                 advertise_address=(advertise or {}).get(rank, ""),
             )
-            for rank, bounds in enumerate(layers)
-        )
+            for rank in range(len(layers))
+        ]
         self.spec = GroupSpec(
             deployment_name="fault",
             model_name=model,
-            ranks=ranks,
+            ranks=tuple(RankPart(bounds) for bounds in layers),
             dtype="float32",
             max_model_len=1024,
-            bind_address="127.0.0.1",
-            master_host=reach_master,
-            master_port=ports[0],
-            http_port=ports[1],
             **settings,
         )
         self.state = state
-        (state / "spec.json").write_text(render(self.spec))
+        (state / "master.json").write_text(render(self.master_spec))
+        (state / "group.json").write_text(render(self.spec))
+        for spec in self.stage_specs:
+            (state / f"stage-{spec.rank}.json").write_text(render(spec))
         (state / "token").write_text(secrets.token_hex(32))
         self.url = f"http://127.0.0.1:{ports[1]}"
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, rank: int) -> None:
-        module = ["runner.master"] if rank == MASTER else ["runner.stage", "--rank", str(rank)]
-        files = ["--spec", str(self.state / "spec.json"), "--token-file", str(self.state / "token")]
+        if rank == MASTER:
+            command = ["runner.master", "--group-spec", str(self.state / "group.json")]
+            spec = "master.json"
+        else:
+            command, spec = ["runner.stage"], f"stage-{rank}.json"
+        files = ["--spec", str(self.state / spec), "--token-file", str(self.state / "token")]
         with self.log(rank).open("ab") as log:
             self.processes[rank] = subprocess.Popen(
-                [sys.executable, "-m", *module, *files], stdout=log, stderr=log
+                [sys.executable, "-m", *command, *files], stdout=log, stderr=log
             )
 
     def start_all(self) -> None:

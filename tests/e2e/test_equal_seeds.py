@@ -48,7 +48,7 @@ class Ranks:
         self.group = RankGroup(
             model, layers, state, reach_master="127.0.0.4", prefill_token_budget=24
         )
-        port = self.group.spec.master_port
+        port = self.group.master_spec.master_port
         self.network = TcpProxy(("127.0.0.4", port), ("127.0.0.1", port))
 
     def end(self) -> None:

@@ -49,7 +49,7 @@ def group(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rank
 @pytest.fixture(scope="module")
 def links(group: RankGroup) -> Iterator[dict[str, TcpProxy]]:
     """The network: master -> stage 0, stage 0 -> stage 1, and stages -> master."""
-    first, last = group.spec.ranks
+    first, last = group.stage_specs
     proxies = {
         "master-to-stage-0": TcpProxy(
             ("127.0.0.2", first.data_port), ("127.0.0.1", first.data_port)
@@ -58,7 +58,8 @@ def links(group: RankGroup) -> Iterator[dict[str, TcpProxy]]:
             ("127.0.0.3", last.data_port), ("127.0.0.1", last.data_port)
         ),
         "stages-to-master": TcpProxy(
-            ("127.0.0.4", group.spec.master_port), ("127.0.0.1", group.spec.master_port)
+            ("127.0.0.4", group.master_spec.master_port),
+            ("127.0.0.1", group.master_spec.master_port),
         ),
     }
     yield proxies

@@ -10,12 +10,11 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from runner.master.api.app import create_app
 from runner.master.text.model_text import ModelText
 from runner.stage.process.health import health_app
 from tests.goldens.conftest import WatchedEngine
 from tests.goldens.recorded_file import check_recorded
-from tests.runner.master.serving import group_spec
+from tests.runner.master.serving import master_app
 
 
 def test_the_proxy_blocks_documents(proxy: str) -> None:
@@ -32,7 +31,7 @@ def test_the_inference_servers_document(server: str) -> None:
 def test_the_ranks_routes(engine: WatchedEngine, text: ModelText) -> None:
     """These have no document of their own."""
     stage = health_app(lambda: "", lambda: "", CollectorRegistry())
-    master = create_app(group_spec(), engine, text)  # type: ignore[arg-type]
+    master = master_app(engine, text)
     check_recorded("routes", {"master": routes(master), "stage": routes(stage)})
 
 

@@ -40,7 +40,9 @@ def test_the_master(master: str) -> None:
 
 
 def test_a_stage() -> None:
-    registry: CollectorRegistry = StageMetrics("test/model", 0, lambda: True).registry
+    registry: CollectorRegistry = StageMetrics(
+        0, model_name=lambda: "test/model", ready=lambda: True
+    ).registry
     check_recorded("metrics-stage", families(generate_latest(registry).decode()))
 
 

@@ -18,8 +18,10 @@ from contract.specs import (
     BlockSpec,
     GroupSpec,
     InferenceServerSpec,
+    MasterSpec,
     ProxySpec,
-    RankSpec,
+    RankPart,
+    StageSpec,
     render,
     spec_hash,
 )
@@ -45,7 +47,9 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults() -> None:
     specs = (
-        GroupSpec("d", "org/model", (RankSpec(0, (0, 5)), RankSpec(1, (5, 12)))),
+        GroupSpec("d", "org/model", (RankPart((0, 5)), RankPart((5, 12)))),
+        MasterSpec("d"),
+        StageSpec("d", 1),
         ProxySpec("one", "d", "http://master:8080"),
         InferenceServerSpec("d", (BlockSpec("one", "http://one:8082"),)),
     )

@@ -14,20 +14,29 @@ from dataclasses import replace
 
 import pytest
 
-from contract.specs import GroupSpec, RankSpec
+from contract.specs import GroupSpec, RankPart, spec_hash
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, SampledToken, Segment, StageTime, Step, StepResult
 from runner.transport import control as control_message
 from runner.transport.control import StageInfo
 from runner.transport.frames import HEADER_BYTES, Epoch, Limits, decode_header, encode_ping
-from runner.transport.handshake import NO_EPOCH, Hello, Role, accept_handshake, dial_handshake
+from runner.transport.handshake import (
+    NO_EPOCH,
+    NO_SPEC,
+    Hello,
+    Role,
+    accept_handshake,
+    dial_handshake,
+    differing_specs,
+)
 from runner.transport.result_frame import decode_result, encode_result
 from runner.transport.step_frame import decode_step, encode_step, pass_on, pass_on_aborted
 from tests.goldens.recorded_file import check_recorded
 
 EPOCH = Epoch(0x1234_5678_9ABC_DEF0, 7)
 HIDDEN, VOCABULARY, POSITIONS = 16, 1000, 512
-SPEC = GroupSpec("wire", "model", (RankSpec(0, (0, 1)), RankSpec(1, (1, 2))))
+SPEC = GroupSpec("wire", "model", (RankPart((0, 1)), RankPart((1, 2), 2**33)))
+DIGEST = spec_hash(SPEC)
 SIZES = {"hidden": HIDDEN, "vocab": VOCABULARY, "positions": POSITIONS}
 FIRST = Limits.of_stage(SPEC, 0, **SIZES)
 SECOND = Limits.of_stage(SPEC, 1, **SIZES)
@@ -112,22 +121,44 @@ MEMORY = control_message.GroupMemory(
         control_message.GroupEvent(1.5, "start", None, "started", 12.5),
         control_message.GroupEvent(20.0, "rank", 1, "rank 1 gone", None),
     ),
+    served=control_message.Served(SPEC, "c0ffee"),
 )
 MESSAGES: dict[str, control_message.Message] = {
-    "join": control_message.Join("an instance", 17, "10.0.0.7", 3001, None, None),
+    "join": control_message.Join("an instance", 17, "10.0.0.7", 3001, "a-node", "cuda:0"),
     "join again": control_message.Join(
-        "é", 17, "::1", 3001, "c0ffee", replace(STAGE, rope_boundary=4096)
+        "é",
+        17,
+        "::1",
+        3001,
+        "",
+        "cpu",
+        control_message.Holding(DIGEST, replace(STAGE, rope_boundary=4096)),
     ),
     "join of a stage that outlived its master": control_message.Join(
-        "an instance", 17, "10.0.0.7", 3001, "c0ffee", STAGE, MEMORY, 2.5
+        "an instance",
+        17,
+        "10.0.0.7",
+        3001,
+        "a-node",
+        "1",
+        control_message.Holding(DIGEST, STAGE),
+        MEMORY,
+        2.5,
     ),
     "remember": control_message.Remember(MEMORY),
-    "welcome": control_message.Welcome("c0ffee"),
+    "welcome": control_message.Welcome(part=True),
     "refusal": control_message.Refusal("rank 1 is held"),
     "heartbeat": control_message.Heartbeat(),
-    "loaded": control_message.Loaded(STAGE),
-    "load failed": control_message.LoadFailed("no memory"),
-    "form": control_message.Form(2**64 - 1, 3, (("10.0.0.7", 3001), ("::1", 3002))),
+    "prepare": control_message.Prepare(SPEC, "c0ffee", 2, in_force=False),
+    "progress": control_message.Progress(DIGEST, 2**20, 2**40),
+    "prepared": control_message.Prepared(DIGEST),
+    "prepare failed": control_message.PrepareFailed(DIGEST, "no such model"),
+    "load": control_message.Load(DIGEST),
+    "loaded": control_message.Loaded(DIGEST, STAGE),
+    "load failed": control_message.LoadFailed(DIGEST, "no memory"),
+    "take": control_message.Take(SPEC),
+    "taken": control_message.Taken(DIGEST),
+    "form": control_message.Form(2**64 - 1, 3, DIGEST, (("10.0.0.7", 3001), ("::1", 3002))),
     "formed": control_message.Formed(3),
     "epoch failed": control_message.EpochFailed(3, "a link broke"),
     "leaving": control_message.Leaving(),
@@ -216,7 +247,7 @@ def test_control_messages() -> None:
 
 
 async def transcript(
-    dialer_token: bytes = TOKEN, spec_hash: str = HELLO.spec_hash, refusal: str = ""
+    dialer_token: bytes = TOKEN, spec: str = HELLO.spec_hash, refusal: str = ""
 ) -> list[str]:
     """What goes over the connection, in both directions; every nonce is the same."""
     said: list[str] = []
@@ -240,7 +271,9 @@ async def transcript(
         async with asyncio.timeout(5):
             await asyncio.gather(
                 dial_handshake(dialer, dialer_token, HELLO),
-                accept_handshake(listener, TOKEN, spec_hash, lambda _: refusal),
+                accept_handshake(
+                    listener, TOKEN, lambda hello: refusal or differing_specs(hello, spec)
+                ),
                 return_exceptions=True,
             )
             await asyncio.sleep(0.05)
@@ -270,7 +303,7 @@ def test_the_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {
         "accepted": asyncio.run(transcript()),
         "another token": asyncio.run(transcript(dialer_token=b"another token of 16 bytes")),
-        "another spec": asyncio.run(transcript(spec_hash="cd" * 32)),
+        "another spec": asyncio.run(transcript(spec="cd" * 32)),
         "refused": asyncio.run(transcript(refusal="epoch 1 is over")),
     }
     check_recorded("wire-handshake", found)
@@ -278,7 +311,7 @@ def test_the_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hellos() -> None:
     hellos = {
-        "control": Hello(Role.CONTROL, 2, NO_EPOCH, "01" * 32),
+        "control": Hello(Role.CONTROL, 2, NO_EPOCH, NO_SPEC),
         "data": HELLO,
         "return": Hello(Role.RETURN, 3, EPOCH, "ab" * 32),
     }

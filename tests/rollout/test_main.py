@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from contract.signature import signing_key
-from contract.specs import GroupSpec, RankSpec, render
+from contract.specs import GroupSpec, RankPart, render
 from tests.rollout.small_master import TOKEN, SmallMaster, serves, small_master, step
 from tests.waiting import free_ports, wait_for
 
-WANTED = GroupSpec("d", "demo:wanted", (RankSpec(0, (0, 4)), RankSpec(1, (4, 8))))
+WANTED = GroupSpec("d", "demo:wanted", (RankPart((0, 4)), RankPart((4, 8))))
 FORMER = GroupSpec("d", "demo:former", WANTED.ranks)
 WHOLE = [
     step("preparing", "fetching", "waiting", fetched_bytes=300_000_000, wanted_bytes=1_200_000_000),

@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-from contract.specs import GroupSpec, RankSpec, render
+from contract.specs import GroupSpec, MasterSpec, RankPart, StageSpec, render
 from runner.master.group.formation import Formation
 from runner.master.group.group import Group
 from runner.sampling_parameters import SamplingParameters
@@ -128,48 +129,55 @@ class Stages:
         state: Path,
         *,
         advertise: dict[int, str] | None = None,
+        master_host: str = "127.0.0.1",
         **settings: object,
     ) -> None:
         ports = free_ports(2 + 2 * len(layers))
-        ranks = tuple(
-            RankSpec(
-                rank=rank,
-                layers=bounds,
+        self.master_spec = MasterSpec(
+            "stages", bind_address="127.0.0.1", master_port=ports[0], http_port=ports[1]
+        )
+        self.stage_specs = [
+            StageSpec(
+                "stages",
+                rank,
+                master_host=master_host,
+                master_port=ports[0],
+                bind_address="127.0.0.1",
                 threads=1,
                 memory_bytes=2 * 10**9,
                 data_port=ports[2 + 2 * rank],
                 health_port=ports[3 + 2 * rank],
                 advertise_address=(advertise or {}).get(rank, ""),
             )
-            for rank, bounds in enumerate(layers)
-        )
-        fields = {"bind_address": "127.0.0.1", "dtype": "float32", "request_deadline_s": 60.0}
+            for rank in range(len(layers))
+        ]
+        fields = {"dtype": "float32", "request_deadline_s": 60.0}
         self.spec = GroupSpec(
             "stages",
             model,
-            ranks,
-            master_port=ports[0],
-            http_port=ports[1],
+            tuple(RankPart(bounds) for bounds in layers),
             **(fields | settings),  # type: ignore[arg-type]
         )
         self.state = state
         self.token = secrets.token_hex(16).encode()
-        self.spec_file = self._write("spec.json", render(self.spec))
+        for spec in self.stage_specs:
+            self._write(self.spec_file(spec.rank).name, render(spec))
         self.token_file = self._write("token", self.token.decode())
         self.module = "runner.stage"
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def spec_file(self, rank: int) -> Path:
+        return self.state / f"stage-{rank}.json"
 
     def _write(self, name: str, text: str) -> Path:
         path = self.state / name
         path.write_text(text)
         return path
 
-    def launch(
-        self, rank: int, *, token_file: Path | None = None, spec_file: Path | None = None
-    ) -> subprocess.Popen[bytes]:
+    def launch(self, rank: int, *, token_file: Path | None = None) -> subprocess.Popen[bytes]:
         """A stage's process; its log is appended to stage-RANK.log."""
-        command = [sys.executable, "-m", self.module, "--rank", str(rank)]
-        command += ["--spec", str(spec_file or self.spec_file)]
+        command = [sys.executable, "-m", self.module]
+        command += ["--spec", str(self.spec_file(rank))]
         command += ["--token-file", str(token_file or self.token_file)]
         with (self.state / f"stage-{rank}.log").open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log)
@@ -177,8 +185,8 @@ class Stages:
     def start_deadly(self, rank: int, token_id: int) -> None:
         """A stage whose process ends at once when it is to compute a step with `token_id`."""
         program = _DEADLY.format(token_id=token_id)
-        command = [sys.executable, "-c", program, "--rank", str(rank)]
-        command += ["--spec", str(self.spec_file), "--token-file", str(self.token_file)]
+        command = [sys.executable, "-c", program]
+        command += ["--spec", str(self.spec_file(rank)), "--token-file", str(self.token_file)]
         with (self.state / f"stage-{rank}.log").open("ab") as log:
             self.processes[rank] = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -190,7 +198,7 @@ class Stages:
             await asyncio.sleep(0.05)
 
     def start(self, *ranks: int) -> None:
-        for rank in ranks or range(len(self.spec.ranks)):
+        for rank in ranks or range(len(self.stage_specs)):
             self.processes[rank] = self.launch(rank)
 
     def signal(self, rank: int, number: signal.Signals) -> None:
@@ -209,13 +217,17 @@ class Stages:
         return (self.state / f"stage-{rank}.log").read_text()
 
     def health(self, rank: int, path: str) -> httpx.Response:
-        return httpx.get(f"http://127.0.0.1:{self.spec.ranks[rank].health_port}{path}", timeout=1)
+        return httpx.get(f"http://127.0.0.1:{self.stage_specs[rank].health_port}{path}", timeout=1)
+
+    def group(self, **changes: Any) -> Group:
+        """A new master's."""
+        return Group(self.master_spec, self.token, self.spec, **changes)
 
     @contextlib.asynccontextmanager
     async def master(self) -> AsyncIterator[Master]:
         """One life of a master; the stages outlive it."""
         recorder = Recorder()
-        group = Group(self.spec, self.token)
+        group = self.group()
         await group.start(recorder)
         try:
             yield Master(group, recorder)

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM
 from runner.errors import NoMemory
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import GenerationRequest, PromptEvent, TokenEvent
-from runner.master.group.group import Group
 from runner.sampling_parameters import SamplingParameters
 from tests.runner.running_stages import Stages
 from tests.runner.stage.process.faulty_stage import FAULTS
@@ -28,8 +27,8 @@ BUDGET = 16
 
 @asynccontextmanager
 async def serving(stages: Stages) -> AsyncIterator[Engine]:
-    group = Group(stages.spec, stages.token)
-    engine = Engine(stages.spec, group)
+    group = stages.group()
+    engine = Engine(group)
     await group.start(engine)
     try:
         async with asyncio.timeout(90):

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from runner.master.api.bodies import OpenAIBody
 from runner.master.api.errors import failure_body
 from runner.master.api.id_lines import IdLines
+from runner.master.api.served_models import ServedModel
 from runner.master.engine.requests import TokenEvent
 from runner.master.text.choice import TextPiece, TextRequest, joined
 from runner.master.text.model_text import TokenBytes
@@ -45,6 +46,7 @@ class Answer(Protocol):
 
 async def respond(
     request: Request,
+    model: ServedModel,
     requests: Sequence[TextRequest],
     answer: Answer,
     *,
@@ -58,9 +60,9 @@ async def respond(
     state = request.app.state
     if stream:
         _pass_over(requests, answer)
-    text = TextStream(state.engine, state.text, state.metrics, requests)
+    text = TextStream(state.engine, model.text, state.models.metrics, requests)
     if stream or lines is not None:
-        deadline_s = state.spec.request_deadline_s
+        deadline_s = model.spec.request_deadline_s
         return event_stream(text, answer, deadline_s, whole=not stream, lines=lines)
     with closing(text):
         choices = await until_disconnected(request.receive, text.collect())

@@ -16,15 +16,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from contract.specs import GroupSpec
+from contract.specs import MasterSpec
 from runner.master.api.chat import aios_chat, chat_completions
 from runner.master.api.completions import completions, generate, get_config, set_config
-from runner.master.api.defaults import GenerationDefaults
 from runner.master.api.errors import install_failure_handler
-from runner.master.api.prompts import Prompts
+from runner.master.api.served_models import ServedModels, Texts
 from runner.master.engine.engine import Engine
-from runner.master.metrics import Metrics
-from runner.master.text.model_text import ModelText
 from web.domain import DomainMiddleware
 from web.errors import install_error_handlers
 from web.events import Events, EventStream, event
@@ -41,9 +38,9 @@ SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/generate", 
 
 
 def create_app(
-    spec: GroupSpec,
+    spec: MasterSpec,
     engine: Engine,
-    text: ModelText,
+    texts: Texts,
     lifespan: Lifespan | None = None,
     management_key: Callable[[], str] | None = None,
 ) -> Starlette:
@@ -58,10 +55,8 @@ def create_app(
         lifespan=lifespan,
     )
     state = app.state
-    state.spec, state.engine, state.text = spec, engine, text
-    state.defaults = GenerationDefaults(text.generation_defaults)
-    state.prompts = Prompts(spec, engine, text, state.defaults)
-    state.metrics = Metrics(spec.model_name, engine.statistics)
+    state.spec, state.engine = spec, engine
+    state.models = ServedModels(engine, texts)
     state.created = int(time.time())
     install_error_handlers(app, SERVED)
     install_failure_handler(app)
@@ -103,13 +98,13 @@ async def readyz(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """The served model under its own name and under the deployment's."""
     state = request.app.state
-    names = dict.fromkeys((state.spec.model_name, state.spec.deployment_name))
+    names = dict.fromkeys((state.models.current().spec.model_name, state.spec.deployment_name))
     return JSONResponse({"object": "list", "data": [_model(state, name) for name in names]})
 
 
 async def model(request: Request) -> Response:
     state, name = request.app.state, request.path_params["name"]
-    state.prompts.check_model(name)
+    state.models.current().prompts.check_model(name)
     return JSONResponse(_model(state, name))
 
 
@@ -119,13 +114,13 @@ def _model(state: State, name: str) -> dict[str, Any]:
         "object": "model",
         "created": state.created,
         "owned_by": "splitstack",
-        "root": state.spec.model_name,
+        "root": state.models.current().spec.model_name,
         "max_model_len": state.engine.max_model_len,
     }
 
 
 async def metrics(request: Request) -> Response:
-    return metrics_response(request.app.state.metrics.registry, CONTENT_TYPE_PLAIN_0_0_4)
+    return metrics_response(request.app.state.models.metrics.registry, CONTENT_TYPE_PLAIN_0_0_4)
 
 
 async def topology(request: Request) -> Response:
@@ -149,9 +144,11 @@ async def _topology_events(state: State) -> Events:
 
 
 def _topology(state: State) -> dict[str, Any]:
+    served = state.engine.in_force
     return {
         "deployment_name": state.spec.deployment_name,
-        "model_name": state.spec.model_name,
+        "model_name": None if served is None else served.spec.model_name,
+        "spec_hash": None if served is None else served.spec_hash,
         "ready": state.engine.ready,
         **state.engine.topology(),
     }

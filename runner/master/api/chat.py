@@ -31,10 +31,11 @@ async def aios_chat(request: Request) -> Response:
 
 async def _answer(request: Request, body: ChatBody) -> Response:
     state = request.app.state
-    requests = await state.prompts.to_answer(body)
-    answer = ChatAnswer(body, requests, state.text)
+    model = state.models.current()
+    requests = await model.prompts.to_answer(body)
+    answer = ChatAnswer(body, requests, model.text)
     lines = asked_lines(request, body, requests, answer.head, state.engine)
-    return await respond(request, requests, answer, stream=body.stream, lines=lines)
+    return await respond(request, model, requests, answer, stream=body.stream, lines=lines)
 
 
 class ChatAnswer(OpenAIAnswer):

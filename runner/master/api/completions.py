@@ -25,19 +25,21 @@ from web.body import read_json_object
 async def completions(request: Request) -> Response:
     body = parse_body(CompletionBody, await read_json_object(request))
     state = request.app.state
-    requests = await state.prompts.to_complete(body)
-    answer = CompletionAnswer(body, requests, state.text)
+    model = state.models.current()
+    requests = await model.prompts.to_complete(body)
+    answer = CompletionAnswer(body, requests, model.text)
     lines = asked_lines(request, body, requests, answer.head, state.engine)
-    return await respond(request, requests, answer, stream=body.stream, lines=lines)
+    return await respond(request, model, requests, answer, stream=body.stream, lines=lines)
 
 
 async def generate(request: Request) -> Response:
     """{"output": text, ...}; with enable_streaming events {"output": piece}, the last one with
     finish_reason and usage."""
     body = parse_body(GenerateBody, await read_json_object(request))
-    requests = await request.app.state.prompts.to_complete(body)
+    model = request.app.state.models.current()
+    requests = await model.prompts.to_complete(body)
     answer = GenerateAnswer(requests)
-    return await respond(request, requests, answer, stream=body.enable_streaming)
+    return await respond(request, model, requests, answer, stream=body.enable_streaming)
 
 
 class CompletionAnswer(OpenAIAnswer):
@@ -113,9 +115,9 @@ class GenerateAnswer:
 
 async def set_config(request: Request) -> Response:
     """Change the defaults in memory; answers with all that are in force."""
-    request.app.state.defaults.update(await read_json_object(request))
+    request.app.state.models.defaults.update(await read_json_object(request))
     return await get_config(request)
 
 
 async def get_config(request: Request) -> Response:
-    return JSONResponse(request.app.state.defaults.current())
+    return JSONResponse(request.app.state.models.defaults.current())

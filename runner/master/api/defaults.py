@@ -27,9 +27,13 @@ class GenerationDefaults:
     What /set_config set lives in memory only and is lost with the process.
     """
 
-    def __init__(self, model_defaults: Mapping[str, Any]) -> None:
-        self._model = dict(model_defaults)
+    def __init__(self, model_defaults: Mapping[str, Any] | None = None) -> None:
+        self._model = dict(model_defaults or {})
         self._set: dict[str, Any] = {}
+
+    def follow(self, model_defaults: Mapping[str, Any]) -> None:
+        """Another model is served."""
+        self._model = dict(model_defaults)
 
     def update(self, document: Mapping[str, Any]) -> None:
         """Take what `document` names, nothing when any of it is wrong; raises InvalidField."""

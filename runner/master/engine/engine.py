@@ -33,7 +33,7 @@ from runner.master.engine.watch import Watch
 from runner.master.group.formation import Formation, RankGroup
 from runner.master.own_fault import OnFault, own_work, raise_fault
 from runner.steps import Step, StepResult
-from runner.transport.control import StageInfo
+from runner.transport.control import Served, StageInfo
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +46,10 @@ class Engine:
     A fault in what it does by itself, for no request in particular, goes to `on_fault`.
     """
 
-    def __init__(
-        self, spec: GroupSpec, group: RankGroup, *, on_fault: OnFault = raise_fault
-    ) -> None:
-        self._spec, self._group, self._on_fault = spec, group, on_fault
+    def __init__(self, group: RankGroup, *, on_fault: OnFault = raise_fault) -> None:
+        self._group, self._on_fault = group, on_fault
         self._ledger = RequestLedger()
-        self._cost = StepCost(len(spec.ranks))
+        self._cost = StepCost(0)
         self._micro_batches = MicroBatches(self._cost)
         self._scheduler: Scheduler | None = None
         self._counters = EngineStatistics()
@@ -62,6 +60,11 @@ class Engine:
         self.max_model_len: int | None = None
 
     # What the API asks
+
+    @property
+    def in_force(self) -> Served | None:
+        """What the group serves, or forms to serve; None while nobody has said."""
+        return self._group.served
 
     @property
     def ready(self) -> bool:
@@ -195,9 +198,7 @@ class Engine:
 
     def topology(self) -> dict[str, object]:
         """The ranks, the steps among them, and how it stands with the group."""
-        return describe_topology(
-            self._spec, self._group.history, self.statistics(), self._scheduler
-        ) | {
+        return describe_topology(self._group, self.statistics(), self._scheduler) | {
             "state": self.state,
             "reason": "" if self.ready else self.reason,
             "max_model_len": self.max_model_len,
@@ -206,22 +207,25 @@ class Engine:
     # What the group tells
 
     def group_formed(self, formation: Formation) -> None:
-        stages = formation.stages
+        stages, spec = formation.stages, formation.served.spec
         longest = min(stage.max_positions for stage in stages)
         kv_tokens = min(stage.kv_tokens for stage in stages)
-        asked = min(longest, self._spec.max_model_len or longest)
+        asked = min(longest, spec.max_model_len or longest)
         if kv_tokens < asked:
             sentence = (
                 "the KV cache of the smallest rank holds %d tokens: requests may have no more"
             )
             logger.warning(sentence + ", the model's context is %d", kv_tokens, asked)
         self.max_model_len = min(asked, kv_tokens)
-        self._formation = formation
+        before, self._formation = self._formation, formation
+        if before is None or _weights(before) != _weights(formation):
+            self._cost = StepCost(len(stages))
+            self._micro_batches = MicroBatches(self._cost)
         self._turned = False
         self._scheduler = Scheduler(
             ranks=len(stages),
-            prefill_token_budget=self._spec.prefill_token_budget,
-            max_concurrent_requests=self._spec.max_concurrent_requests,
+            prefill_token_budget=spec.prefill_token_budget,
+            max_concurrent_requests=spec.max_concurrent_requests,
             kv_tokens=kv_tokens,
             rope_boundary=stages[0].rope_boundary,
             cost=self._cost,
@@ -265,6 +269,12 @@ class Engine:
         self._watch.lost()
 
     # Inside
+
+    @property
+    def _spec(self) -> GroupSpec:
+        if self._formation is None:
+            raise self._not_formed()
+        return self._formation.served.spec
 
     def _stages(self) -> tuple[StageInfo, ...]:
         if self._formation is None:
@@ -327,3 +337,8 @@ class Engine:
     def _submit(self, step: Step) -> None:
         self._counters.steps += 1
         self._group.submit(step)
+
+
+def _weights(formation: Formation) -> list[tuple[object, ...]]:
+    """What decides how long steps take."""
+    return [(stage.commit, stage.layers, stage.dtype) for stage in formation.stages]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from contract.specs import GroupSpec, RankSpec
+from contract.specs import RankPart
 from runner.master.engine.scheduler import Scheduler
 from runner.master.engine.step_cost import StageCost, StepCost
 from runner.master.group.formation import RankGroup
-from runner.master.group.history import History
-from runner.transport.control import StageInfo
+from runner.transport.control import Join, StageInfo
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,8 @@ class RankStatistics:
     stage: StageInfo | None
     restarts: int
     cost: StageCost
-    joined: bool = False
-    """Its process is there; without a stage it is loading."""
+    join: Join | None = None
+    """What its process says of itself; without a stage it is loading."""
 
 
 @dataclass
@@ -53,10 +52,11 @@ def take_statistics(
 ) -> EngineStatistics:
     """What the engine knows itself, completed by the group and this epoch's scheduler."""
     history = group.history
-    by_rank = zip(group.stages(), history.restarts, cost.stages, group.joined(), strict=True)
+    stages = group.stages()
+    restarts = history.restarts(len(stages))
     ranks = tuple(
-        RankStatistics(rank, stage, restarts, times, joined)
-        for rank, (stage, restarts, times, joined) in enumerate(by_rank)
+        RankStatistics(rank, stage, restarts[rank], cost.of(rank), join)
+        for rank, (stage, join) in enumerate(zip(stages, group.joins(), strict=True))
     )
     present = replace(
         known,
@@ -81,7 +81,7 @@ def take_statistics(
 
 
 def describe_topology(
-    spec: GroupSpec, history: History, statistics: EngineStatistics, scheduler: Scheduler | None
+    group: RankGroup, statistics: EngineStatistics, scheduler: Scheduler | None
 ) -> dict[str, object]:
     """Epoch, micro-batches in flight, and by rank its layers, bytes and mean step times (ms).
 
@@ -90,8 +90,9 @@ def describe_topology(
     A rank's bubble ratio is the share of its time that it waits for work while there is some.
     """
     in_flight = [] if scheduler is None else scheduler.in_flight.values()
-    totals = history.totals()
-    by_rank = zip(spec.ranks, statistics.ranks, totals.restarts, strict=True)
+    history, parts = group.history, () if group.served is None else group.served.spec.ranks
+    totals = history.totals(len(parts))
+    by_rank = zip(parts, statistics.ranks, totals.restarts, strict=False)
     return {
         "epoch": history.epoch or None,
         "formations": totals.formations,
@@ -106,7 +107,7 @@ def describe_topology(
         "kv_tokens": statistics.kv_tokens,
         "kv_tokens_used": statistics.kv_tokens_used,
         "kv_tokens_reserved": statistics.kv_tokens_reserved,
-        "ranks": [_describe_rank(rank, found, restarts) for rank, found, restarts in by_rank],
+        "ranks": [_describe_rank(part, found, restarts) for part, found, restarts in by_rank],
         "in_flight": [
             {"requests": len(item.step.segments), "tokens": len(item.step.token_ids)}
             for item in in_flight
@@ -116,15 +117,15 @@ def describe_topology(
     }
 
 
-def _describe_rank(rank: RankSpec, found: RankStatistics, restarts: int) -> dict[str, object]:
-    stage, cost = found.stage, found.cost
+def _describe_rank(part: RankPart, found: RankStatistics, restarts: int) -> dict[str, object]:
+    stage, join, cost = found.stage, found.join, found.cost
     busy_s, wait_s = cost.mean_s, cost.wait_s
     return {
-        "rank": rank.rank,
-        "node": rank.node,
-        "devices": rank.visible_devices or rank.device,
-        "layers": list(rank.layers),
-        "joined": found.joined,
+        "rank": found.rank,
+        "node": "" if join is None else join.node,
+        "devices": "" if join is None else join.devices,
+        "layers": list(part.layers),
+        "joined": join is not None,
         "loaded": stage is not None,
         "restarts": restarts,
         "address": stage.address if stage else None,

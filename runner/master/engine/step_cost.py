@@ -83,6 +83,10 @@ class StepCost:
     def __post_init__(self) -> None:
         self.stages = [StageCost() for _ in range(self.ranks)]
 
+    def of(self, rank: int) -> StageCost:
+        """Nothing measured for a rank that it does not know."""
+        return self.stages[rank] if rank < len(self.stages) else StageCost()
+
     def observe(self, tokens: int, times: Sequence[StageTime], round_trip_s: float) -> None:
         """One step of `tokens` tokens that has come back after `round_trip_s`."""
         busy = 0.0

@@ -7,15 +7,17 @@ from typing import Protocol
 
 from runner.master.group.history import History
 from runner.steps import Step, StepResult
-from runner.transport.control import StageInfo
+from runner.transport.control import Join, Served, StageInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Formation:
-    """A formed group: the epoch (counter of this master's life) and its stages by rank."""
+    """A formed group: the epoch (counter of this master's life), its stages by rank, and what they
+    serve."""
 
     epoch: int
     stages: tuple[StageInfo, ...]
+    served: Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,10 @@ class RankGroup(Protocol):
     def retry_after_s(self) -> int: ...
     @property
     def history(self) -> History: ...
+    @property
+    def served(self) -> Served | None: ...
     def submit(self, step: Step) -> None: ...
     def abandon_epoch(self, reason: str) -> None: ...
     def note_progress(self) -> None: ...
     def stages(self) -> tuple[StageInfo | None, ...]: ...
-    def joined(self) -> tuple[bool, ...]: ...
+    def joins(self) -> tuple[Join | None, ...]: ...

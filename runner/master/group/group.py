@@ -14,10 +14,11 @@ import secrets
 import time
 from typing import Literal
 
-from contract.specs import GroupSpec, spec_hash
+from contract.specs import GroupSpec, MasterSpec
 from runner.master.group.barren_epochs import BarrenEpochs
 from runner.master.group.formation import Formation, GroupListener, Loss
 from runner.master.group.history import History
+from runner.master.group.keeper import MakeReady, SpecKeeper, nothing_more
 from runner.master.group.membership import Member, Membership
 from runner.master.group.pipeline_ends import PipelineEnds
 from runner.master.own_fault import OnFault, own_work, raise_fault
@@ -27,15 +28,17 @@ from runner.transport.control import (
     EpochFailed,
     Form,
     Formed,
+    Join,
     Leaving,
     Message,
     Released,
     Remember,
+    Served,
     StageInfo,
 )
 from runner.transport.dialling import BackOff
 from runner.transport.frames import Epoch, Limits
-from runner.transport.handshake import MASTER_RANK, NO_EPOCH, Hello, Role
+from runner.transport.handshake import MASTER_RANK, NO_EPOCH, Hello, Role, differing_specs
 from web.listener import bind
 from web.logs import note_in_logs
 
@@ -56,20 +59,30 @@ class Group:
 
     _listener: GroupListener
 
-    def __init__(self, spec: GroupSpec, token: bytes, *, on_fault: OnFault = raise_fault) -> None:
-        self._spec, self._token, self._on_fault = spec, token, on_fault
+    def __init__(
+        self,
+        spec: MasterSpec,
+        token: bytes,
+        file: GroupSpec | None,
+        *,
+        make_ready: MakeReady = nothing_more,
+        on_fault: OnFault = raise_fault,
+    ) -> None:
+        self._master, self._token, self._on_fault = spec, token, on_fault
         self.state: State = "starting"
         self.reason = "starting"
-        self.history = History(len(spec.ranks), time.time())
+        self.history = History(time.time())
         self._master_id = secrets.randbits(64)
         self._change = asyncio.Event()
+        self._keeper = SpecKeeper(spec, file, make_ready=make_ready, changed=self._change.set)
         self._membership = Membership(
-            spec,
             self.history,
-            changed=self._change.set,
+            joined=self._keeper.joined,
             lost=self._lose_rank,
             received=self._received,
         )
+        self._keeper.attach(self._membership)
+        self._forming: Served | None = None  # what the epoch in force or last tried is of
         self._ends: PipelineEnds | None = None
         self._loss: asyncio.Future[Loss] | None = None
         self._formed: set[int] = set()
@@ -81,13 +94,11 @@ class Group:
     async def start(self, listener: GroupListener) -> None:
         """Listen on master_port, and tell `listener`; raises PortError naming the port."""
         self._listener = listener
-        listening = bind(self._spec.bind_address, self._spec.master_port)
-        incoming = ProvingListener(
-            listening, self._token, spec_hash(self._spec), self._judge, self._deliver
-        )
+        listening = bind(self._master.bind_address, self._master.master_port)
+        incoming = ProvingListener(listening, self._token, self._judge, self._deliver)
         for work in (
             incoming.serve(),
-            self._membership.resolve_commit(),
+            self._keeper.decide(),
             self._live(),
         ):
             task = asyncio.create_task(work)
@@ -134,13 +145,22 @@ class Group:
             return 1
         return max(1, math.ceil(self._retry_at - asyncio.get_running_loop().time()))
 
-    def stages(self) -> tuple[StageInfo | None, ...]:
-        """By rank; None where a rank has not joined or loaded."""
-        return self._membership.stages()
+    @property
+    def served(self) -> Served | None:
+        """What is in force, None while nothing is."""
+        return self._keeper.specs.in_force
 
-    def joined(self) -> tuple[bool, ...]:
-        """By rank: whether its process is there, loaded or not."""
-        return self._membership.joined()
+    def stages(self) -> tuple[StageInfo | None, ...]:
+        """By rank of the spec in force; None where a rank has not joined or loaded."""
+        return self._membership.stages(self._ranks)
+
+    def joins(self) -> tuple[Join | None, ...]:
+        """By rank of the spec in force, what its process said of itself; None where none is."""
+        return self._membership.joins(self._ranks)
+
+    @property
+    def _ranks(self) -> int:
+        return 0 if self.served is None else len(self.served.spec.ranks)
 
     @property
     def epoch(self) -> int:
@@ -158,13 +178,17 @@ class Group:
             await self._serve()
 
     async def _wait_for_stages(self) -> None:
-        while missing := self._membership.missing():
+        while missing := self._keeper.reason:
             self._set_state("starting", missing)
             self._change.clear()
             await self._change.wait()
 
     async def _try_to_form(self) -> bool:
         """One attempt at a new epoch."""
+        served = self._keeper.specs.to_form
+        assert served is not None
+        self._forming = served
+        self.history.serves(self._keeper.specs.in_force)
         self.history.trying()
         self._remember()
         note_in_logs("epoch", self.epoch)
@@ -174,7 +198,7 @@ class Group:
         self._loss = asyncio.get_running_loop().create_future()
         self._formed.clear()
         self._barren.begin()
-        forming = asyncio.create_task(self._form(epoch))
+        forming = asyncio.create_task(self._form(epoch, served))
         waiting: set[asyncio.Future[object]] = {forming, self._loss}  # type: ignore[arg-type]
         try:
             await asyncio.wait(
@@ -188,24 +212,28 @@ class Group:
             return True
         forming.cancel()
         await asyncio.gather(forming, return_exceptions=True)
-        unformed = [item.rank for item in self._spec.ranks if item.rank not in self._formed]
+        unformed = sorted({*range(len(served.spec.ranks))} - self._formed)
         self._lose(f"not formed within {FORMING_LIMIT_S:g} s: ranks {unformed} did not answer")
         why = self._loss.result().reason
         self._set_state("forming", f"epoch {self.epoch} was not formed: {why}")
         return False
 
-    async def _form(self, epoch: Epoch) -> None:
-        stages = [stage for stage in self.stages() if stage is not None]
+    async def _form(self, epoch: Epoch, served: Served) -> None:
+        spec, digest = served.spec, served.spec_hash
+        found = self._membership.stages(len(spec.ranks))
+        stages = [stage for stage in found if stage is not None]
         positions = max([stage.max_positions for stage in stages])
         limits = Limits.of_master(
-            self._spec,
+            spec,
             vocab=stages[-1].vocab_size,
-            positions=max(positions, self._spec.max_model_len or 0),
+            positions=max(positions, spec.max_model_len or 0),
         )
         self._ends = PipelineEnds(epoch, limits, deliver=self._listener_result, broken=self._lose)
         addresses = tuple((stage.address, stage.data_port) for stage in stages)
-        self._membership.broadcast(Form(epoch.master, epoch.counter, addresses))
-        hello = Hello(Role.DATA, MASTER_RANK, epoch, spec_hash(self._spec))
+        self._membership.tell_ranks(
+            len(stages), Form(epoch.master, epoch.counter, digest, addresses)
+        )
+        hello = Hello(Role.DATA, MASTER_RANK, epoch, digest)
         await self._ends.open(*addresses[0], self._token, hello)
         while len(self._formed) < len(stages):
             self._change.clear()
@@ -217,8 +245,11 @@ class Group:
         self.history.formed(time.time())
         processes = self._membership.instances()
         self._set_state("ready", "")
-        stages = tuple(stage for stage in self.stages() if stage is not None)
-        self._listener.group_formed(Formation(self.epoch, stages))
+        served = self._forming
+        assert served is not None
+        stages = self._membership.stages(len(served.spec.ranks))
+        known = tuple(stage for stage in stages if stage is not None)
+        self._listener.group_formed(Formation(self.epoch, known, served))
         self._remember()
         loss = await self._loss
         self.history.epoch_lost(loss.reason, time.time())
@@ -269,6 +300,8 @@ class Group:
         self._membership.broadcast(EpochFailed(self.epoch, reason))
 
     def _received(self, member: Member, message: Message) -> None:
+        if self._keeper.received(member, message):
+            return
         if isinstance(message, Formed) and message.counter == self.epoch:
             self._formed.add(member.rank)
             self._change.set()
@@ -291,20 +324,22 @@ class Group:
 
     def _judge(self, hello: Hello) -> str:
         """Why a connection is refused, "" accepts."""
-        ranks = len(self._spec.ranks)
-        if hello.rank >= ranks:
-            return f"rank {hello.rank}: must be below {ranks}"
         if hello.role == Role.CONTROL:
             return "" if hello.epoch == NO_EPOCH else "a control connection is of no epoch"
-        if hello.role != Role.RETURN or hello.rank != ranks - 1:
+        served, ends = self._forming, self._ends
+        last = None if served is None else len(served.spec.ranks) - 1
+        if hello.role != Role.RETURN or hello.rank != last:
             return (
                 f"role = {hello.role.name}, rank {hello.rank}: the master accepts control, and"
-                f" the return of rank {ranks - 1}"
+                f" the return of rank {last}"
             )
-        if self._ends is None or hello.epoch != self._ends.epoch:
+        if ends is None or hello.epoch != ends.epoch:
             current = Epoch(self._master_id, self.epoch)
             return f"epoch {hello.epoch} is not in force; the last one is {current}"
-        return "" if self._ends.wants_return else f"epoch {hello.epoch} has its return already"
+        assert served is not None
+        if differing := differing_specs(hello, served.spec_hash):
+            return differing
+        return "" if ends.wants_return else f"epoch {hello.epoch} has its return already"
 
     async def _deliver(self, proven: Proven) -> None:
         if proven.hello.role == Role.CONTROL:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
-from runner.transport.control import GroupEvent, GroupMemory
+from runner.transport.control import GroupEvent, GroupMemory, Served
 
 EVENTS = 50
 _LONGEST_REASON = 160
@@ -19,35 +19,34 @@ class History:
     this life; `totals` are of all known ones. Times are unix seconds, and are given.
     """
 
-    def __init__(self, ranks: int, now: float) -> None:
+    def __init__(self, now: float) -> None:
         self.epoch = self.formations = self.losses = self.replays = 0
-        nothing = (0,) * ranks
-        self._before = GroupMemory(0, 0, 0, 0, 0, nothing, ("",) * ranks, ())
+        self._before = GroupMemory(0, 0, 0, 0, 0, (), (), ())
         self._version = 0
-        self._processes: list[list[str]] = [[] for _ in range(ranks)]
+        self._served: Served | None = None
+        self._processes: dict[int, list[str]] = {}
         self._events = [GroupEvent(now, "start", None, "started", None)]
 
-    @property
-    def restarts(self) -> tuple[int, ...]:
-        """By rank: how often another process took it over."""
-        return tuple(max(0, len(self._holders(rank)) - 1) for rank in range(len(self._processes)))
+    def restarts(self, ranks: int) -> tuple[int, ...]:
+        """Of the first ones, by rank: how often another process took it over."""
+        return tuple(max(0, len(self._holders(rank)) - 1) for rank in range(ranks))
 
-    def totals(self) -> GroupMemory:
-        """What the next master is to know: counters of all known lives and the last events."""
+    def totals(self, ranks: int = 0) -> GroupMemory:
+        """What the next master is to know: counters of all known lives and the last events. By
+        rank it has those that were ever seen, and `ranks` at least."""
         before = self._before
+        ranks = max([ranks, len(before.restarts), *(rank + 1 for rank in self._processes)])
+        old = before.restarts + (0,) * (ranks - len(before.restarts))
         return GroupMemory(
             version=self._version,
             epoch=self.epoch,
             formations=before.formations + self.formations,
             losses=before.losses + self.losses,
             replays=before.replays + self.replays,
-            restarts=tuple(
-                old + new for old, new in zip(before.restarts, self.restarts, strict=True)
-            ),
-            instances=tuple(
-                (self._holders(rank) or [""])[-1] for rank in range(len(self._processes))
-            ),
+            restarts=tuple(a + b for a, b in zip(old, self.restarts(ranks), strict=True)),
+            instances=tuple((self._holders(rank) or [""])[-1] for rank in range(ranks)),
             events=tuple(sorted((*before.events, *self._events), key=lambda e: e.at)[-EVENTS:]),
+            served=self._served,
         )
 
     def describe_events(self) -> list[dict[str, object]]:
@@ -56,15 +55,22 @@ class History:
 
     # What happens
 
+    def serves(self, served: Served | None) -> None:
+        """What is in force; the next master is to go on with it."""
+        if served != self._served:
+            self._served = served
+            self._version += 1
+
     def joined(
         self, rank: int, instance: str, memory: GroupMemory | None, alone_s: float, now: float
     ) -> None:
         """A stage has joined, with what its last master told it `alone_s` ago or before."""
-        if memory is not None and memory.version > self._version and self._fits(memory):
+        if memory is not None and memory.version > self._version and _is_whole(memory):
             self._adopt(memory, now - alone_s)
         holders = self._holders(rank)
-        if self._processes[rank][-1:] != [instance]:
-            self._processes[rank].append(instance)
+        processes = self._processes.setdefault(rank, [])
+        if processes[-1:] != [instance]:
+            processes.append(instance)
         again = _cut_off if holders[-1:] == [instance] else _restarted
         self._amend(lambda e: e.kind == "rank" and e.rank == rank, again)
 
@@ -109,11 +115,9 @@ class History:
 
     def _holders(self, rank: int) -> list[str]:
         """The processes that held the rank, one after the other, from the last one remembered."""
-        known = [self._before.instances[rank], *self._processes[rank]]
+        before = self._before.instances[rank : rank + 1]
+        known = [*before, *self._processes.get(rank, ())]
         return [one for one, before in zip(known, ["", *known], strict=False) if one != before]
-
-    def _fits(self, memory: GroupMemory) -> bool:
-        return len(memory.restarts) == len(memory.instances) == len(self._processes)
 
     def _adopt(self, memory: GroupMemory, since: float) -> None:
         self._before, self._version = memory, memory.version
@@ -132,6 +136,10 @@ class History:
 
         self._events = amended(self._events)[-EVENTS:]
         self._before = replace(self._before, events=tuple(amended(self._before.events)))
+
+
+def _is_whole(memory: GroupMemory) -> bool:
+    return len(memory.restarts) == len(memory.instances)
 
 
 def _cut_off(event: GroupEvent) -> GroupEvent:

@@ -1,107 +1,103 @@
-"""Who holds which rank: joins, heartbeats, and the model's commit that all of them load."""
+"""Who holds which rank: joins, heartbeats, and what each holds of which spec."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from contract.specs import GroupSpec
-from runner.errors import ModelUnavailable, ProtocolError
+from runner.errors import ProtocolError
 from runner.master.group.history import History
-from runner.models.folder import resolve_model
 from runner.transport.connection import Proven
-from runner.transport.control import (
-    ControlChannel,
-    Heartbeat,
-    Join,
-    Loaded,
-    LoadFailed,
-    Message,
-    Refusal,
-    StageInfo,
-    Welcome,
-)
+from runner.transport.control import Heartbeat, Join, Message, Refusal, Served, StageInfo
+from runner.transport.control_channel import ControlChannel
 from runner.transport.silence import SILENCE_LIMIT_S
 
 logger = logging.getLogger(__name__)
 
 HOLDER_ALIVE_S = 1.5  # who was heard within this time keeps its rank against another process
-COMMIT_PATIENCE_S = 1.5  # a new master waits so long for stages that already hold a commit
-RESOLVE_AGAIN_S = 5.0
 
 
 class Member:
-    """One stage's control connection."""
+    """One stage's control connection. `stage` are its weights, of the spec of hash `holds`, and
+    `prepared` is the hash of the one whose part it has at hand; it was `told` to prepare one last.
+    """
 
     def __init__(self, rank: int, join: Join, channel: ControlChannel) -> None:
         self.rank, self.join, self.channel = rank, join, channel
         self.leaving = False
+        self.holds = self.prepared = self.told = ""
         self.stage: StageInfo | None = None
+        if join.holding is not None:
+            self.loaded(join.holding.spec_hash, join.holding.stage)
 
-    @property
-    def usable(self) -> bool:
-        return self.stage is not None and not self.leaving
+    def loaded(self, digest: str, stage: StageInfo) -> None:
+        """Raises ProtocolError."""
+        if stage.rank != self.rank:
+            raise ProtocolError(f"rank {self.rank} has loaded a part of rank {stage.rank}")
+        self.holds, self.stage = digest, replace(stage, address=self.join.address)
+
+    def dropped(self) -> None:
+        """Its weights are going."""
+        self.holds, self.stage = "", None
+
+    def usable(self, digest: str) -> bool:
+        """Whether it serves that spec."""
+        return self.stage is not None and self.holds == digest and not self.leaving
 
 
 class Membership:
-    """At most one member for each rank.
+    """At most one member for each rank; ranks beyond those that are served are let in too.
 
     Two processes of one rank do not take it from one another in turns: the one that holds it and
     is heard keeps it, the other is refused by name and tries again each second. A process that
     dials again (its connection broke on one side only) replaces itself.
 
-    `changed` is called when anyone joined, loaded or left; `lost` when a member is gone: how (as in
-    History.rank_lost) and why; `received` with every message that is not about membership.
+    `joined` is called with who has joined; `lost` when a member is gone: how (as in
+    History.rank_lost) and why; `received` with every message of a member that holds its rank.
     """
 
     def __init__(
         self,
-        spec: GroupSpec,
         history: History,
         *,
-        changed: Callable[[], None],
+        joined: Callable[[Member], None],
         lost: Callable[[int, str, str], None],
         received: Callable[[Member, Message], None],
     ) -> None:
-        self._spec, self._history = spec, history
-        self._changed, self._lost, self._received = changed, lost, received
+        self._history = history
+        self._joined, self._lost, self._received = joined, lost, received
         self.members: dict[int, Member] = {}
-        self.commit: str | None = None
-        self._commit_failure = ""
-        self._load_failures: dict[int, str] = {}
-        self._joined, self._all_joined = asyncio.Event(), asyncio.Event()
-        self._commit_known = asyncio.Event()
+        self.failures: dict[int, str] = {}
+        """By rank, why what it tried last has failed."""
 
-    def missing(self) -> str:
+    def missing(self, served: Served) -> str:
         """One sentence on who is not there yet, "" when everybody is."""
         absent: list[str] = []
-        for item in self._spec.ranks:
-            member = self.members.get(item.rank)
-            if member is not None and member.usable:
+        digest = served.spec_hash
+        for rank in range(len(served.spec.ranks)):
+            member = self.members.get(rank)
+            if member is not None and member.usable(digest):
                 continue
             what = "is loading its weights" if member is not None else "has not joined"
             if member is not None and member.leaving:
                 what = "is ending"
-            failure = self._load_failures.get(item.rank, "")
-            absent.append(f"rank {item.rank} {failure or what}")
-        if not absent:
-            return ""
-        why = f" ({self._commit_failure})" if self._commit_failure else ""
-        return "waiting for stages: " + ", ".join(absent) + why
+            failure = self.failures.get(rank, "")
+            absent.append(f"rank {rank} {failure or what}")
+        return "waiting for stages: " + ", ".join(absent) if absent else ""
 
-    def stages(self) -> tuple[StageInfo | None, ...]:
-        """What is known, by rank."""
-        members = [self.members.get(item.rank) for item in self._spec.ranks]
+    def stages(self, ranks: int) -> tuple[StageInfo | None, ...]:
+        """What is known of the first ones, by rank."""
+        members = [self.members.get(rank) for rank in range(ranks)]
         return tuple(member.stage if member is not None else None for member in members)
 
-    def joined(self) -> tuple[bool, ...]:
-        """By rank: whether its process is there, loaded or not."""
-        return tuple(item.rank in self.members for item in self._spec.ranks)
+    def joins(self, ranks: int) -> tuple[Join | None, ...]:
+        """Of the first ones, by rank, what each said of itself; None where no process is there."""
+        members = [self.members.get(rank) for rank in range(ranks)]
+        return tuple(member.join if member is not None else None for member in members)
 
     def instances(self) -> frozenset[str]:
         """The processes that hold a rank now."""
@@ -110,6 +106,12 @@ class Membership:
     def broadcast(self, message: Message) -> None:
         for member in self.members.values():
             member.channel.send(message)
+
+    def tell_ranks(self, ranks: int, message: Message) -> None:
+        """The first ones."""
+        for rank in range(ranks):
+            if rank in self.members:
+                self.members[rank].channel.send(message)
 
     async def hold(self, proven: Proven) -> None:
         """A proven control connection's whole life."""
@@ -120,6 +122,7 @@ class Membership:
                 join = await channel.receive()
             if not isinstance(join, Join):
                 raise ProtocolError(f"{join.kind} before join")
+            member = Member(rank, join, channel)
         except (OSError, ProtocolError, TimeoutError) as error:
             logger.warning("rank %d at %s did not join: %s", rank, proven.peer, error)
             channel.abort()
@@ -129,49 +132,24 @@ class Membership:
             channel.send(Refusal(refusal))
             channel.close()
             return
-        member = self._enter(rank, join, channel)
-        tasks = [asyncio.create_task(work(member)) for work in (self._welcome, self._watch)]
-        for task in tasks:
-            task.add_done_callback(partial(_let_go_on_fault, channel))
+        self._enter(member)
+        watch = asyncio.create_task(self._watch(member))
+        watch.add_done_callback(partial(_let_go_on_fault, channel))
         reason = ""
         try:
+            self._joined(member)
             while True:
-                self._handle(member, await channel.receive())
+                message = await channel.receive()
+                if not isinstance(message, Heartbeat) and self.members.get(rank) is member:
+                    self._received(member, message)
         except (OSError, ProtocolError) as error:
             reason = f"the control connection: {error}"
         except asyncio.CancelledError:
             reason = "the master ends"
             raise
         finally:
-            for task in tasks:
-                task.cancel()
+            watch.cancel()
             self._leave(member, reason)
-
-    async def resolve_commit(self) -> None:
-        """Decide once which commit is loaded: the one that stages hold already, or the newest."""
-        await self._joined.wait()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._all_joined.wait(), COMMIT_PATIENCE_S)
-        while self.commit is None:
-            try:
-                folder = await asyncio.to_thread(
-                    resolve_model,
-                    self._spec.model_name,
-                    self._spec.model_revision,
-                    self._spec.model_cache,
-                )
-                self._adopt(folder.commit)
-            except ModelUnavailable as error:
-                logger.error("%s", error)
-                self._commit_failure = str(error)
-                self._changed()
-                await asyncio.sleep(RESOLVE_AGAIN_S)
-
-    def _adopt(self, commit: str) -> None:
-        if self.commit is None:
-            logger.info("the model's commit is %s", commit)
-            self.commit, self._commit_failure = commit, ""
-            self._commit_known.set()
 
     def _refusal(self, rank: int, join: Join) -> str:
         holder = self.members.get(rank)
@@ -184,54 +162,17 @@ class Membership:
             " which is alive"
         )
 
-    def _enter(self, rank: int, join: Join, channel: ControlChannel) -> Member:
-        holder = self.members.get(rank)
-        if holder is not None:
+    def _enter(self, member: Member) -> None:
+        rank, join = member.rank, member.join
+        if (holder := self.members.get(rank)) is not None:
             self._leave(holder, "replaced by a newer connection")
-        member = Member(rank, join, channel)
         self.members[rank] = member
         self._history.joined(rank, join.instance, join.memory, join.alone_s, time.time())
         logger.info("rank %d joined: process %d at %s", rank, join.process_id, join.address)
-        if join.commit is not None:
-            self._adopt(join.commit)
-        if join.stage is not None:
-            self._loaded(member, join.stage)
-        self._joined.set()
-        if len(self.members) == len(self._spec.ranks):
-            self._all_joined.set()
-        self._changed()
-        return member
-
-    async def _welcome(self, member: Member) -> None:
-        await self._commit_known.wait()
-        assert self.commit is not None
-        member.channel.send(Welcome(self.commit))
 
     async def _watch(self, member: Member) -> None:
         await member.channel.keep_alive()
         self._leave(member, f"silent for {SILENCE_LIMIT_S:g} s", how="silent")
-
-    def _handle(self, member: Member, message: Message) -> None:
-        if isinstance(message, Loaded):
-            self._loaded(member, message.stage)
-            self._changed()
-        elif isinstance(message, LoadFailed):
-            logger.error("rank %d cannot load the model: %s", member.rank, message.reason)
-            self._load_failures[member.rank] = f"cannot load the model: {message.reason}"
-            self._changed()
-        elif not isinstance(message, Heartbeat) and self.members.get(member.rank) is member:
-            self._received(member, message)
-
-    def _loaded(self, member: Member, stage: StageInfo) -> None:
-        layers = self._spec.ranks[member.rank].layers
-        if stage.rank != member.rank or tuple(stage.layers) != tuple(layers):
-            raise ProtocolError(f"rank {member.rank} has loaded layers {stage.layers}")
-        if stage.commit != self.commit:
-            # It was told the right commit: it ends itself and comes back with the right weights.
-            logger.warning("rank %d holds commit %s, not ours", member.rank, stage.commit)
-            return
-        member.stage = replace(stage, address=member.join.address)
-        self._load_failures.pop(member.rank, None)
 
     def _leave(self, member: Member, reason: str, how: str = "gone") -> None:
         member.channel.abort()
@@ -240,7 +181,6 @@ class Membership:
         del self.members[member.rank]
         logger.warning("rank %d is gone: %s", member.rank, reason)
         self._lost(member.rank, how, reason)
-        self._changed()
 
 
 def _let_go_on_fault(channel: ControlChannel, task: asyncio.Task[None]) -> None:

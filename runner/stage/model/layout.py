@@ -82,6 +82,16 @@ class ModelLayout:
                 own.add(name)
         return own
 
+    def weight_bytes(self, layers: tuple[int, int], dtype: torch.dtype) -> int:
+        """What a stage's weights take in this type, shared ones once."""
+        own = self.own_weights(layers)
+        kept = [name for name in own if self.tied.get(name) not in own]
+        return sum(self.weights[name].numel() for name in kept) * dtype.itemsize
+
+    def kv_bytes_per_token(self, layers: tuple[int, int], dtype: torch.dtype) -> int:
+        shapes = (self.kv_shapes[index] for index in range(*layers))
+        return sum(shape.elements_per_token for shape in shapes) * dtype.itemsize
+
 
 def read_layout(model_class: type[Any], config: Any) -> tuple[ModelLayout, Any]:
     """The layout, and the model on the meta device that it was read from.

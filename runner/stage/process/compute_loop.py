@@ -14,9 +14,9 @@ import torch
 from runner.stage.cpu.allocator import give_back_freed
 from runner.stage.model.stage_model import StageModel
 from runner.stage.process.device import device_of
-from runner.stage.process.epoch_links import Arrival, NewEpoch, Stop, Work
 from runner.stage.process.error_kind import ErrorKind, error_kind
 from runner.stage.process.forgotten import Forgotten
+from runner.stage.process.work import Arrival, Exchange, NewEpoch, Stop, Work
 from runner.stage.sampling.sampler import Sampler
 from runner.steps import StageTime, Step
 from runner.transport.frames import DTYPES, Epoch
@@ -56,10 +56,11 @@ class ComputeLoop:
         model: StageModel,
         device: str,
         *,
+        inbox: SimpleQueue[Work],
         fail: Callable[[Epoch, str], None],
         end_process: Callable[[str], None],
     ) -> None:
-        self.inbox: SimpleQueue[Work] = SimpleQueue()
+        self._inbox = inbox
         self.device_error = ""
         self._rank, self._model = rank, model
         self._fail, self._end_process = fail, end_process
@@ -85,19 +86,19 @@ class ComputeLoop:
             since = max(since, halted_at)
         return time.monotonic() - since > STUCK_AFTER_S
 
-    def run(self) -> None:
-        """Until Stop, or until the device is broken."""
+    def run(self) -> Stop | Exchange:
+        """Until one of these, which is returned, or until the device is broken."""
         waiting_since = time.perf_counter_ns()
         while not self.device_error:
             self._beat = time.monotonic()
             self._give_back_when_idle()
             try:
-                work = self.inbox.get(timeout=BEAT_INTERVAL_S)
+                work = self._inbox.get(timeout=BEAT_INTERVAL_S)
             except Empty:
                 self._ask_the_device()
                 continue
-            if isinstance(work, Stop):
-                return
+            if isinstance(work, Stop | Exchange):
+                return work
             if isinstance(work, NewEpoch):
                 self._reset()
                 work.ready()
@@ -107,6 +108,7 @@ class ComputeLoop:
                 self._beat = time.monotonic()
                 self._current = None
                 waiting_since = time.perf_counter_ns()
+        return Stop(1)
 
     def _give_back_when_idle(self) -> None:
         if self._busy_at is not None and self._beat - self._busy_at > IDLE_AFTER_S:

@@ -8,12 +8,13 @@ import logging
 import socket
 from collections.abc import Callable
 
-from contract.specs import GroupSpec, spec_hash
+from contract.specs import StageSpec
 from runner.errors import ProtocolError
 from runner.transport.connection import OccasionalLog
-from runner.transport.control import ControlChannel, Heartbeat, Join, Message, Refusal
+from runner.transport.control import Heartbeat, Join, Message, Refusal
+from runner.transport.control_channel import ControlChannel
 from runner.transport.dialling import BackOff, dial_until_answered
-from runner.transport.handshake import NO_EPOCH, Hello, Role
+from runner.transport.handshake import NO_EPOCH, NO_SPEC, Hello, Role
 from runner.transport.silence import SILENCE_LIMIT_S
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,7 @@ class ControlLink:
 
     def __init__(
         self,
-        spec: GroupSpec,
-        rank: int,
+        spec: StageSpec,
         token: bytes,
         *,
         make_join: Callable[[str], Join],
@@ -37,7 +37,7 @@ class ControlLink:
         lost: Callable[[str], None],
     ) -> None:
         self._spec, self._token = spec, token
-        self._hello = Hello(Role.CONTROL, rank, NO_EPOCH, spec_hash(spec))
+        self._hello = Hello(Role.CONTROL, spec.rank, NO_EPOCH, NO_SPEC)
         self._make_join, self._received, self._lost = make_join, received, lost
         self._channel: ControlChannel | None = None
         self._complaints = OccasionalLog()

@@ -10,13 +10,15 @@ import secrets
 import threading
 import time
 from collections.abc import Coroutine
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from contract.specs import GroupSpec, RankSpec, spec_hash
+from contract.specs import StageSpec
 from runner.stage.process.control_link import ControlLink
-from runner.stage.process.epoch_links import Stop
 from runner.stage.process.epochs import Epochs
 from runner.stage.process.health import StageMetrics, health_app, serve_health
+from runner.stage.process.orders import Orders
+from runner.stage.process.work import Exchange, Stop, Work
 from runner.transport.connection import ProvingListener, interface_address
 from runner.transport.control import (
     EpochFailed,
@@ -24,12 +26,13 @@ from runner.transport.control import (
     GroupMemory,
     Join,
     Leaving,
-    Loaded,
-    LoadFailed,
+    Load,
     Message,
+    Prepare,
     Released,
     Remember,
     StageInfo,
+    Take,
     Welcome,
 )
 from runner.transport.frames import Epoch
@@ -37,6 +40,7 @@ from web.listener import bind
 
 if TYPE_CHECKING:
     from runner.stage.process.compute_loop import ComputeLoop
+    from runner.stage.process.load import PreparedPart
 
 logger = logging.getLogger(__name__)
 
@@ -44,38 +48,37 @@ logger = logging.getLogger(__name__)
 class ControlThread(threading.Thread):
     """Control connection, data listener and health of one stage, on one event loop.
 
-    The main thread waits for `welcomed`, loads the commit it names, and hands its compute loop
-    over with `serve`. The loop is stopped once the stage may end after a SIGTERM.
+    `inbox` is what the main thread has to do. It is stopped once the stage may end after a SIGTERM.
     """
 
-    def __init__(self, spec: GroupSpec, rank: RankSpec, token: bytes) -> None:
+    def __init__(self, spec: StageSpec, token: bytes) -> None:
         super().__init__(name="control", daemon=True)
-        self._spec, self._rank, self._token = spec, rank, token
+        self._spec, self._token = spec, token
+        self.inbox: SimpleQueue[Work] = SimpleQueue()
         self._instance = secrets.token_hex(8)
-        self._health = bind(spec.bind_address, rank.health_port)
+        self._health = bind(spec.bind_address, spec.health_port)
         # A named interface is bound at once, so that a wrong name is told before anything else.
-        self._address = interface_address(rank.interface) if rank.interface else spec.bind_address
-        self._data = bind(self._address, rank.data_port) if self._address else None
+        self._address = interface_address(spec.interface) if spec.interface else spec.bind_address
+        self._data = bind(self._address, spec.data_port) if self._address else None
         self._listener: ProvingListener | None = None
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._link = ControlLink(
             spec,
-            rank.rank,
             token,
             make_join=self._make_join,
             received=self._received,
             lost=self._lost,
         )
-        self._epochs = Epochs(spec, rank.rank, token, send=self._link.send, fail=self.fail_epoch)
+        self._epochs = Epochs(spec, token, self.inbox, send=self._link.send, fail=self.fail_epoch)
+        self._orders = Orders(
+            spec, send=self._link.send, exchange=self._exchange, give_up=self._give_up
+        )
         self._compute: ComputeLoop | None = None
-        self._stage: StageInfo | None = None
-        self._failure = ""
+        self._welcome: Welcome | None = None
         self._leaving = False
-        self._commit: str | None = None
         self._memory: GroupMemory | None = None
         self._alone_since: float | None = None
-        self._welcomed = threading.Event()
 
     def run(self) -> None:
         try:
@@ -88,7 +91,9 @@ class ControlThread(threading.Thread):
 
     async def _main(self) -> None:
         metrics = StageMetrics(
-            self._spec.model_name, self._rank.rank, lambda: self._stage is not None
+            self._spec.rank,
+            model_name=lambda: self._orders.model_name,
+            ready=lambda: self._orders.holding is not None,
         )
         health = health_app(self._livez, self._readyz, metrics.registry)
         async with asyncio.TaskGroup() as group:
@@ -97,37 +102,30 @@ class ControlThread(threading.Thread):
 
     # Called by the main thread.
 
-    def wait_for_commit(self) -> str:
-        """The commit of the model that the master wants loaded."""
-        self._welcomed.wait()
-        assert self._commit is not None
-        return self._commit
+    def imported(self) -> None:
+        """What computes is imported: parts of a model can be prepared."""
+        self._orders.imported.set()
 
-    def serve(self, compute: ComputeLoop, stage: StageInfo) -> None:
-        """Weights are loaded: tell the master, and take part in epochs from now on."""
+    def loaded(self, part: PreparedPart, info: StageInfo, compute: ComputeLoop | None) -> None:
+        """The main thread computes with this part from now on: tell the master, take part."""
 
         def begin() -> None:
-            self._compute, self._stage = compute, stage
-            self._epochs.attach(compute, stage)
-            self._link.send(Loaded(stage))
+            if self._orders.loaded(part, info):
+                self._compute = compute
+                self._epochs.attach(part.spec, info)
 
         self._loop.call_soon_threadsafe(begin)
+
+    def load_failed(self, part: PreparedPart, error: Exception) -> None:
+        """The main thread holds no weights."""
+        logger.error("%s", error)
+        self._loop.call_soon_threadsafe(self._orders.load_failed, part, error)
 
     def fail_epoch(self, epoch: Epoch, reason: str) -> None:
         """From any thread: this epoch cannot go on, and why."""
         logger.warning("epoch %s is lost: %s", epoch, reason)
         message = EpochFailed(epoch.counter, reason)
         self._loop.call_soon_threadsafe(self._epochs.report_failure, epoch, message)
-
-    def report_load_failure(self, reason: str) -> None:
-        """Tell the master why this stage ends; waits until it has been told, at most 2 s."""
-
-        async def report() -> None:
-            self._failure = reason
-            self._link.send(LoadFailed(reason))
-            await self._link.flush()
-
-        self._wait_for(report())
 
     def end_process(self, reason: str) -> NoReturn:
         """The device is broken, and no process mends its own context: tell the master, at most
@@ -152,7 +150,10 @@ class ControlThread(threading.Thread):
 
         def announce() -> None:
             self._leaving = True
-            self._loop.call_later(self._spec.request_deadline_s, self._stop, "the deadline passed")
+            spec = self._orders.spec
+            if spec is None:
+                os._exit(0)  # it serves nobody, and the main thread may be in the middle of a load
+            self._loop.call_later(spec.request_deadline_s, self._stop, "the deadline passed")
             if self._link.connected and self._epochs.active:
                 self._link.send(Leaving())
             else:
@@ -172,10 +173,11 @@ class ControlThread(threading.Thread):
         return Join(
             instance=self._instance,
             process_id=os.getpid(),
-            address=self._rank.advertise_address or self._listener.address,
-            data_port=self._rank.data_port,
-            commit=self._commit,
-            stage=self._stage,
+            address=self._spec.advertise_address or self._listener.address,
+            data_port=self._spec.data_port,
+            node=self._spec.node,
+            devices=self._spec.visible_devices or self._spec.device,
+            holding=self._orders.holding,
             memory=self._memory,
             alone_s=0.0 if self._alone_since is None else time.monotonic() - self._alone_since,
         )
@@ -184,13 +186,12 @@ class ControlThread(threading.Thread):
         """Serve data connections on `address`; without a named one it follows the route."""
         if self._listener is not None and self._listener.address == address:
             return
-        listening = self._data or bind(address, self._rank.data_port)
+        listening = self._data or bind(address, self._spec.data_port)
         self._data = None
         for task in self._tasks:
             task.cancel()
-        digest = spec_hash(self._spec)
         self._listener = ProvingListener(
-            listening, self._token, digest, self._epochs.judge, self._epochs.deliver
+            listening, self._token, self._epochs.judge, self._epochs.deliver
         )
         task = self._loop.create_task(self._listener.serve())
         self._tasks.add(task)
@@ -198,7 +199,15 @@ class ControlThread(threading.Thread):
 
     def _received(self, message: Message) -> None:
         if isinstance(message, Welcome):
-            self._welcome(message.commit)
+            self._alone_since, self._welcome = None, message
+        elif isinstance(message, Prepare):
+            self._orders.prepare(message)
+        elif isinstance(message, Load):
+            self._orders.load(message.spec_hash)
+        elif isinstance(message, Take):
+            self._orders.take(message.spec)
+            if self._orders.spec == message.spec:
+                self._epochs.take(message.spec)
         elif isinstance(message, Form):
             self._epochs.form(message)
         elif isinstance(message, Remember):
@@ -208,15 +217,22 @@ class ControlThread(threading.Thread):
         elif isinstance(message, Released) and self._leaving:
             self._stop(message.reason)
 
-    def _welcome(self, commit: str) -> None:
-        self._alone_since = None
-        if self._commit is None:
-            self._commit = commit
-            self._welcomed.set()
-        elif commit != self._commit:
-            # Other weights than those held: the restarted process loads the right ones.
-            logger.error("the master serves commit %s, this stage holds %s", commit, self._commit)
-            os._exit(1)
+    def _exchange(self, part: PreparedPart) -> None:
+        self._epochs.detach("the weights are exchanged")
+        self._compute = None
+        self.inbox.put(Exchange(part))
+
+    def _give_up(self, code: int) -> None:
+        """The master is told why before the process ends."""
+
+        async def end() -> None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._link.flush(), 2)
+            self.inbox.put(Stop(code))
+
+        task = self._loop.create_task(end())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _lost(self, reason: str) -> None:
         if self._alone_since is None:
@@ -227,8 +243,7 @@ class ControlThread(threading.Thread):
 
     def _stop(self, reason: str) -> None:
         logger.info("ending after SIGTERM: %s", reason)
-        if self._compute is not None:
-            self._compute.inbox.put(Stop())
+        self.inbox.put(Stop())
 
     def _livez(self) -> str:
         if self._compute is None:
@@ -238,6 +253,11 @@ class ControlThread(threading.Thread):
         return "the compute loop does not turn" if self._compute.stuck() else ""
 
     def _readyz(self) -> str:
-        if self._failure:
-            return self._failure
-        return "" if self._stage is not None else "loading the weights"
+        """Ready are weights, and a rank that has joined and has no part in what is served."""
+        if self._orders.holding is not None:
+            return ""
+        if self._orders.failure:
+            return self._orders.failure
+        if self._welcome is None:
+            return "the master has not let it in yet"
+        return "loading the weights" if self._welcome.part else ""

@@ -5,38 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from runner.errors import ProtocolError
-from runner.transport.data_link import Frame, TcpLink, TensorBuffer
+from runner.stage.process.work import Arrival
+from runner.transport.data_link import TcpLink, TensorBuffer
 from runner.transport.frames import Epoch, Limits, encode_ping
 from runner.transport.silence import PING_INTERVAL_S
 
 INLINE_BYTES = 128 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A frame for the compute loop, and the links that its answer belongs to."""
-
-    frame: Frame
-    links: EpochLinks
-
-
-@dataclass(frozen=True, slots=True)
-class NewEpoch:
-    """For the compute loop: drop all KV, then call `ready` (from the compute thread)."""
-
-    ready: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """For the compute loop: leave, once what was queued before is done."""
-
-
-Work = Arrival | NewEpoch | Stop
 _Answer = tuple[bytes, memoryview | None, TensorBuffer]  # and the buffer it came from
 
 
@@ -80,6 +59,10 @@ class EpochLinks:
     @property
     def open(self) -> bool:
         return self.halted_at is None
+
+    def accept(self, limits: Limits) -> None:
+        """Steps within these limits too, from now on."""
+        self._incoming.accept(limits)
 
     def start(self) -> None:
         for thread in self._threads:

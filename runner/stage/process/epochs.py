@@ -6,20 +6,18 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from queue import SimpleQueue
 
-from contract.specs import GroupSpec, spec_hash
-from runner.stage.process.epoch_links import EpochLinks, NewEpoch
+from contract.specs import GroupSpec, StageSpec, spec_hash
+from runner.stage.process.epoch_links import EpochLinks
+from runner.stage.process.work import NewEpoch, Work
 from runner.transport.connection import Proven
 from runner.transport.control import EpochFailed, Form, Formed, Message, StageInfo
 from runner.transport.data_link import TcpLink
 from runner.transport.dialling import EPOCH_DELAYS_S, BackOff, dial_until_answered
 from runner.transport.frames import Epoch, Limits
-from runner.transport.handshake import MASTER_RANK, Hello, Role
+from runner.transport.handshake import MASTER_RANK, Hello, Role, differing_specs
 from web.logs import note_in_logs
-
-if TYPE_CHECKING:
-    from runner.stage.process.compute_loop import ComputeLoop
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +27,18 @@ class Epochs:
 
     def __init__(
         self,
-        spec: GroupSpec,
-        rank: int,
+        stage: StageSpec,
         token: bytes,
+        inbox: SimpleQueue[Work],
         *,
         send: Callable[[Message], None],
         fail: Callable[[Epoch, str], None],
     ) -> None:
-        self._spec, self._rank, self._token = spec, rank, token
+        self._stage, self._token, self._inbox = stage, token, inbox
+        self._rank = stage.rank
         self._send, self._fail = send, fail
-        self._compute: ComputeLoop | None = None
-        self._limits: Limits | None = None
+        self._spec: GroupSpec | None = None
+        self._info: StageInfo | None = None
         self._epoch: Epoch | None = None
         self._predecessor: asyncio.Future[socket.socket] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -49,22 +48,40 @@ class Epochs:
     def active(self) -> bool:
         return self._epoch is not None
 
-    def attach(self, compute: ComputeLoop, stage: StageInfo) -> None:
-        """The weights are loaded."""
-        self._compute = compute
-        self._limits = Limits.of_stage(
-            self._spec,
+    def attach(self, spec: GroupSpec, info: StageInfo) -> None:
+        """The weights of this spec are loaded."""
+        self._spec, self._info = spec, info
+
+    def take(self, spec: GroupSpec) -> None:
+        """The weights go by another spec; an epoch goes on, and steps within its limits are
+        accepted too."""
+        self._spec = spec
+        if self._links is not None:
+            self._links.accept(self._limits())
+
+    def detach(self, reason: str) -> None:
+        """The weights are going."""
+        self.dissolve(None, reason)
+        self._spec = self._info = None
+
+    def _limits(self) -> Limits:
+        spec, info = self._spec, self._info
+        assert spec is not None
+        assert info is not None
+        return Limits.of_stage(
+            spec,
             self._rank,
-            hidden=stage.hidden_size,
-            vocab=stage.vocab_size,
-            positions=max(stage.max_positions, self._spec.max_model_len or 0),
+            hidden=info.hidden_size,
+            vocab=info.vocab_size,
+            positions=max(info.max_positions, spec.max_model_len or 0),
         )
 
     def form(self, message: Form) -> None:
         """Leave the epoch before, whatever state it is in, and form this one."""
         self.dissolve(None, "a newer epoch is formed")
-        if self._compute is None:
-            self._send(EpochFailed(message.counter, f"rank {self._rank} has no weights yet"))
+        if self._spec is None or spec_hash(self._spec) != message.spec_hash:
+            reason = f"rank {self._rank} has no weights of spec {message.spec_hash[:12]}"
+            self._send(EpochFailed(message.counter, reason))
             return
         self._epoch = Epoch(message.master, message.counter)
         note_in_logs("epoch", message.counter)
@@ -103,6 +120,9 @@ class Epochs:
             return f"role = {hello.role.name}: a stage accepts data connections only"
         if hello.epoch != self._epoch or self._predecessor is None:
             return f"epoch {hello.epoch} is not this stage's, which is {self._epoch or 'none'}"
+        assert self._spec is not None
+        if differing := differing_specs(hello, spec_hash(self._spec)):
+            return differing
         if hello.rank != before:
             return f"rank {hello.rank} dials rank {self._rank}, which is fed by rank {before}"
         if self._predecessor.done():
@@ -128,9 +148,8 @@ class Epochs:
             successor.cancel()
             successor.add_done_callback(_close_result)
             raise
-        assert self._compute is not None
-        assert self._limits is not None
-        compute, limits = self._compute, self._limits
+        assert self._spec is not None
+        limits = self._limits()
         self._predecessor = self._task = None
         self._links = EpochLinks(
             epoch,
@@ -140,7 +159,7 @@ class Epochs:
             # More than the master ever has in flight, so that a slow stage never stops the
             # pings of the one before it.
             depth=len(self._spec.ranks) + 3,
-            deliver=compute.inbox.put,
+            deliver=self._inbox.put,
             fail=self._fail,
         )
         self._links.start()
@@ -148,25 +167,24 @@ class Epochs:
 
     async def _empty_the_cache(self) -> None:
         """Wait until the compute loop has left the old epoch and dropped its KV."""
-        assert self._compute is not None
         loop = asyncio.get_running_loop()
         empty: asyncio.Future[None] = loop.create_future()
 
         def done() -> None:
             loop.call_soon_threadsafe(_set_done, empty)
 
-        self._compute.inbox.put(NewEpoch(done))
+        self._inbox.put(NewEpoch(done))
         await empty
 
     async def _dial_successor(self, epoch: Epoch, message: Form) -> socket.socket:
         """The next rank, the last rank's is the master; tries until the epoch is given up."""
         following = self._rank + 1
-        digest = spec_hash(self._spec)
+        digest = message.spec_hash
         if following < len(message.addresses):
             host, port = message.addresses[following]
             hello = Hello(Role.DATA, self._rank, epoch, digest)
         else:
-            host, port = self._spec.master_host, self._spec.master_port
+            host, port = self._stage.master_host, self._stage.master_port
             hello = Hello(Role.RETURN, self._rank, epoch, digest)
         back_off = BackOff(*EPOCH_DELAYS_S)
         return await dial_until_answered(host, port, self._token, hello, back_off, logger.info)

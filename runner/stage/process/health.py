@@ -1,4 +1,4 @@
-"""A stage's /livez, /readyz and /metrics, served from the control thread."""
+"""A stage's /startedz, /livez, /readyz and /metrics, served from the control thread."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _RESIDENT_PAGES = 1  # its second field
 
 
 def health_app(livez: Check, readyz: Check, metrics: CollectorRegistry) -> Starlette:
-    """200 where the check returns "", else 503 and what it returned as the reason."""
+    """200 where the check returns "", else 503 and what it returned as the reason. /startedz is
+    always 200: it answers."""
 
     def answer(check: Check) -> Callable[[Request], Awaitable[Response]]:
         async def respond(_: Request) -> Response:
@@ -39,7 +40,10 @@ def health_app(livez: Check, readyz: Check, metrics: CollectorRegistry) -> Starl
     async def measured(_: Request) -> Response:
         return metrics_response(metrics)
 
-    checks = [Route("/livez", answer(livez)), Route("/readyz", answer(readyz))]
+    checks = [
+        Route(path, answer(check))
+        for path, check in (("/startedz", lambda: ""), ("/livez", livez), ("/readyz", readyz))
+    ]
     return Starlette(routes=[*checks, Route("/metrics", measured)])
 
 
@@ -56,12 +60,14 @@ async def serve_health(app: Starlette, listening: socket.socket) -> None:
 class StageMetrics(Collector):
     """What the process says of itself; its step times are in the master's metrics.
 
-    `ready` tells at each scrape whether the weights are loaded.
+    `ready` tells at each scrape whether weights are loaded, and `model_name` of which model.
     """
 
-    def __init__(self, model_name: str, rank: int, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, rank: int, *, model_name: Callable[[], str], ready: Callable[[], bool]
+    ) -> None:
         self.registry = CollectorRegistry()
-        self._labels, self._ready = (model_name, str(rank)), ready
+        self._rank, self._model_name, self._ready = str(rank), model_name, ready
         self._looked_at = time.monotonic()
         self._computed = time.process_time()
         self.registry.register(self)
@@ -79,7 +85,7 @@ class StageMetrics(Collector):
 
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, text, labels=_LABELS)
-        family.add_metric(self._labels, value)
+        family.add_metric((self._model_name(), self._rank), value)
         return family
 
     def _utilization(self) -> float:

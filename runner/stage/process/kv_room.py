@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from contract.memory import MemoryShare
-from contract.specs import GroupSpec, RankSpec
+from contract.specs import GroupSpec, StageSpec
 from runner.errors import RunnerError
 from runner.sampling_parameters import SamplingParameters
 from runner.stage.model.stage_model import StageModel
@@ -17,16 +17,29 @@ from runner.steps import Admission, Segment, Step
 _SAMPLING = SamplingParameters()
 
 
-def kv_tokens(spec: GroupSpec, rank: RankSpec, model: StageModel, device: Device) -> int:
+def memory_of(
+    stage: StageSpec, spec: GroupSpec, share: MemoryShare, device: Device, sharing: int
+) -> int:
+    """Bytes that the rank may use for its share, in which it fits; raises RunnerError. `sharing`
+    ranks take their memory from the same node."""
+    on_cpu = torch.device(stage.device).type == "cpu"
+    declared = stage.memory_bytes if on_cpu else spec.ranks[stage.rank].device_memory
+    memory = device.memory_bytes(declared, share.needed_bytes(0), sharing)
+    _refuse_what_does_not_fit(share, memory)
+    return memory
+
+
+def kv_tokens(
+    stage: StageSpec, spec: GroupSpec, model: StageModel, device: Device, sharing: int
+) -> int:
     """Positions in all, over every request.
 
     Where the device counts its memory, the largest step is computed once. Raises RunnerError where
     not one position fits.
     """
-    share = MemoryShare(rank.rank, rank.layers, model.weight_bytes, model.kv_bytes_per_token)
-    sharing = sum(other.node == rank.node for other in spec.ranks)
-    memory = device.memory_bytes(rank.memory_bytes, share.needed_bytes(0), sharing)
-    _refuse_what_does_not_fit(share, memory)
+    layers = spec.ranks[stage.rank].layers
+    share = MemoryShare(stage.rank, layers, model.weight_bytes, model.kv_bytes_per_token)
+    memory = memory_of(stage, spec, share, device, sharing)
     longest = min(spec.max_model_len or model.max_positions, share.kv_tokens(memory))
     step = largest_step(spec.prefill_token_budget, spec.max_concurrent_requests, longest)
     peak = device.peak_bytes(lambda: try_step(step, model))

@@ -1,83 +1,100 @@
-"""What the main thread of a stage does before it computes: load its own layers."""
+"""What a stage does before it computes: have its part of a model here, check it, load it."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from contract.specs import GroupSpec, RankSpec
-from runner.models.folder import LOADING_PATIENCE_S, resolve_model
+from contract.memory import MemoryShare
+from contract.specs import GroupSpec, StageSpec
+from runner.errors import UnsupportedModel
+from runner.models.folder import resolve_model
 from runner.models.progress import FetchProgress
 from runner.stage.model.checkpoint import Checkpoint
-from runner.stage.model.stage_model import StageModel
-from runner.stage.process.compute_loop import ComputeLoop
-from runner.stage.process.control_thread import ControlThread
+from runner.stage.model.stage_model import StageModel, choose_dtype
 from runner.stage.process.device import device_of
-from runner.stage.process.kv_room import kv_tokens
-from runner.transport.control import StageInfo
+from runner.stage.process.kv_room import kv_tokens, memory_of
+from runner.transport.control import Prepare, StageInfo
 
 logger = logging.getLogger(__name__)
 
 
-def load_stage(spec: GroupSpec, rank: RankSpec, control: ControlThread) -> ComputeLoop:
-    """A loop that the group knows of and that is to be run now.
+@dataclass(frozen=True, slots=True)
+class PreparedPart:
+    """A rank's part of a spec, whose files lie on this machine and are checked."""
 
-    Raises ModelUnavailable, UnsupportedModel, and RunnerError where the memory does not hold it.
+    spec: GroupSpec
+    commit: str
+    layers: tuple[int, int]
+    checkpoint: Checkpoint
+    sharing: int
+
+
+def prepare(stage: StageSpec, order: Prepare, progress: FetchProgress) -> PreparedPart:
+    """Fetch and check; nothing of what the process computes with is touched. From any thread.
+
+    `progress` counts the bytes of weights. Raises RunnerError: ModelUnavailable, UnsupportedModel,
+    or where the memory does not hold the part.
     """
-    if rank.threads is not None:
-        torch.set_num_threads(rank.threads)
-    commit = control.wait_for_commit()
-    model = _load(spec, rank, commit)
-    info = _describe(spec, rank, commit, model)
-    compute = ComputeLoop(
-        rank.rank,
-        model,
-        rank.device,
-        fail=control.fail_epoch,
-        end_process=control.end_process,
-    )
-
-    def leave(_signal: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # asked twice: at once
-        control.leave()
-
-    signal.signal(signal.SIGTERM, leave)
-    control.serve(compute, info)
-    return compute
-
-
-def _load(spec: GroupSpec, rank: RankSpec, commit: str) -> StageModel:
-    began = time.monotonic()
-    name, cache = spec.model_name, spec.model_cache
+    spec, layers = order.spec, order.spec.ranks[stage.rank].layers
     resolve = partial(
-        resolve_model, name, commit, cache, progress=FetchProgress(), patience_s=LOADING_PATIENCE_S
+        resolve_model,
+        spec.model_name,
+        order.commit,
+        stage.model_cache,
+        progress=progress,
+        patience_s=stage.stall_s,
     )
     checkpoint = Checkpoint(resolve().path)
-    resolve(tensor_files=checkpoint.own_files(rank.layers))  # into the same folder
-    model = StageModel.load(checkpoint, rank.layers, dtype=spec.dtype, device=rank.device)
+    _check_layers(spec, checkpoint.layout.num_layers)
+    device = torch.device(stage.device)
+    dtype = choose_dtype(spec.dtype, device, checkpoint.config)
+    share = MemoryShare(
+        stage.rank,
+        layers,
+        checkpoint.layout.weight_bytes(layers, dtype),
+        checkpoint.layout.kv_bytes_per_token(layers, dtype),
+    )
+    memory_of(stage, spec, share, device_of(device), order.sharing)
+    files = checkpoint.own_files(layers)
+    resolve(tensor_files=files)  # into the same folder
+    sizes = {file: _read_ahead(checkpoint.folder / file) for file in files}
+    progress.want(sizes)
+    for file, size in sizes.items():
+        progress.reached(file, size)
+    return PreparedPart(spec, order.commit, layers, checkpoint, order.sharing)
+
+
+def load(stage: StageSpec, part: PreparedPart) -> tuple[StageModel, StageInfo]:
+    """The model on its device, and what the master is told of it; raises RunnerError."""
+    began = time.monotonic()
+    spec = part.spec
+    model = StageModel.load(part.checkpoint, part.layers, dtype=spec.dtype, device=stage.device)
     logger.info(
-        "rank %d: layers %d to %d, %d bytes of weights, loaded in %.1f s",
-        rank.rank,
-        *rank.layers,
+        "rank %d: layers %d to %d of %s, %d bytes of weights, loaded in %.1f s",
+        stage.rank,
+        *part.layers,
+        spec.model_name,
         model.weight_bytes,
         time.monotonic() - began,
     )
-    return model
+    return model, describe(stage, part, model)
 
 
-def _describe(spec: GroupSpec, rank: RankSpec, commit: str, model: StageModel) -> StageInfo:
-    """What the master is told. It fills in the address: that is known with the connection."""
-    tokens = kv_tokens(spec, rank, model, device_of(torch.device(rank.device)))
+def describe(stage: StageSpec, part: PreparedPart, model: StageModel) -> StageInfo:
+    """The master fills in the address: that is known with the connection."""
+    device = device_of(torch.device(stage.device))
+    tokens = kv_tokens(stage, part.spec, model, device, part.sharing)
     return StageInfo(
-        rank=rank.rank,
+        rank=stage.rank,
         address="",
-        data_port=rank.data_port,
-        layers=rank.layers,
+        data_port=stage.data_port,
+        layers=part.layers,
         weight_bytes=model.weight_bytes,
         kv_bytes_per_token=model.kv_bytes_per_token,
         kv_tokens=tokens,
@@ -85,8 +102,23 @@ def _describe(spec: GroupSpec, rank: RankSpec, commit: str, model: StageModel) -
         vocab_size=model.vocab_size,
         max_positions=model.max_positions,
         rope_boundary=model.rope_boundary,
-        commit=commit,
+        commit=part.commit,
         dtype=str(model.torch_dtype).removeprefix("torch."),
-        device=rank.device,
+        device=stage.device,
         process_id=os.getpid(),
     )
+
+
+def _check_layers(spec: GroupSpec, count: int) -> None:
+    end = spec.ranks[-1].layers[1]
+    if end != count:
+        raise UnsupportedModel(
+            f"layers: those of all ranks end at {end}; {spec.model_name} has {count} layers"
+        )
+
+
+def _read_ahead(path: os.PathLike[str]) -> int:
+    """Have the system read the file into its cache; its size."""
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        return os.fstat(file.fileno()).st_size

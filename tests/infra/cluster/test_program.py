@@ -11,7 +11,7 @@ import pulumi
 import pytest
 
 from contract.signature import management_key
-from contract.specs import GroupSpec, load, spec_hash
+from contract.specs import GroupSpec, StageSpec, load, spec_hash
 from infra.cluster.labels import INSTANCE, MANAGED_BY
 from infra.plan.stack_plan import plan_stack
 from infra.stack.file import parse_deployment
@@ -205,24 +205,36 @@ def test_rank_0_has_the_master_beside_its_stage(tmp_path):
         assert pod["metadata"]["labels"]["splitstack.dev/rank"] == str(rank)
         stage = pod["spec"]["containers"][-1]
         assert stage["command"][:3] == ["python", "-m", "runner.stage"]
-        assert stage["command"][-2:] == ["--rank", str(rank)]
+        data = program.one("ConfigMap", f"small-rank-{rank}").manifest["data"]
+        assert sorted(data) == (["master.json", "stage.json"] if rank == 0 else ["stage.json"])
+        assert json.loads(data["stage.json"])["rank"] == rank
+        [mounted] = [
+            volume["configMap"]["name"]
+            for volume in pod["spec"]["volumes"]
+            if volume["name"] == "spec"
+        ]
+        assert mounted == f"small-rank-{rank}"
+        assert stage["command"][3:5] == ["--spec", "/etc/splitstack/stage.json"]
 
 
 def test_the_group_spec_is_what_the_plan_says(tmp_path):
     mapping = stack(tmp_path, nnodes=4)
     program = run_program(mapping)
     path = tmp_path / "group.json"
-    path.write_text(program.one("ConfigMap", "small-group").manifest["data"]["group.json"])
+    path.write_text(program.one("ConfigMap", "small-spec").manifest["data"]["group.json"])
     group = load(path, GroupSpec)
     plan = plan_stack(parse_deployment(mapping))
     assert [rank.layers for rank in group.ranks] == [rank.layers for rank in plan.ranks]
     assert spec_hash(group) == program.outputs["spec_hash"]
-    assert group.master_host == "small-rank-master.splits.svc"
-    assert group.model_cache == "/var/cache/splitstack"
+    file = program.one("ConfigMap", "small-rank-3").manifest["data"]["stage.json"]
+    path.write_text(file)
+    spec = load(path, StageSpec)
+    assert spec.master_host == "small-rank-master.splits.svc"
+    assert spec.model_cache == "/var/cache/splitstack"
     # What a rank may use is what its container gets.
     stage = program.one("Pod", "small-rank-3").manifest["spec"]["containers"][0]
-    assert stage["resources"]["limits"]["memory"] == str(group.ranks[3].memory_bytes)
-    assert stage["resources"]["limits"]["cpu"] == str(group.ranks[3].threads)
+    assert stage["resources"]["limits"]["memory"] == str(spec.memory_bytes)
+    assert stage["resources"]["limits"]["cpu"] == str(spec.threads)
 
 
 def test_the_two_services_of_rank_0(tmp_path):
@@ -273,21 +285,19 @@ def test_two_clusters(tmp_path):
     assert {("Pod", "small-rank-0"), ("Service", "small-rank-master")} <= home
     assert {("Deployment", "small-proxy-block"), ("Deployment", "small-inference-server")} <= home
     assert {
-        ("Namespace", "splits-away"), ("ConfigMap", "small-group-away"),
+        ("Namespace", "splits-away"), ("ConfigMap", "small-rank-1"),
         ("Secret", "small-ranks-away"), ("ServiceAccount", "small-rank-away"),
         ("Pod", "small-rank-1"),
     } <= away  # fmt: skip
     assert {kind for kind, _ in away} == {
         "Namespace", "NetworkPolicy", "ConfigMap", "Secret", "ServiceAccount", "Pod"
     }  # fmt: skip
-    files = {
-        json.dumps(program.one("ConfigMap", name).manifest["data"])
-        for name in ("small-group", "small-group-away")
-    }
-    assert len(files) == 1, "stages with another spec would be refused"
-    group = json.loads(program.one("ConfigMap", "small-group").manifest["data"]["group.json"])
-    assert group["master_host"] == "203.0.113.1"
-    assert [rank["advertise_address"] for rank in group["ranks"]] == ["203.0.113.1", "203.0.113.2"]
+    assert ("ConfigMap", "small-spec") in home
+    for rank in range(2):
+        data = program.one("ConfigMap", f"small-rank-{rank}").manifest["data"]
+        spec = json.loads(data["stage.json"])
+        assert spec["master_host"] == "203.0.113.1"
+        assert spec["advertise_address"] == f"203.0.113.{rank + 1}"
 
 
 def test_a_stateful_set_gives_up_a_pod_that_was_never_ready(tmp_path):

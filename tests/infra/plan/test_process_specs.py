@@ -4,16 +4,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from contract.specs import GroupSpec, InferenceServerSpec, ProxySpec, load, render
+from contract.specs import (
+    GroupSpec,
+    InferenceServerSpec,
+    MasterSpec,
+    ProxySpec,
+    RankPart,
+    load,
+    render,
+)
 from infra.plan.layers import RankPlan
 from infra.plan.process_specs import (
     Addresses,
     StagePorts,
     group_spec,
     inference_server_spec,
+    master_spec,
     proxy_spec,
+    stage_spec,
 )
 from infra.stack.config import DeploymentConfig
 from infra.stack.file import parse_deployment
@@ -67,14 +75,19 @@ def deployment(**keys: Any) -> DeploymentConfig:
 
 
 def test_every_key_of_the_stack_file_reaches_the_group() -> None:
-    spec = group_spec(deployment(), PLAN, ADDRESSES, commit="c0ffee")
-    first, second = spec.ranks
-    assert (first.layers, second.layers) == ((0, 5), (5, 12))
+    given = deployment()
+    spec = group_spec(given, PLAN, commit="c0ffee")
+    assert spec.ranks == (RankPart((0, 5)), RankPart((5, 12)))
+    first, second = (stage_spec(given, params, ADDRESSES) for params in given.ranks)
+    assert (first.rank, second.rank) == (0, 1)
     assert (first.threads, first.memory_bytes, first.interface) == (1, 2 * 2**30, "eth0")
     assert (second.threads, second.memory_bytes, second.interface) == (None, None, "")
     assert (first.data_port, first.health_port) == (3001, 8081)
     assert (second.data_port, second.health_port) == (5001, 5002)
-    assert {rank.device for rank in spec.ranks} == {"cpu"}
+    assert {first.device, second.device} == {"cpu"}
+    assert (first.master_host, first.master_port) == ("m", 4000)
+    master = master_spec(given, ADDRESSES)
+    assert master == MasterSpec("d", master_port=4000)
     assert replace(spec, ranks=()) == GroupSpec(
         deployment_name="d",
         model_name="org/model",
@@ -86,13 +99,11 @@ def test_every_key_of_the_stack_file_reaches_the_group() -> None:
         prefill_token_budget=64,
         request_deadline_s=33.0,
         load_timeout_s=44.0,
-        master_host="m",
-        master_port=4000,
     )
 
 
 def test_without_a_commit_the_revision_of_the_file_holds() -> None:
-    assert group_spec(deployment(), PLAN, ADDRESSES).model_revision == "main"
+    assert group_spec(deployment(), PLAN).model_revision == "main"
 
 
 def test_a_pinned_rank_uses_the_one_device_it_sees() -> None:
@@ -107,15 +118,12 @@ def test_a_pinned_rank_uses_the_one_device_it_sees() -> None:
         for rank in range(2)
     ]
     given = deployment(per_rank_params=params, gpu_pinning="visible-devices")
-    ranks = group_spec(given, PLAN, ADDRESSES).ranks
+    ranks = [stage_spec(given, params, ADDRESSES) for params in given.ranks]
     assert [rank.device for rank in ranks] == ["cuda:0", "cuda:0"]
     assert [rank.visible_devices for rank in ranks] == ["0", "1"]
-    assert [(rank.node, rank.memory_bytes) for rank in ranks] == [("n1", 16 * 2**30)] * 2
-
-
-def test_a_plan_and_addresses_of_different_sizes_are_a_mistake() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        group_spec(deployment(), PLAN, replace(ADDRESSES, stages=(StagePorts(),)))
+    assert [(rank.node, rank.memory_bytes) for rank in ranks] == [("n1", None)] * 2
+    parts = group_spec(given, PLAN).ranks
+    assert [part.device_memory for part in parts] == [16 * 2**30] * 2
 
 
 def test_the_block_and_the_inference_server_find_one_another() -> None:
@@ -137,7 +145,7 @@ def test_the_block_and_the_inference_server_find_one_another() -> None:
 def test_rendered_specs_are_read_back_equal(tmp_path: Path) -> None:
     given = deployment()
     path = tmp_path / "spec.json"
-    group = group_spec(given, PLAN, ADDRESSES)
+    group = group_spec(given, PLAN)
     path.write_text(render(group))
     assert load(path, GroupSpec) == group
     proxy = proxy_spec(given, given.proxy_blocks[0], ADDRESSES)

@@ -17,6 +17,8 @@ from runner.master.engine.requests import (
     TokenEvent,
 )
 from runner.master.engine.tokens import Tokens
+from runner.transport.control import Served
+from tests.runner.master.serving import group_spec
 
 
 class ScriptedEngine:
@@ -32,6 +34,7 @@ class ScriptedEngine:
         self.retry_after_s = 1
         self.max_model_len: int | None = 512
         self.model_commit, self.vocabulary_size = "a-commit", 49152
+        self.in_force = Served(group_spec(), self.model_commit)
         self.requests: list[GenerationRequest] = []
         self.open = 0
         self.delay_s = 0.0

@@ -10,11 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from contract.specs import GroupSpec, RankSpec
+from contract.specs import GroupSpec, MasterSpec, RankPart
 from runner.master.api.app import Lifespan, create_app
+from runner.master.api.served_models import Texts
 from runner.master.text.model_text import ModelText
+from runner.transport.control import Served
 
 MODEL = "test/model"
 DEPLOYMENT = "test-deployment"
@@ -24,10 +27,31 @@ def group_spec(**changes: Any) -> GroupSpec:
     values = {
         "deployment_name": DEPLOYMENT,
         "model_name": MODEL,
-        "ranks": (RankSpec(0, (0, 30)),),
-        "bind_address": "127.0.0.1",
+        "ranks": (RankPart((0, 30)),),
     }
     return GroupSpec(**{**values, **changes})
+
+
+class OneText(Texts):
+    """The same for whatever is served."""
+
+    def __init__(self, text: ModelText) -> None:
+        super().__init__()
+        self._text = text
+
+    def of(self, served: Served) -> ModelText:
+        return self._text
+
+
+def master_app(
+    engine: Any,
+    text: ModelText,
+    lifespan: Lifespan | None = None,
+    management_key: Callable[[], str] | None = None,
+    bind_address: str = "127.0.0.1",
+) -> Starlette:
+    spec = MasterSpec(DEPLOYMENT, bind_address)
+    return create_app(spec, engine, OneText(text), lifespan, management_key)
 
 
 @contextmanager
@@ -58,14 +82,14 @@ def served_engine(
     text: ModelText,
     lifespan: Lifespan | None = None,
     *,
-    spec: GroupSpec | None = None,
     defaults: Mapping[str, Any] | None = None,
     management_key: Callable[[], str] | None = None,
+    bind_address: str = "127.0.0.1",
 ) -> Iterator[str]:
     """`defaults` go in place of the model's own."""
     if defaults is not None:
         text = replace(text, generation_defaults=defaults)
-    app = create_app(spec or group_spec(), engine, text, lifespan, management_key)
+    app = master_app(engine, text, lifespan, management_key, bind_address)
     with served(app) as url:
         yield url
 

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from contract.models import DEMO_MODEL
-from contract.specs import GroupSpec, render
-from tests.runner.master.serving import group_spec, wait_until
+from contract.specs import GroupSpec, MasterSpec, render
+from tests.runner.master.serving import DEPLOYMENT, group_spec, wait_until
 from tests.waiting import free_ports
 
 IMPORTED = """
@@ -44,17 +44,28 @@ sys.exit(__main__.main())
 
 
 @pytest.fixture
-def spec(demo_folder: Path) -> GroupSpec:
+def spec() -> MasterSpec:
     master_port, http_port = free_ports(2)
-    return group_spec(model_name=DEMO_MODEL, master_port=master_port, http_port=http_port)
+    return MasterSpec(
+        DEPLOYMENT, bind_address="127.0.0.1", master_port=master_port, http_port=http_port
+    )
 
 
 def start(
-    folder: Path, spec: GroupSpec | str, program: tuple[str, ...] = ("-m", "runner.master")
+    folder: Path,
+    spec: MasterSpec | str,
+    program: tuple[str, ...] = ("-m", "runner.master"),
+    group: GroupSpec | str | None = None,
 ) -> subprocess.Popen[str]:
-    (folder / "spec.json").write_text(spec if isinstance(spec, str) else render(spec))
+    """`group` "" is no file."""
+    served = group_spec(model_name=DEMO_MODEL) if group is None else group
+    (folder / "master.json").write_text(spec if isinstance(spec, str) else render(spec))
+    if served:
+        text = served if isinstance(served, str) else render(served)
+        (folder / "group.json").write_text(text)
     (folder / "token").write_text("0123456789abcdef")
-    command = [sys.executable, *program, "--spec", str(folder / "spec.json")]
+    command = [sys.executable, *program, "--spec", str(folder / "master.json")]
+    command += ["--group-spec", str(folder / "group.json")]
     return subprocess.Popen(
         [*command, "--token-file", str(folder / "token")], stderr=subprocess.PIPE, text=True
     )
@@ -68,7 +79,7 @@ def answer(url: str) -> httpx.Response | None:
 
 
 @pytest.fixture
-def master(tmp_path: Path, spec: GroupSpec) -> Iterator[subprocess.Popen[str]]:
+def master(tmp_path: Path, spec: MasterSpec) -> Iterator[subprocess.Popen[str]]:
     process = start(tmp_path, spec)
     wait_until(lambda: answer(f"http://127.0.0.1:{spec.http_port}/livez"), 60)
     yield process
@@ -91,7 +102,7 @@ def test_the_running_process_maps_no_torch(master: subprocess.Popen[str]) -> Non
 
 
 def test_without_its_stages_it_lives_is_not_ready_and_says_who_is_missing(
-    master: subprocess.Popen[str], spec: GroupSpec
+    master: subprocess.Popen[str], spec: MasterSpec
 ) -> None:
     url = f"http://127.0.0.1:{spec.http_port}"
     response = httpx.get(f"{url}/readyz")
@@ -112,7 +123,7 @@ def test_sigterm_ends_it_with_zero(master: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("container", [True, False])
 def test_a_fault_of_its_own_ends_it_with_one_and_says_which(
-    tmp_path: Path, spec: GroupSpec, container: bool
+    tmp_path: Path, spec: MasterSpec, container: bool
 ) -> None:
     message = tmp_path / "termination-log"
     if container:
@@ -129,7 +140,7 @@ def test_a_fault_of_its_own_ends_it_with_one_and_says_which(
 
 
 @pytest.mark.parametrize("port", ["master_port", "http_port"])
-def test_a_busy_port_is_named_in_one_sentence(tmp_path: Path, spec: GroupSpec, port: str) -> None:
+def test_a_busy_port_is_named_in_one_sentence(tmp_path: Path, spec: MasterSpec, port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         taken = listener.getsockname()[1]
         changes: Any = {port: taken}
@@ -148,9 +159,9 @@ def test_a_busy_port_is_named_in_one_sentence(tmp_path: Path, spec: GroupSpec, p
     ],
 )
 def test_a_missing_model_is_named(
-    tmp_path: Path, spec: GroupSpec, changes: Any, named: str
+    tmp_path: Path, spec: MasterSpec, changes: Any, named: str
 ) -> None:
-    process = start(tmp_path, replace(spec, **changes))
+    process = start(tmp_path, spec, group=group_spec(**changes))
     _, text = process.communicate(timeout=60)
     assert process.returncode == 2
     assert named in text
@@ -158,11 +169,11 @@ def test_a_missing_model_is_named(
 
 
 def test_a_hub_that_is_not_there_may_be_there_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: GroupSpec
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: MasterSpec
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    hub_model = replace(spec, model_name="org/tiny", model_cache=str(tmp_path))
-    process = start(tmp_path, hub_model)
+    there = replace(spec, model_cache=str(tmp_path))
+    process = start(tmp_path, there, group=group_spec(model_name="org/tiny"))
     _, text = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "the hub cannot be reached at http://127.0.0.1:9" in text

@@ -33,7 +33,7 @@ def test_every_rank_has_its_times() -> None:
     ranks = [RankStatistics(rank, None, rank, cost.stages[rank]) for rank in (0, 1)]
     statistics = EngineStatistics(kv_tokens=100, kv_tokens_reserved=25, ready=True, ranks=ranks)
     registry = CollectorRegistry()
-    registry.register(EngineCollector("m", lambda: statistics))
+    registry.register(EngineCollector(lambda: "m", lambda: statistics))
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(name, {"model_name": "m", **labels})

@@ -34,9 +34,7 @@ class Served:
 
     def __init__(self) -> None:
         self.proven: list[Proven] = []
-        self.listener = ProvingListener(
-            bind("127.0.0.1", 0), TOKEN, SPEC_HASH, lambda _: "", self.deliver
-        )
+        self.listener = ProvingListener(bind("127.0.0.1", 0), TOKEN, lambda _: "", self.deliver)
 
     async def deliver(self, proven: Proven) -> None:
         self.proven.append(proven)

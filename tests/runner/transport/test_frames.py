@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from contract.specs import GroupSpec, RankSpec
+from contract.specs import GroupSpec, RankPart
 from runner.errors import ProtocolError
 from runner.master.group.pipeline_ends import FrameReader
 from runner.sampling_parameters import SamplingParameters
@@ -27,7 +27,7 @@ from runner.transport.step_frame import decode_step, encode_step, pass_on, pass_
 
 EPOCH = Epoch(0x1234_5678_9ABC_DEF0, 7)
 HIDDEN, VOCABULARY, POSITIONS = 16, 1000, 512
-SPEC = GroupSpec("wire", "model", (RankSpec(0, (0, 1)), RankSpec(1, (1, 2))))
+SPEC = GroupSpec("wire", "model", (RankPart((0, 1)), RankPart((1, 2))))
 SIZES = {"hidden": HIDDEN, "vocab": VOCABULARY, "positions": POSITIONS}
 FIRST = Limits.of_stage(SPEC, 0, **SIZES)
 SECOND = Limits.of_stage(SPEC, 1, **SIZES)

@@ -16,6 +16,7 @@ from runner.transport.handshake import (
     Role,
     accept_handshake,
     dial_handshake,
+    differing_specs,
 )
 
 TOKEN = b"a token of at least 16 bytes"
@@ -25,7 +26,6 @@ HELLO = Hello(Role.DATA, 3, Epoch(2**64 - 1, 9), "ab" * 32)
 async def shake(
     dialer_token: bytes = TOKEN,
     listener_token: bytes = TOKEN,
-    spec_hash: str = HELLO.spec_hash,
     refusal: str = "",
     version: int = VERSION,
 ) -> list[Hello | BaseException | None]:
@@ -37,7 +37,7 @@ async def shake(
         async with asyncio.timeout(5):
             ends = await asyncio.gather(
                 dial_handshake(left, dialer_token, replace(HELLO, version=version)),
-                accept_handshake(right, listener_token, spec_hash, lambda _: refusal),
+                accept_handshake(right, listener_token, lambda _: refusal),
                 return_exceptions=True,
             )
             return [*ends]
@@ -54,9 +54,8 @@ def test_both_ends_agree() -> None:
     ("change", "sentence"),
     [
         ({"dialer_token": b"another token of 16 bytes"}, DIFFERING_PROOF),
-        ({"spec_hash": "cd" * 32}, "the specs differ: abababababab dials cdcdcdcdcdcd"),
         ({"refusal": "epoch 1 is over"}, "epoch 1 is over"),
-        ({"version": 1}, "the wire versions differ: 1 dials 2; update both"),
+        ({"version": 1}, "the wire versions differ: 1 dials 3; update both"),
     ],
 )
 def test_both_ends_are_told_why_not(change: dict[str, object], sentence: str) -> None:
@@ -79,7 +78,7 @@ def test_nothing_is_judged_before_the_proof() -> None:
             judged.append(hello)
             return ""
 
-        accepting = asyncio.create_task(accept_handshake(right, TOKEN, HELLO.spec_hash, judge))
+        accepting = asyncio.create_task(accept_handshake(right, TOKEN, judge))
         await loop.sock_sendall(left, HELLO.encode(bytes(32)) + bytes(32))
         with pytest.raises(Refused, match=DIFFERING_PROOF):
             await accepting
@@ -103,7 +102,7 @@ def test_mutated_hellos_are_protocol_errors() -> None:
             left.send(bytes(greeting[: chance.choice((20, len(greeting)))]) + bytes(32))
             left.shutdown(socket.SHUT_WR)
             try:
-                await accept_handshake(right, TOKEN, HELLO.spec_hash, lambda _: "")
+                await accept_handshake(right, TOKEN, lambda _: "")
             except ProtocolError:
                 refused += 1
             left.close()
@@ -111,3 +110,9 @@ def test_mutated_hellos_are_protocol_errors() -> None:
         return refused
 
     assert asyncio.run(run()) == 3000
+
+
+def test_specs_that_differ_are_named() -> None:
+    assert differing_specs(HELLO, HELLO.spec_hash) == ""
+    sentence = "the specs differ: abababababab dials cdcdcdcdcdcd"
+    assert differing_specs(HELLO, "cd" * 32) == sentence

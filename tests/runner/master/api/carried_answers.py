@@ -12,11 +12,10 @@ import httpx
 
 from contract.carry import ASKS_FOR_IDS, FIELD, HEADER, LINE, Advance, Beginning, Carry, parse_line
 from contract.carry import field as as_field
-from runner.master.api.app import create_app
 from runner.master.engine.engine import Engine
 from runner.master.text.model_text import ModelText
 from tests.runner.master.engine.stand_in_group import StandInGroup
-from tests.runner.master.serving import group_spec
+from tests.runner.master.serving import group_spec, master_app
 from web.events import DONE
 
 ASKS = {HEADER: ASKS_FOR_IDS}
@@ -63,10 +62,10 @@ def read(content: bytes) -> Told:
 @asynccontextmanager
 async def new_master(text: ModelText, **spec: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a master that has just started, over the stand-in group."""
-    group = StandInGroup(ranks=1)
-    group.listener = engine = Engine(group_spec(**spec), group)
+    group = StandInGroup(ranks=1, spec=group_spec(**spec))
+    group.listener = engine = Engine(group)
     group.form()
-    transport = httpx.ASGITransport(create_app(group_spec(**spec), engine, text))
+    transport = httpx.ASGITransport(master_app(engine, text))
     async with httpx.AsyncClient(transport=transport, base_url="http://master") as client:
         yield client
 

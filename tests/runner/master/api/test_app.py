@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -167,7 +168,9 @@ def test_a_client_that_does_not_read_is_given_up(
     engine.script = lambda _request: [1000] * 1_000_000
     body = {"prompt": "x", "max_new_tokens": 1_000_000, "enable_streaming": True}
     content = json.dumps(body).encode()
-    with served_engine(engine, demo_text, spec=group_spec(request_deadline_s=1.0)) as url:
+    spec = group_spec(request_deadline_s=1.0)
+    engine.in_force = replace(engine.in_force, spec=spec)
+    with served_engine(engine, demo_text) as url:
         address = httpx.URL(url)
         with socket.create_connection((address.host, address.port)) as connection:
             head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"

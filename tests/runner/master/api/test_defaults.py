@@ -7,7 +7,7 @@ import pytest
 
 from runner.master.text.model_text import ModelText
 from tests.runner.master.scripted_engine import ScriptedEngine
-from tests.runner.master.serving import group_spec, served_engine
+from tests.runner.master.serving import served_engine
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,7 @@ def test_a_wrong_configuration_changes_nothing(
 def test_beyond_one_machine_a_configuration_needs_the_management_key(
     engine: ScriptedEngine, demo_text: ModelText
 ) -> None:
-    spec = group_spec(bind_address="")
-    with served_engine(engine, demo_text, spec=spec, management_key=lambda: "the-key") as url:
+    with served_engine(engine, demo_text, bind_address="", management_key=lambda: "the-key") as url:
         change = {"temperature": 0.3}
         for headers in ({}, {"Authorization": "Bearer another-key"}):
             refused = httpx.post(f"{url}/set_config", json=change, headers=headers)

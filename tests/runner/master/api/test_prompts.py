@@ -11,13 +11,13 @@ import pytest
 from openai import OpenAI
 from starlette.applications import Starlette
 
-from runner.master.api.app import create_app
 from runner.master.engine.engine import Engine
 from runner.master.text.model_text import ModelText
 from tests.runner.master.engine.stand_in_group import StandInGroup, expected_tokens
 from tests.runner.master.serving import (
     MODEL,
     group_spec,
+    master_app,
     served,
     served_engine,
     wait_until,
@@ -32,8 +32,8 @@ class Stack:
 
     def __init__(self) -> None:
         self.spec = group_spec(max_concurrent_requests=2)
-        self.group = StandInGroup(ranks=1, delay_s=0.005)
-        self.group.listener = self.engine = Engine(self.spec, self.group)
+        self.group = StandInGroup(ranks=1, delay_s=0.005, spec=self.spec)
+        self.group.listener = self.engine = Engine(self.group)
         self.loop: asyncio.AbstractEventLoop
 
     @asynccontextmanager
@@ -50,7 +50,7 @@ def stack() -> Stack:
 
 @pytest.fixture
 def engine_url(stack: Stack, demo_text: ModelText) -> Iterator[str]:
-    with served_engine(stack.engine, demo_text, stack.lifespan, spec=stack.spec) as url:
+    with served_engine(stack.engine, demo_text, stack.lifespan) as url:
         wait_until(lambda: stack.engine.ready)
         yield url
 
@@ -175,7 +175,7 @@ def test_a_request_that_ends_the_group_is_answered_and_named_by_its_id(
     prompt = "A striped zebra"
     stack.group.deadly = {demo_text.encode_prompt(prompt)[-1]}
     # As web.serve has it.
-    app = RequestIdMiddleware(create_app(stack.spec, stack.engine, demo_text, stack.lifespan))
+    app = RequestIdMiddleware(master_app(stack.engine, demo_text, stack.lifespan))
     headers = {"X-Request-Id": "the-culprit"}
     with served(app) as url, httpx.Client(base_url=url, headers=headers) as client:
         wait_until(lambda: stack.engine.ready)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
+from contract.specs import GroupSpec, RankPart
 from runner.master.group.formation import Formation, GroupListener
 from runner.master.group.history import History
 from runner.steps import Admission, SampledToken, StageTime, Step, StepResult
-from runner.transport.control import StageInfo
+from runner.transport.control import Join, Served, StageInfo
 
 VOCABULARY = 49152  # the demo model's, whose tokenizer some tests use
 SAMPLED_BELOW = 1000
@@ -82,12 +83,15 @@ class StandInGroup:
         max_positions: int = 0,
         rope_boundary: int | None = None,
         delay_s: float = 0.0,
+        spec: GroupSpec | None = None,
     ) -> None:
+        parts = tuple(RankPart((rank, rank + 1)) for rank in range(ranks))
+        self.served = Served(spec or GroupSpec("test", "model", parts), COMMIT)
         self.ranks, self.delay_s = ranks, delay_s
         self.kv_tokens, self.rope_boundary = kv_tokens, rope_boundary
         self.max_positions = max_positions or kv_tokens
         self.state, self.reason = "starting", "waiting for ranks"
-        self.history = History(ranks, 0.0)
+        self.history = History(0.0)
         self.progress = 0
         self.steps: list[Step] = []
         self.pipeline = Pipeline(kv_tokens)
@@ -98,8 +102,11 @@ class StandInGroup:
         self._queue: list[Step] = []
         self._running: asyncio.Task[None] | None = None
 
-    def joined(self) -> tuple[bool, ...]:
-        return tuple(True for _ in self.stages())
+    def joins(self) -> tuple[Join | None, ...]:
+        return tuple(
+            Join(f"process {rank}", 100 + rank, "127.0.0.1", 3001, "", "cpu")
+            for rank in range(self.ranks)
+        )
 
     def stages(self) -> tuple[StageInfo | None, ...]:
         return tuple(
@@ -129,7 +136,7 @@ class StandInGroup:
         self.state, self.reason = "ready", ""
         self.pipeline = Pipeline(self.kv_tokens)
         stages = tuple(stage for stage in self.stages() if stage is not None)
-        self.listener.group_formed(Formation(self.history.epoch, stages))
+        self.listener.group_formed(Formation(self.history.epoch, stages, self.served))
 
     def lose(self, reason: str = "rank 1: killed", *, announced: bool = False) -> None:
         self.state, self.reason = "starting", reason

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from contract.specs import GroupSpec, RankSpec
+from contract.specs import GroupSpec, RankPart
 from runner.errors import (
     DeadlineExceeded,
     EngineFull,
@@ -33,14 +33,14 @@ def make_spec(ranks: int = 2, **settings: object) -> GroupSpec:
     return GroupSpec(
         deployment_name="test",
         model_name="model",
-        ranks=tuple(RankSpec(rank, (rank, rank + 1)) for rank in range(ranks)),
+        ranks=tuple(RankPart((rank, rank + 1)) for rank in range(ranks)),
         **settings,  # type: ignore[arg-type]
     )
 
 
 def make_engine(spec: GroupSpec | None = None, **group: object) -> tuple[Engine, StandInGroup]:
-    stand_in = StandInGroup(**group)  # type: ignore[arg-type]
-    stand_in.listener = engine = Engine(spec or make_spec(), stand_in)
+    stand_in = StandInGroup(spec=spec, **group)  # type: ignore[arg-type]
+    stand_in.listener = engine = Engine(stand_in)
     return engine, stand_in
 
 
@@ -342,7 +342,7 @@ def test_a_fault_in_scheduling_is_told(what: str, monkeypatch: pytest.MonkeyPatc
     async def body() -> None:
         told: list[BaseException] = []
         group = StandInGroup(delay_s=0.001)
-        group.listener = engine = Engine(make_spec(), group, on_fault=told.append)
+        group.listener = engine = Engine(group, on_fault=told.append)
         group.form()
         task = asyncio.create_task(collect(engine, make_request(5, 1000)))
         await asyncio.sleep(0.02)

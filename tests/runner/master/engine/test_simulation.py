@@ -26,6 +26,7 @@ from runner.errors import (
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import Carried, GenerationRequest, PromptEvent
 from runner.sampling_parameters import SamplingParameters
+from runner.transport.control import Served
 from tests.runner.master.engine.simulated_group import (
     DEADLY,
     SimulatedGroup,
@@ -34,6 +35,7 @@ from tests.runner.master.engine.simulated_group import (
     logprob,
     sampled,
 )
+from tests.runner.master.engine.stand_in_group import COMMIT
 from tests.runner.master.engine.test_engine import make_spec
 from tests.runner.master.engine.virtual_time import run_in_virtual_time
 
@@ -84,7 +86,8 @@ class Simulation:
             max_concurrent_requests=chance.choice((4, 32)),
             request_deadline_s=100_000.0,
         )
-        self.group.listener = self.engine = Engine(spec, self.group)
+        self.group.served = Served(spec, COMMIT)
+        self.group.listener = self.engine = Engine(self.group)
         self.longest = min(kv_tokens, 1200)
         self.ends: Counter[str] = Counter()
         self.tasks: set[asyncio.Task[None]] = set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import socket
 from collections.abc import Coroutine, Iterator
@@ -18,13 +17,13 @@ from runner.errors import RequestEndsTheGroup
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import GenerationRequest, TokenEvent
 from runner.master.group import barren_epochs
-from runner.master.group.group import Group
 from runner.steps import Segment
 from runner.transport.connection import HANDSHAKE_LIMIT_S
-from runner.transport.control import ControlChannel, Join, Refusal
+from runner.transport.control import Join, Refusal
+from runner.transport.control_channel import ControlChannel
 from runner.transport.dialling import dial
 from runner.transport.frames import Epoch
-from runner.transport.handshake import MASTER_RANK, NO_EPOCH, Hello, Refused, Role
+from runner.transport.handshake import MASTER_RANK, NO_EPOCH, NO_SPEC, Hello, Refused, Role
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.lanes import each_value
 from tests.runner.running_stages import GREEDY, Recorder, Stages
@@ -57,8 +56,8 @@ def stages(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def links(stages: Stages) -> Iterator[dict[str, TcpProxy]]:
     """By what they lead to: ranks, and the master (control connections and the return)."""
-    ports = {LINKS[item.rank]: item.data_port for item in stages.spec.ranks}
-    ports[MASTER_LINK] = stages.spec.master_port
+    ports = {LINKS[item.rank]: item.data_port for item in stages.stage_specs}
+    ports[MASTER_LINK] = stages.master_spec.master_port
     proxies = {host: TcpProxy((host, port), ("127.0.0.1", port)) for host, port in ports.items()}
     yield proxies
     for proxy in proxies.values():
@@ -114,7 +113,7 @@ def test_a_masters_death_costs_no_weights(stages: Stages, expected: list[int]) -
         async with stages.master() as master:
             formation = await master.until_formed(NOTICED_S)
             assert formation.epoch == before.epoch + 1
-            assert master.group.history.restarts == (0, 0, 0)
+            assert master.group.history.restarts(3) == (0, 0, 0)
             [*_, event] = master.group.history.describe_events()
             assert str(event["text"]).startswith("the master restarted, back after ")
             assert await master.generate(1, PROMPT, COUNT) == expected
@@ -142,7 +141,7 @@ def test_a_lost_stage(
             assert len(master.recorder.losses) == 1
             changed = [a.rank for a, b in zip(first.stages, second.stages, strict=True) if a != b]
             assert changed == [rank]
-            assert master.group.history.restarts == tuple(int(item == rank) for item in range(3))
+            assert master.group.history.restarts(3) == tuple(int(item == rank) for item in range(3))
             [*_, event] = master.group.history.describe_events()
             assert (event["kind"], event["rank"]) == ("rank", rank)
             beginnings = [f"rank {rank} {how}, back after " for how in ENDED[number]]
@@ -259,8 +258,8 @@ def test_a_request_that_kills_a_stage_ends_and_the_others_go_on(
         deadly = min({*range(128)} - {*PROMPT, *expected})
         stages.start(0)
         stages.start_deadly(1, deadly)
-        group = Group(stages.spec, stages.token)
-        engine = Engine(stages.spec, group)
+        group = stages.group()
+        engine = Engine(group)
         await group.start(engine)
         keeper = asyncio.create_task(stages.keep_alive(1, lambda: stages.start_deadly(1, deadly)))
         try:
@@ -308,24 +307,16 @@ def test_a_connection_of_an_older_epoch_is_refused_by_name(stages: Stages) -> No
             formation = await master.until_formed()
             digest = spec_hash(stages.spec)
             old = Epoch(1, formation.epoch)
-            port = stages.spec.ranks[0].data_port
+            port = stages.stage_specs[0].data_port
             hello = Hello(Role.DATA, MASTER_RANK, old, digest)
             with pytest.raises(Refused, match=f"epoch {old} is not this stage's"):
                 await dial("127.0.0.1", port, stages.token, hello)
             hello = Hello(Role.RETURN, 2, old, digest)
             with pytest.raises(Refused, match=f"epoch {old} is not in force"):
-                await dial("127.0.0.1", stages.spec.master_port, stages.token, hello)
+                await dial("127.0.0.1", stages.master_spec.master_port, stages.token, hello)
             assert master.group.state == "ready"
 
     run(work())
-
-
-def other_spec(stages: Stages) -> Path:
-    document = json.loads(stages.spec_file.read_text())
-    document["max_concurrent_requests"] = 1
-    path = stages.state / "other-spec.json"
-    path.write_text(json.dumps(document))
-    return path
 
 
 def other_token(stages: Stages) -> Path:
@@ -334,16 +325,14 @@ def other_token(stages: Stages) -> Path:
     return path
 
 
-@pytest.mark.parametrize("what", ["the group tokens differ", "the specs differ"])
 def test_a_stage_of_another_group_is_refused_by_name(
-    small_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
+    small_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    what = "the group tokens differ"
+
     async def work() -> None:
         stages = Stages(str(small_llama), [(0, 6)], tmp_path)
-        if "token" in what:
-            process = stages.launch(0, token_file=other_token(stages))
-        else:
-            process = stages.launch(0, spec_file=other_spec(stages))
+        process = stages.launch(0, token_file=other_token(stages))
         try:
             async with stages.master() as master:
                 await master.until(lambda: what in stages.log(0), 20, "told to the stage")
@@ -361,10 +350,12 @@ def test_a_rank_that_is_held_is_refused_by_name(stages: Stages) -> None:
     async def work() -> None:
         async with stages.master() as master:
             await master.until_formed()
-            hello = Hello(Role.CONTROL, 1, NO_EPOCH, spec_hash(stages.spec))
-            connection = await dial("127.0.0.1", stages.spec.master_port, stages.token, hello)
+            hello = Hello(Role.CONTROL, 1, NO_EPOCH, NO_SPEC)
+            connection = await dial(
+                "127.0.0.1", stages.master_spec.master_port, stages.token, hello
+            )
             channel = await ControlChannel.over(connection)
-            channel.send(Join("another process", 1, "127.0.0.9", 1, None, None))
+            channel.send(Join("another process", 1, "127.0.0.9", 1, "", "cpu"))
             answer = await channel.receive()
             assert isinstance(answer, Refusal)
             holder = stages.processes[1].pid
@@ -384,7 +375,7 @@ def test_idle_connections_delay_no_forming(stages: Stages) -> None:
     async def work() -> None:
         async with stages.master() as master:
             await master.until_formed()
-            ports = (stages.spec.master_port, stages.spec.ranks[1].data_port)
+            ports = (stages.master_spec.master_port, stages.stage_specs[1].data_port)
             idle = [
                 socket.create_connection(("127.0.0.1", port)) for port in ports for _ in range(500)
             ]
@@ -401,12 +392,12 @@ def test_a_fault_of_the_groups_own_is_told(tmp_path: Path, monkeypatch: pytest.M
     async def fault(_membership: object) -> None:
         raise RuntimeError("a slip")
 
-    monkeypatch.setattr("runner.master.group.membership.Membership.resolve_commit", fault)
+    monkeypatch.setattr("runner.master.group.keeper.SpecKeeper.decide", fault)
 
     async def work() -> None:
         told: list[BaseException] = []
         stages = Stages("model", [(0, 6)], tmp_path)
-        group = Group(stages.spec, stages.token, on_fault=told.append)
+        group = stages.group(on_fault=told.append)
         await group.start(Recorder())
         async with asyncio.timeout(5):
             while not told:  # noqa: ASYNC110

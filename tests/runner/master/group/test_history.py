@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from runner.master.group.history import EVENTS, History
 from runner.transport.control import GroupMemory, Remember, encode
 
@@ -10,7 +12,7 @@ START = 1_000_000.0
 
 def serving(ranks: int = 2, memory: GroupMemory | None = None) -> History:
     """A master's history whose stages A, B, ... have just formed a group, 10 s after its start."""
-    history = History(ranks, START)
+    history = History(START)
     for rank in range(ranks):
         history.joined(rank, "ABCD"[rank], memory, 0.0, START)
     history.trying()
@@ -23,7 +25,7 @@ def texts(history: History) -> list[object]:
 
 
 def test_the_first_start_is_an_event() -> None:
-    history = History(1, START)
+    history = History(START)
     assert texts(history) == ["started, not ready yet"]
     history = serving()
     [event] = history.describe_events()
@@ -47,7 +49,7 @@ def test_a_killed_rank_has_its_length() -> None:
     history.formed(START + 25.2)
     assert texts(history)[1:] == ["rank 1 killed, back after 5.2 s"]
     assert history.describe_events()[1]["rank"] == 1
-    assert history.restarts == (0, 1)
+    assert history.restarts(2) == (0, 1)
     assert (history.epoch, history.formations, history.losses) == (2, 2, 1)
 
 
@@ -97,7 +99,7 @@ def test_a_new_master_goes_on_where_the_last_one_was() -> None:
     first.formed(START + 22)
     told = first.totals()
 
-    second = History(2, START + 100)
+    second = History(START + 100)
     assert second.epoch == 0
     second.joined(0, "A", told, 4.0, START + 101)
     assert second.epoch == 2
@@ -115,7 +117,7 @@ def test_a_new_master_goes_on_where_the_last_one_was() -> None:
     assert totals.restarts == (0, 2)
     # Prometheus takes a jump up for what happened just now.
     assert (second.formations, second.losses, second.replays) == (1, 0, 0)
-    assert second.restarts == (0, 1)
+    assert second.restarts(2) == (0, 1)
     assert totals.version > told.version
 
 
@@ -126,11 +128,11 @@ def test_the_newest_memory_counts_whichever_stage_comes_first() -> None:
     first.trying()
     newer = first.totals()
     for memories in ((older, newer), (newer, older)):
-        second = History(2, START + 100)
+        second = History(START + 100)
         for rank, memory in enumerate(memories):
             second.joined(rank, "AB"[rank], memory, 1.0, START + 100)
         assert second.epoch == 2
-        assert second.restarts == (0, 0)
+        assert second.restarts(2) == (0, 0)
         assert second.totals().losses == 1
         second.formed(START + 101)
         assert texts(second)[1:] == [
@@ -149,11 +151,15 @@ def test_a_stage_that_dials_again_tells_the_master_nothing_new() -> None:
     assert history.totals().formations == 2
 
 
-def test_memory_of_another_number_of_ranks_is_none() -> None:
+def test_memory_that_is_not_whole_is_none_and_that_of_other_ranks_counts() -> None:
     told = serving(ranks=3).totals()
-    history = History(2, START)
-    history.joined(0, "A", told, 0.0, START)
+    history = History(START)
+    history.joined(0, "A", replace(told, restarts=(0,)), 0.0, START)
     assert history.epoch == 0
+    history.joined(0, "A", told, 0.0, START)
+    assert history.epoch == 1
+    history.joined(4, "E", None, 0.0, START)
+    assert history.totals().instances == ("A", "B", "C", "", "E")
 
 
 def test_what_is_remembered_is_bounded() -> None:

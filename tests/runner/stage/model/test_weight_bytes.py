@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.specs import GroupSpec, RankSpec
+from contract.specs import GroupSpec, RankPart, StageSpec
 from infra.plan.layers import RankResources, plan_layers
 from infra.plan.model_families import FAMILIES
 from infra.plan.model_shape import ModelShape, model_shape
@@ -63,9 +63,10 @@ def test_planned_bytes_are_those_held(architecture: str, tmp_path: Path) -> None
             stage = StageModel.load(Checkpoint(tmp_path), rank.layers)
             assert stage.weight_bytes == rank.weight_bytes, f"rank {rank.rank} of {ranks}"
             assert stage.kv_bytes_per_token == rank.kv_bytes_per_token
-            held = RankSpec(rank.rank, rank.layers, memory_bytes=MEMORY)
-            spec = GroupSpec("d", str(tmp_path), (held,))
-            assert kv_tokens(spec, held, stage, Cpu()) == rank.kv_budget_tokens
+            parts = (RankPart(rank.layers),) * (rank.rank + 1)
+            held = StageSpec("d", rank.rank, memory_bytes=MEMORY)
+            tokens = kv_tokens(held, GroupSpec("d", "m", parts), stage, Cpu(), 1)
+            assert tokens == rank.kv_budget_tokens
 
 
 def test_every_listed_architecture_is_compared() -> None:

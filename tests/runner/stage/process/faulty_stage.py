@@ -7,6 +7,7 @@ it is asked.
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import sys
@@ -40,7 +41,8 @@ def take(file: Path, *known: str) -> None:
 
 
 def main() -> None:
-    rank = sys.argv[sys.argv.index("--rank") + 1]
+    spec = Path(sys.argv[sys.argv.index("--spec") + 1])
+    rank = json.loads(spec.read_text())["rank"]
     file = Path(f"{os.environ[FAULTS]}-{rank}")
     run = StageModel._run
 

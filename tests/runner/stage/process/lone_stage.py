@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
+from queue import SimpleQueue
 
 from runner.stage.model.stage_model import StageModel
 from runner.stage.process.compute_loop import ComputeLoop
-from runner.stage.process.epoch_links import EpochLinks, Stop
+from runner.stage.process.epoch_links import EpochLinks
+from runner.stage.process.work import Stop, Work
 from runner.steps import Step, StepResult
 from runner.transport.data_link import TcpLink
 from runner.transport.frames import HEADER_BYTES, Epoch, Limits, Operation, decode_header
@@ -31,10 +33,12 @@ class LoneStage:
         self._receiving, outgoing = socket.socketpair()
         self._results = Limits(Operation.RESULT, 1, 64, 64, 0, model.vocab_size, 256)
         steps = Limits(Operation.STEP, 0, 64, 64, 0, model.vocab_size, 256)
+        self.inbox: SimpleQueue[Work] = SimpleQueue()
         self.loop = ComputeLoop(
             0,
             model,
             "cpu",
+            inbox=self.inbox,
             fail=lambda _epoch, what: self.failures.append(what),
             end_process=self.ends.append,
         )
@@ -44,7 +48,7 @@ class LoneStage:
             TcpLink(outgoing, EPOCH, steps),
             limits=steps,
             depth=2,
-            deliver=self.loop.inbox.put,
+            deliver=self.inbox.put,
             fail=lambda _epoch, what: self.failures.append(what),
         )
         self._thread = threading.Thread(target=self.loop.run)
@@ -70,7 +74,7 @@ class LoneStage:
         return self._receiving.recv(size, socket.MSG_WAITALL) if size else b""
 
     def end(self) -> None:
-        self.loop.inbox.put(Stop())
+        self.inbox.put(Stop())
         self._thread.join(10)
         self.links.close()
         self._sending.close()

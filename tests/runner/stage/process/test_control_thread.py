@@ -35,8 +35,7 @@ def answers(stages: Stages, path: str) -> bool:
 
 def outcome(stages: Stages, *change: str) -> subprocess.CompletedProcess[str]:
     arguments = {
-        "--spec": str(stages.spec_file),
-        "--rank": "0",
+        "--spec": str(stages.spec_file(0)),
         "--token-file": str(stages.token_file),
     }
     arguments |= dict(zip(change[::2], change[1::2], strict=True))
@@ -55,7 +54,7 @@ def test_it_lives_before_it_is_ready_and_is_ready_once_loaded(stages: Stages) ->
     wait_for(lambda: answers(stages, "/livez"), 20, "alive without a master")
     answer = stages.health(0, "/readyz")
     assert answer.status_code == 503
-    assert answer.json() == {"status": "unavailable", "reason": "loading the weights"}
+    assert answer.json() == {"status": "unavailable", "reason": "the master has not let it in yet"}
     asyncio.run(work())
     assert stages.health(0, "/readyz").json() == {"status": "ok"}
     time.sleep(1.5)  # idle, and its master gone: it lives and keeps its weights
@@ -79,7 +78,6 @@ def test_sigterm_while_it_waits_for_a_master_ends_it(stages: Stages) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("--rank", "4"), "--rank 4: must be one of the spec's ranks [0]"),
         (("--spec", "/no/such/file"), "--spec /no/such/file: cannot be read"),
         (("--token-file", "/no/such/token"), "--token-file /no/such/token: cannot be read"),
     ],
@@ -94,9 +92,9 @@ def test_wrong_arguments_end_with_2_and_one_sentence(
 
 
 def test_an_unknown_interface_ends_with_2_and_is_named(stages: Stages) -> None:
-    document = json.loads(stages.spec_file.read_text())
-    document["ranks"][0]["interface"] = "nope0"
-    stages.spec_file.write_text(json.dumps(document))
+    document = json.loads(stages.spec_file(0).read_text())
+    document["interface"] = "nope0"
+    stages.spec_file(0).write_text(json.dumps(document))
     ended = outcome(stages)
     assert ended.returncode == 2
     assert "interface = 'nope0': does not exist on this machine" in ended.stderr
@@ -105,7 +103,7 @@ def test_an_unknown_interface_ends_with_2_and_is_named(stages: Stages) -> None:
 
 @pytest.mark.parametrize("port", ["data_port", "health_port"])
 def test_a_busy_port_ends_with_2_and_is_named(stages: Stages, port: str) -> None:
-    number = getattr(stages.spec.ranks[0], port)
+    number = getattr(stages.stage_specs[0], port)
     with socket.create_server(("127.0.0.1", number)):
         ended = outcome(stages)
     assert ended.returncode == 2
@@ -113,13 +111,13 @@ def test_a_busy_port_ends_with_2_and_is_named(stages: Stages, port: str) -> None
 
 
 def test_a_named_interface_is_what_it_listens_on(stages: Stages) -> None:
-    document = json.loads(stages.spec_file.read_text())
-    document["ranks"][0]["interface"] = "lo"
+    document = json.loads(stages.spec_file(0).read_text())
+    document["interface"] = "lo"
     document["bind_address"] = ""
-    stages.spec_file.write_text(json.dumps(document))
+    stages.spec_file(0).write_text(json.dumps(document))
     stages.start()
     wait_for(lambda: answers(stages, "/livez"), 20, "alive")
-    port = stages.spec.ranks[0].data_port
+    port = stages.stage_specs[0].data_port
     socket.create_connection(("127.0.0.1", port), timeout=2).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port), timeout=2)

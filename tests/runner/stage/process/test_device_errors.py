@@ -22,7 +22,7 @@ from runner.stage.model.stage_model import StageModel
 from runner.stage.process import compute_loop, device
 from runner.stage.process.control_thread import ControlThread
 from runner.stage.process.device import Cpu, Cuda, device_of
-from runner.stage.process.load import _describe
+from runner.stage.process.load import PreparedPart, describe
 from runner.steps import Admission, Segment, Step
 from tests.runner.running_stages import Master, Stages
 from tests.runner.stage.process.faulty_stage import DEVICE_ERROR, ERRORS, FAULTS
@@ -251,9 +251,11 @@ def test_an_idle_loop_asks_its_device_and_livez_tells_the_answer(
     stage: LoneStage, small_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = Stages(str(small_llama), [(0, 6)], tmp_path)
-    rank = stages.spec.ranks[0]
-    control = ControlThread(stages.spec, rank, stages.token)
-    control.serve(stage.loop, _describe(stages.spec, rank, "a commit", stage.loop._model))
+    spec, model = stages.stage_specs[0], stage.loop._model
+    control = ControlThread(spec, stages.token)
+    part = PreparedPart(stages.spec, "a commit", (0, 6), Checkpoint(small_llama), 1)
+    control._orders._loading = part
+    control.loaded(part, describe(spec, part, model), stage.loop)
     control.start()
     asked: list[int] = []
     monkeypatch.setattr(Cpu, "ask", lambda _self: asked.append(1))

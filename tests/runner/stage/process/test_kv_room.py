@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from contract.memory import FREE_SHARE_OF_GPU, PROCESS_BYTES, STEP_BYTES, MemoryShare
-from contract.specs import GroupSpec, RankSpec
+from contract.specs import GroupSpec, RankPart, StageSpec
 from runner.errors import RunnerError
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel
@@ -23,6 +23,7 @@ from tests.small_models import OF_EACH_KIND, make_small_model
 
 GB = 10**9
 PLACE = torch.device("cuda:1")
+SPEC = GroupSpec("d", "m", (RankPart((2, 6)),), max_concurrent_requests=4)
 
 
 class CountingDevice(Cpu):
@@ -41,10 +42,9 @@ def model(small_llama: Path) -> StageModel:
     return StageModel.load(Checkpoint(small_llama), (2, 6))
 
 
-def specs(memory: int | None, ranks: int = 1) -> tuple[GroupSpec, RankSpec]:
-    rank = RankSpec(rank=0, layers=(2, 6), memory_bytes=memory)
-    others = tuple(RankSpec(rank=number, layers=(0, 2)) for number in range(1, ranks))
-    return GroupSpec("d", "m", (rank, *others), max_concurrent_requests=4), rank
+def tokens(memory: int | None, model: StageModel, device: Cpu, sharing: int = 1) -> int:
+    stage = StageSpec("d", 0, memory_bytes=memory)
+    return kv_tokens(stage, SPEC, model, device, sharing)
 
 
 def share_of(model: StageModel) -> MemoryShare:
@@ -52,7 +52,7 @@ def share_of(model: StageModel) -> MemoryShare:
 
 
 def test_declared_memory_is_counted_by_the_rule(model: StageModel) -> None:
-    assert kv_tokens(*specs(4 * GB), model, Cpu()) == share_of(model).kv_tokens(4 * GB)
+    assert tokens(4 * GB, model, Cpu()) == share_of(model).kv_tokens(4 * GB)
 
 
 def test_without_it_half_of_what_is_available_is_shared_by_the_node(
@@ -60,17 +60,16 @@ def test_without_it_half_of_what_is_available_is_shared_by_the_node(
 ) -> None:
     monkeypatch.setattr(device, "available_bytes", lambda: 3 * GB)
     for ranks in (1, 3):
-        found = kv_tokens(*specs(None, ranks), model, Cpu())
+        found = tokens(None, model, Cpu(), ranks)
         assert found == 3 * GB // 2 // ranks // model.kv_bytes_per_token
 
 
 def test_a_measured_step_is_held_back_without_its_slots(model: StageModel) -> None:
-    spec, rank = specs(4 * GB)
     planned = share_of(model).kv_tokens(4 * GB)
-    longest = largest_step(spec.prefill_token_budget, 4, model.max_positions)
+    longest = largest_step(SPEC.prefill_token_budget, 4, model.max_positions)
     slots = sum(item.capacity for item in longest.admissions) * model.kv_bytes_per_token
     for step, lost in ((0, 0), (STEP_BYTES, 0), (STEP_BYTES + GB, GB)):
-        found = kv_tokens(spec, rank, model, CountingDevice(slots + step))
+        found = tokens(4 * GB, model, CountingDevice(slots + step))
         assert found == (share_of(model).kv_bytes(4 * GB) - lost) // model.kv_bytes_per_token
         assert found <= planned
 
@@ -79,12 +78,12 @@ def test_what_does_not_fit_is_refused_in_the_words_of_the_rule(model: StageModel
     share = share_of(model)
     too_little = share.needed_bytes(1) - 1
     with pytest.raises(RunnerError) as raised:
-        kv_tokens(*specs(too_little), model, Cpu())
+        tokens(too_little, model, Cpu())
     assert str(raised.value) == share.refusal(too_little)
     with pytest.raises(
         RunnerError, match=r"rank 0: layers 2-5 do not fit .* 5,000,\d{3},\d{3} for"
     ):
-        kv_tokens(*specs(4 * GB), model, CountingDevice(5 * GB - PROCESS_BYTES + 10**6))
+        tokens(4 * GB, model, CountingDevice(5 * GB - PROCESS_BYTES + 10**6))
 
 
 @pytest.mark.parametrize(("budget", "longest"), [(512, 8192), (512, 100), (1, 1)])

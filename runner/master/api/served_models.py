@@ -1,0 +1,84 @@
+"""What the API answers with: of the model that is served its spec, its text, who judges prompts."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract.specs import GroupSpec
+from runner.errors import NotServing
+from runner.master.api.defaults import GenerationDefaults
+from runner.master.api.prompts import Prompts
+from runner.master.engine.engine import Engine
+from runner.master.metrics import Metrics
+from runner.master.text.model_text import ModelText
+from runner.transport.control import Served
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One spec's."""
+
+    served: Served
+    text: ModelText
+    prompts: Prompts
+
+    @property
+    def spec(self) -> GroupSpec:
+        return self.served.spec
+
+
+class Texts:
+    """Of each model that is served or on its way in, by name and commit."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], ModelText] = {}
+
+    async def make_ready(self, served: Served, folder: Path) -> None:
+        """Read the text of a model; raises ModelUnavailable."""
+        key = served.spec.model_name, served.commit
+        if key not in self._known:
+            self._known[key] = await asyncio.to_thread(ModelText.load, folder)
+
+    def of(self, served: Served) -> ModelText:
+        return self._known[served.spec.model_name, served.commit]
+
+
+class ServedModels:
+    """One at a time. What /set_config has set stays over a change of the model."""
+
+    def __init__(self, engine: Engine, texts: Texts) -> None:
+        self._engine, self._texts = engine, texts
+        self._current: ServedModel | None = None
+        self._defaults = GenerationDefaults()
+        self._metrics = Metrics("", engine.statistics)
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """Those in force."""
+        self._follow()
+        return self._defaults
+
+    @property
+    def metrics(self) -> Metrics:
+        """Counting for the model that is served."""
+        self._follow()
+        return self._metrics
+
+    def current(self) -> ServedModel:
+        """Raises NotServing while nobody has said what is to be served."""
+        self._follow()
+        if self._current is None:
+            raise NotServing(f"no model is served yet: {self._engine.reason}")
+        return self._current
+
+    def _follow(self) -> None:
+        served, known = self._engine.in_force, self._current
+        if served is None or (known is not None and known.served is served):
+            return
+        text = self._texts.of(served)
+        self._defaults.follow(text.generation_defaults)
+        prompts = Prompts(served.spec, self._engine, text, self._defaults)
+        self._current = ServedModel(served, text, prompts)
+        self._metrics.serve(served.spec.model_name)

@@ -1,0 +1,196 @@
+"""What the master has a stage prepare, load and take, on the control thread's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from contract.specs import GroupSpec, StageSpec, spec_hash
+from runner.errors import RunnerError
+from runner.models.progress import FetchProgress
+from runner.transport.control import (
+    Holding,
+    Loaded,
+    LoadFailed,
+    Message,
+    Prepare,
+    Prepared,
+    PrepareFailed,
+    Progress,
+    StageInfo,
+    Taken,
+)
+
+if TYPE_CHECKING:
+    from runner.stage.process.load import PreparedPart
+
+logger = logging.getLogger(__name__)
+
+REPORT_EACH_S = 1.0
+_LONGEST_REASON = 500  # characters
+
+
+class Orders:
+    """`holding` is what the main thread computes with, None where it has no weights.
+
+    Parts are prepared on a thread of their own, beside what is computed. `send` tells the master,
+    `exchange` has the main thread load a part, and `give_up` ends the process with a code: where
+    the group has nothing else to serve and the stage cannot have it.
+    """
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        *,
+        send: Callable[[Message], None],
+        exchange: Callable[[PreparedPart], None],
+        give_up: Callable[[int], None],
+    ) -> None:
+        self._spec = spec
+        self._send, self._exchange, self._give_up = send, exchange, give_up
+        self._held: PreparedPart | None = None
+        self._info: StageInfo | None = None
+        self._order: Prepare | None = None
+        self._part: PreparedPart | None = None  # of that order, once it is prepared
+        self._loading: PreparedPart | None = None  # the last one given to the main thread
+        self.failure = ""
+        # The main thread has imported torch and transformers, which two at a time cannot.
+        self.imported = threading.Event()
+
+    @property
+    def holding(self) -> Holding | None:
+        if self._held is None or self._info is None:
+            return None
+        return Holding(spec_hash(self._held.spec), self._info)
+
+    @property
+    def spec(self) -> GroupSpec | None:
+        """Of what is held."""
+        return None if self._held is None else self._held.spec
+
+    @property
+    def model_name(self) -> str:
+        """Of what is held or prepared, "" for nothing."""
+        known = self.spec or (self._order and self._order.spec)
+        return known.model_name if known else ""
+
+    # What the master says
+
+    def prepare(self, order: Prepare) -> None:
+        """Begin, unless it is the order that is carried out already."""
+        if self._order == order and not self.failure:
+            if self._part is not None:
+                self._send(Prepared(spec_hash(order.spec)))
+            return
+        self._order, self._part, self.failure = order, None, ""
+        if self._held is not None and same_weights(self._held, order, self._spec.rank):
+            self._prepared(order, replace(self._held, spec=order.spec, sharing=order.sharing))
+            return
+        progress, loop = FetchProgress(), asyncio.get_running_loop()
+        threading.Thread(
+            target=self._work, args=(order, progress, loop), name="prepare", daemon=True
+        ).start()
+        self._report(order, progress)
+
+    def load(self, digest: str) -> None:
+        """The part that is prepared goes into the place of what is held."""
+        holding, part = self.holding, self._part
+        if holding is not None and holding.spec_hash == digest:
+            self._send(Loaded(digest, holding.stage))
+        elif part is None or spec_hash(part.spec) != digest:
+            self._send(LoadFailed(digest, "this spec is not prepared"))
+        else:
+            self._held = self._info = None
+            self._loading = part
+            self._exchange(part)
+
+    def take(self, spec: GroupSpec) -> None:
+        """What is held goes by another spec, of which it has the same part."""
+        held = self._held
+        if held is None or not same_weights(
+            held, Prepare(spec, held.commit, held.sharing, True), self._spec.rank
+        ):
+            logger.error("cannot take a spec of other weights than those held")
+            return
+        self._held = replace(held, spec=spec)
+        self._send(Taken(spec_hash(spec)))
+
+    # What became of it
+
+    def loaded(self, part: PreparedPart, info: StageInfo) -> bool:
+        """Whether it is to be computed with: no other part has been asked for meanwhile."""
+        if part is not self._loading:
+            return False
+        self._held, self._info, self.failure = part, info, ""
+        self._send(Loaded(spec_hash(part.spec), info))
+        return True
+
+    def load_failed(self, part: PreparedPart, error: Exception) -> None:
+        if part is self._loading:
+            self.failure = told(error)
+            self._part = self._loading = None  # the next order prepares anew
+            self._send(LoadFailed(spec_hash(part.spec), self.failure))
+            self._end_if_needed(error)
+
+    def _prepared(self, order: Prepare, part: PreparedPart) -> None:
+        if order is self._order:
+            self._part = part
+            self._send(Prepared(spec_hash(order.spec)))
+
+    def _report(self, order: Prepare, progress: FetchProgress) -> None:
+        """Each second while it is prepared, and once more at the end."""
+        if order is not self._order:
+            return
+        digest = spec_hash(order.spec)
+        self._send(Progress(digest, progress.fetched_bytes, progress.wanted_bytes))
+        if self._part is None and not self.failure:
+            loop = asyncio.get_running_loop()
+            loop.call_later(REPORT_EACH_S, self._report, order, progress)
+
+    def _failed(self, order: Prepare, error: Exception) -> None:
+        if order is self._order:
+            self.failure = told(error)
+            self._send(PrepareFailed(spec_hash(order.spec), self.failure))
+            self._end_if_needed(error)
+
+    def _end_if_needed(self, error: Exception) -> None:
+        if self._order is not None and self._order.in_force:
+            self._give_up(error.exit_code if isinstance(error, RunnerError) else 1)
+
+    # On a thread of its own
+
+    def _work(
+        self, order: Prepare, progress: FetchProgress, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        try:
+            self.imported.wait()
+            from runner.stage.process.load import prepare
+
+            part = prepare(self._spec, order, progress)
+        except Exception as error:  # whatever a broken checkpoint makes of its reader
+            if not isinstance(error, RunnerError):
+                logger.exception("the model cannot be prepared")
+            loop.call_soon_threadsafe(self._failed, order, error)
+        else:
+            loop.call_soon_threadsafe(self._prepared, order, part)
+
+
+def same_weights(held: PreparedPart, order: Prepare, rank: int) -> bool:
+    """Whether the order's part for this rank is what is held already."""
+    spec = order.spec
+    return (
+        rank < len(spec.ranks)
+        and held.commit == order.commit
+        and held.spec.model_name == spec.model_name
+        and held.spec.dtype == spec.dtype
+        and held.spec.ranks[rank] == spec.ranks[rank]
+    )
+
+
+def told(error: Exception) -> str:
+    text = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
+    return text[:_LONGEST_REASON]
