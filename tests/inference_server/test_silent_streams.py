@@ -54,14 +54,15 @@ def logged(server: TierProcess, answer: httpx.Response) -> dict[str, Any]:
 @pytest.mark.parametrize("text", ["be late", "pause", "comment"])
 def test_comments_are_not_counted(server: TierProcess, tiers: Tiers, text: str) -> None:
     tiers.upstream.held = True
+    comment = ": comment" if text == "comment" else OWN
     url = f"{server.url}/v1/chat/completions"
     with httpx.stream("POST", url, json=body(text), timeout=30) as answer:
         lines = answer.iter_lines()
         comments = 0
         while comments < 3:
-            comments += next(lines).startswith(":")
+            comments += next(lines).startswith(comment)
         tiers.upstream.held = None
-        comments += sum(line.startswith(":") for line in lines)
+        comments += sum(line.startswith(comment) for line in lines)
     assert comments == 10 or text != "comment"
     row = logged(server, answer)
     assert (row["outcome"], row["status"], row["completion_tokens"]) == ("ok", 200, 7)
