@@ -17,6 +17,8 @@ from contract.specs import GroupSpec, spec_hash
 from runner.errors import ProtocolError
 
 MAX_MESSAGE_BYTES = 256 * 1024
+# Characters of a reason; the text of an exception may be of any length.
+MAX_REASON = 2_000
 LENGTH = struct.Struct(">I")
 
 
@@ -91,6 +93,11 @@ class GroupMemory:
 
 class _Message:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    def __post_init__(self) -> None:
+        reason = getattr(self, "reason", "")
+        if len(reason) > MAX_REASON:
+            object.__setattr__(self, "reason", f"{reason[: MAX_REASON - 1]}…")
 
 
 @dataclass(frozen=True)
