@@ -17,6 +17,9 @@ from tests.waiting import wait_for
 from tests.web.carrying_service import CarryingService, in_a_thread
 from tests.web.tier_process import TierProcess
 
+# Many processes, killed and silent for seconds; tests/web shows each rule in one.
+pytestmark = pytest.mark.slow
+
 BLOCK = "block-1"
 CHAT: dict[str, Any] = {"model": BLOCK, "messages": [{"role": "user", "content": "x"}]}
 PAUSE_S = 0.02

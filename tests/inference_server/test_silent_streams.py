@@ -22,6 +22,9 @@ from tests.web.small_upstream import SILENT_S
 from tests.web.tier_process import TierProcess
 from web.events import COMMENT
 
+# Many processes, killed and silent for seconds; tests/web shows each rule in one.
+pytestmark = pytest.mark.slow
+
 BLOCK = "block-1"
 OWN = COMMENT.decode().strip()
 

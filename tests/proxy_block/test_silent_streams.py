@@ -18,6 +18,9 @@ from tests.web.small_upstream import SmallUpstream
 from tests.web.tier_process import TierProcess
 from web.events import COMMENT
 
+# Many processes, killed and silent for seconds; tests/web shows each rule in one.
+pytestmark = pytest.mark.slow
+
 OWN = COMMENT.decode().strip()
 DEADLINE_S = 12.0
 

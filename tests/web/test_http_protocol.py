@@ -110,6 +110,7 @@ TRICKLE = (b"G", b"E", b"T", b" ", b"/", b"l", b"i", b"v", b"e", b"z")
 POST = b"POST /v1/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
+@pytest.mark.slow
 def test_half_sent_requests_are_reaped_in_ten_seconds(server: TierProcess) -> None:
     halves: list[tuple[bytes, ...]] = [
         (),
