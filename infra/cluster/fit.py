@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from contract.models import DEMO_PREFIX
 from contract.specs import INFERENCE_PORT, MASTER_HTTP_PORT
 from infra.plan.layers import RankPlan
 from infra.plan.lock import ModelReader
+from infra.plan.model_config import is_hub_id
 from infra.plan.process_specs import Addresses, StagePorts
 from infra.plan.stack_plan import StackPlan, plan_stack
-from infra.stack.config import DeploymentConfig, RankParams
+from infra.stack.config import DeploymentConfig, ModelCache, RankParams
 
 # What a rank asks for where the stack file says nothing.
 _RANK_CORES = 2.0
@@ -17,6 +20,8 @@ _GIB = 2**30
 # Beside the weights: interpreter, libraries, KV cache on CPU; CUDA's own part on a GPU's host.
 _BESIDE_WEIGHTS = 6 * _GIB
 _UNKNOWN_WEIGHTS = 10 * _GIB
+# In a model cache: tokenizer and configuration, what a demo model is made of.
+_BESIDE_MODEL = _GIB
 
 
 def plan_on_clusters(
@@ -33,9 +38,24 @@ def plan_on_clusters(
 
 
 def fit(deployment: DeploymentConfig, plan: Sequence[RankPlan]) -> DeploymentConfig:
-    """Cores and memory for the ranks that name none: every container has requests and limits."""
+    """Cores and memory for the ranks that name none, and the size of their model caches: every
+    container has requests and limits."""
     fitted = [_fit_rank(*pair) for pair in zip(deployment.ranks, plan, strict=True)]
-    return deployment.model_copy(update={"per_rank_params": fitted})
+    cache = _fit_cache(deployment, plan)
+    return deployment.model_copy(update={"per_rank_params": fitted, "model_cache": cache})
+
+
+def _fit_cache(deployment: DeploymentConfig, plan: Sequence[RankPlan]) -> ModelCache:
+    """Room for two models, as while one takes the other's place, in steps of a power of two: hardly
+    another model makes other pods. None is needed for a folder that the ranks have."""
+    cache = deployment.model_cache
+    sizes = [rank.file_bytes for rank in plan if rank.file_bytes is not None]
+    name = deployment.common_params.model_name
+    fetched = name.startswith(DEMO_PREFIX) or is_hub_id(name)
+    if cache.mode != "empty-dir" or cache.size or not fetched or len(sizes) < len(plan):
+        return cache
+    needed = math.ceil((max(sizes) + _BESIDE_MODEL) / _GIB)
+    return cache.model_copy(update={"size": 2 * _GIB * 2 ** math.ceil(math.log2(needed))})
 
 
 def _fit_rank(params: RankParams, plan: RankPlan) -> RankParams:

@@ -114,14 +114,18 @@ class Component(pulumi.ComponentResource):
         *,
         rank: int | None = None,
         cluster: str = "",
+        shared: bool = False,
     ) -> core.PersistentVolumeClaim:
-        """Goes with the stack. Not waited for: many bind only once their pod is scheduled."""
+        """Goes with the stack. Not waited for: many bind only once their pod is scheduled.
+
+        `shared`: each of the clusters has one of this name, for several pods.
+        """
         return core.PersistentVolumeClaim(
-            name,
+            self._resource_name(name, cluster) if shared else name,
             # Claims are told apart by rank only.
             metadata=self._metadata(name, rank=rank, block_id="", annotations=SKIP_AWAIT),
             spec=core.PersistentVolumeClaimSpecArgs(
-                access_modes=["ReadWriteOnce"],
+                access_modes=["ReadWriteMany" if shared else "ReadWriteOnce"],
                 storage_class_name=volume.storage_class or None,
                 resources=core.VolumeResourceRequirementsArgs(
                     requests={"storage": str(volume.size)}

@@ -1,6 +1,7 @@
 """The one builder of hardened pod specs: Pod Security `restricted`, and what it does not ask for.
 
-Read-only root file systems, requests equal to limits, no API token unless used.
+Read-only root file systems, requests equal to limits (of disk an empty-dir has its own), no API
+token unless used.
 https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
 """
 
@@ -26,11 +27,12 @@ _TEMPORARY = "temporary"
 
 @dataclass(frozen=True)
 class Mount:
-    """A volume of the pod and where a container sees it."""
+    """A volume of the pod, or `sub_path` in it, and where a container sees it."""
 
     volume: core.VolumeArgs
     path: str
     read_only: bool = True
+    sub_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class Container:
     """One container. `cpu` is in cores, `memory` in bytes, both request and limit.
 
     `ports` maps a name to a number; `devices` are extended resources, as in {"nvidia.com/gpu": 1};
-    `claims` are names out of the pod's resource claims. `quiet_s` seconds go by before SIGTERM, in
-    which Services stop sending connections: a process that drains refuses new requests at once.
+    `claims` are names out of the pod's resource claims. `disk` is requested, in bytes: what the
+    container writes on its node, empty-dirs too, whose own limits are what ends it. `quiet_s`
+    seconds go by before SIGTERM, in which Services stop sending connections: a process that drains
+    refuses new requests at once.
     """
 
     name: str
@@ -74,6 +78,7 @@ class Container:
     mounts: Sequence[Mount] = ()
     devices: Mapping[str, int] = field(default_factory=dict)
     claims: Sequence[str] = ()
+    disk: int = 0
     quiet_s: int = 0
 
 
@@ -176,16 +181,27 @@ def secret_mount(secret: str, path: str = SECRET_FOLDER, volume: str = "secrets"
     return Mount(core.VolumeArgs(name=volume, secret=source), path)
 
 
-def empty_mount(name: str, path: str) -> Mount:
-    """A folder that lives as long as its pod."""
-    volume = core.VolumeArgs(name=name, empty_dir=core.EmptyDirVolumeSourceArgs())
-    return Mount(volume, path, read_only=False)
+def empty_mount(name: str, path: str, size: int | None = None) -> Mount:
+    """A folder that lives as long as its pod, which is evicted with more than `size` bytes."""
+    source = core.EmptyDirVolumeSourceArgs(size_limit=None if size is None else str(size))
+    return Mount(core.VolumeArgs(name=name, empty_dir=source), path, read_only=False)
 
 
-def claim_mount(name: str, claim: str, path: str) -> Mount:
-    """A PersistentVolumeClaim."""
-    source = core.PersistentVolumeClaimVolumeSourceArgs(claim_name=claim)
-    return Mount(core.VolumeArgs(name=name, persistent_volume_claim=source), path, read_only=False)
+def claim_mount(
+    name: str, claim: str, path: str, *, sub_path: str = "", read_only: bool = False
+) -> Mount:
+    """A PersistentVolumeClaim, or a folder in it."""
+    source = core.PersistentVolumeClaimVolumeSourceArgs(
+        claim_name=claim, read_only=read_only or None
+    )
+    volume = core.VolumeArgs(name=name, persistent_volume_claim=source)
+    return Mount(volume, path, read_only=read_only, sub_path=sub_path)
+
+
+def host_mount(name: str, folder: str, path: str) -> Mount:
+    """A folder that the node has: one that the kubelet made would be root's."""
+    source = core.HostPathVolumeSourceArgs(path=folder, type="Directory")
+    return Mount(core.VolumeArgs(name=name, host_path=source), path, read_only=False)
 
 
 def cpu_quantity(cores: float) -> str:
@@ -208,13 +224,17 @@ def _container(container: Container) -> core.ContainerArgs:
             for name, port in container.ports.items()
         ],
         resources=core.ResourceRequirementsArgs(
-            requests=amounts,
-            limits=dict(amounts),
+            requests=amounts
+            | ({"ephemeral-storage": str(container.disk)} if container.disk else {}),
+            limits=amounts,
             claims=[core.ResourceClaimArgs(name=name) for name in container.claims] or None,
         ),
         volume_mounts=[
             core.VolumeMountArgs(
-                name=mount.volume.name, mount_path=mount.path, read_only=mount.read_only
+                name=mount.volume.name,
+                mount_path=mount.path,
+                sub_path=mount.sub_path or None,
+                read_only=mount.read_only,
             )
             for mount in _mounts(container)
         ],

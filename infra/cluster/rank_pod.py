@@ -17,6 +17,7 @@ from infra.cluster.pods import (
     claim_mount,
     config_map_mount,
     empty_mount,
+    host_mount,
     http_probes,
     pod_spec,
     python_module,
@@ -57,6 +58,11 @@ def rank_account_name(deployment: DeploymentConfig) -> str:
 def model_claim_name(deployment: DeploymentConfig, rank: int) -> str:
     """A claim for each rank: it reads only its own tensors, and any storage class will do."""
     return f"{deployment.rank_name(rank)}-models"
+
+
+def shared_claim_name(deployment: DeploymentConfig) -> str:
+    """One claim for all ranks of a cluster, of a storage class that several nodes may write to."""
+    return f"{deployment.deployment_name}-models"
 
 
 def device_claim_name(deployment: DeploymentConfig, rank: int) -> str:
@@ -123,6 +129,7 @@ def _stage(
         mounts=_mounts(deployment, params.rank),
         devices={GPU: 1} if mode == "resource" else {},
         claims=(CLAIM,) if mode == "dra" else (),
+        disk=_cache_disk(deployment),
     )
 
 
@@ -160,7 +167,9 @@ def _arguments(file: str) -> tuple[str, ...]:
 
 def _environment(deployment: DeploymentConfig, hub_token: bool) -> dict[str, str]:
     """huggingface_hub keeps its own files beside the weights; extra_env has the last word."""
-    environment = {"HF_HOME": f"{CACHE_FOLDER}/huggingface"}
+    # What is only read takes none of them.
+    folder = "/tmp" if deployment.model_cache.read_only else CACHE_FOLDER  # noqa: S108 (the pod's own)
+    environment = {"HF_HOME": f"{folder}/huggingface"}
     if hub_token:
         environment["HF_TOKEN_PATH"] = f"{SECRET_FOLDER}/{HUB_TOKEN_FILE}"
     return environment | deployment.extra_env
@@ -181,6 +190,13 @@ def _device_environment(deployment: DeploymentConfig, params: RankParams) -> dic
     }
 
 
+def _cache_disk(deployment: DeploymentConfig) -> int:
+    """Of the node's disk, in bytes: one model's half of the cache. Where there is room for another
+    beside it the node has it, and nothing keeps it free for that."""
+    cache = deployment.model_cache
+    return (cache.size or 0) // 2 if cache.mode == "empty-dir" else 0
+
+
 def _mounts(deployment: DeploymentConfig, rank: int) -> tuple[Mount, ...]:
     return (
         config_map_mount(deployment.rank_name(rank)),
@@ -192,11 +208,18 @@ def _mounts(deployment: DeploymentConfig, rank: int) -> tuple[Mount, ...]:
 def _cache_mount(deployment: DeploymentConfig, rank: int) -> Mount:
     cache = deployment.model_cache
     if cache.mode == "empty-dir":
-        return empty_mount(_CACHE, CACHE_FOLDER)
-    claim = cache.claim_name
-    if cache.mode == "own-claim":
-        claim = model_claim_name(deployment, rank)
-    return claim_mount(_CACHE, claim, CACHE_FOLDER)
+        return empty_mount(_CACHE, CACHE_FOLDER, cache.size)
+    if cache.mode == "host-path":
+        return host_mount(_CACHE, cache.host_path, CACHE_FOLDER)
+    names = {
+        "existing-claim": cache.claim_name,
+        "own-claim": model_claim_name(deployment, rank),
+        "shared-claim": shared_claim_name(deployment),
+    }
+    claim = names[cache.mode]
+    return claim_mount(
+        _CACHE, claim, CACHE_FOLDER, sub_path=cache.sub_path, read_only=cache.read_only
+    )
 
 
 def _resource_claims(deployment: DeploymentConfig, rank: int) -> list[core.PodResourceClaimArgs]:

@@ -71,7 +71,7 @@ class SplitModel(Component):
         }
         given = {name: value for name, value in tokens.items() if value is not None}
         group = {rank_pod.GROUP_FILE: render(self._args.specs.group)}
-        return [
+        made: list[pulumi.Resource] = [
             *(
                 [self._config_map(rank_pod.group_spec_name(deployment), group, cluster)]
                 if cluster == deployment.cluster_of(0)
@@ -80,6 +80,10 @@ class SplitModel(Component):
             self._secret(rank_pod.rank_secret_name(deployment), given, cluster),
             self._account(rank_pod.rank_account_name(deployment), cluster),
         ]
+        if deployment.model_cache.mode == "shared-claim":
+            name = rank_pod.shared_claim_name(deployment)
+            made.append(self._claim(name, deployment.model_cache, cluster=cluster, shared=True))
+        return made
 
     def _services(self) -> None:
         """`rank-master` before the group is ready, for its ranks; `master-api` after, for users."""

@@ -14,6 +14,7 @@ from infra.inspection.declared import DeclaredObject
 from infra.stack.config import DeploymentConfig
 
 _FORBIDDEN = 403
+_POD_SECURITY = "pod-security.kubernetes.io/enforce"
 
 
 def check_names(
@@ -42,6 +43,8 @@ def check_needed(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterat
         with cluster.asked_to(f"get {what}"):
             if cluster.metadata(path) is None:
                 yield cluster.finding("fault", f"there is no {what} ({key})")
+    with cluster.asked_to(f"get namespace {deployment.namespace}"):
+        yield from _check_host_path(cluster, deployment)
     with cluster.asked_to("list services"):
         yield from _check_node_port(cluster, deployment)
 
@@ -70,6 +73,21 @@ def _needed(cluster_id: str, deployment: DeploymentConfig) -> Iterator[tuple[str
     if scaled and cluster_id == deployment.cluster_of(0):
         path = "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io"
         yield "metrics-server, which autoscalers ask", path, "proxy_blocks.max_instances"
+
+
+def _check_host_path(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
+    """What Pod Security of the ranks' namespace makes of a folder of the node."""
+    if deployment.model_cache.mode != "host-path":
+        return
+    there = cluster.metadata(f"/api/v1/namespaces/{deployment.namespace}") or {}
+    level = (there.get("labels") or {}).get(_POD_SECURITY, "")
+    if level in ("restricted", "baseline"):
+        text = (
+            f"namespace {deployment.namespace} has {_POD_SECURITY}: {level}, which refuses pods "
+            "with a folder of their node (model_cache.mode host-path); take another mode or "
+            "namespace"
+        )
+        yield cluster.finding("fault", text)
 
 
 def _check_node_port(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:

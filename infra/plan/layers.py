@@ -33,7 +33,10 @@ class RankResources:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """One rank's part. `layers` is [first, one past last]; None = not known."""
+    """One rank's part. `layers` is [first, one past last]; None = not known.
+
+    `file_bytes` is what it fetches at most: files hold other ranks' layers too.
+    """
 
     rank: int
     layers: tuple[int, int]
@@ -42,6 +45,7 @@ class RankPlan:
     kv_budget_bytes: int | None
     kv_budget_tokens: int | None
     step_share: float | None
+    file_bytes: int | None = None
 
     @property
     def memory_share(self) -> MemoryShare | None:

@@ -11,6 +11,7 @@ from infra.plan.layers import PlanError, RankPlan, RankResources, plan_layers
 from infra.plan.lock import ModelReader
 from infra.plan.model_files import BadModel
 from infra.plan.model_shape import (
+    DTYPE_BYTES,
     ModelShape,
     UnknownShape,
     UnsplittableModel,
@@ -89,10 +90,12 @@ def _plan(deployment: DeploymentConfig, reader: ModelReader) -> StackPlan:
         raise _refusal("common_params.model_name", common.model_name, str(error)) from error
     except UnknownShape as error:
         return _plan_without_shape(deployment, str(error))
-    return _plan_with_shape(deployment, shape)
+    return _plan_with_shape(deployment, shape, tuple(found.weight_files.values()))
 
 
-def _plan_with_shape(deployment: DeploymentConfig, shape: ModelShape) -> StackPlan:
+def _plan_with_shape(
+    deployment: DeploymentConfig, shape: ModelShape, file_sizes: tuple[int, ...]
+) -> StackPlan:
     common = deployment.common_params
     longest = common.max_model_len
     if longest and shape.max_positions and longest > shape.max_positions:
@@ -103,7 +106,10 @@ def _plan_with_shape(deployment: DeploymentConfig, shape: ModelShape) -> StackPl
         dtype = "float32" if deployment.gpu_pinning == "none" else shape.dtype  # type: ignore[assignment]
     resources = _resources(deployment)
     try:
-        ranks = plan_layers(shape, resources, dtype, longest)
+        ranks = tuple(
+            replace(rank, file_bytes=_file_bytes(rank, shape, dtype, file_sizes))
+            for rank in plan_layers(shape, resources, dtype, longest)
+        )
     except PlanError as error:
         raise _refusal("per_rank_params", MISSING, str(error)) from error
     notes = []
@@ -130,6 +136,15 @@ def _plan_with_shape(deployment: DeploymentConfig, shape: ModelShape) -> StackPl
     if deployment.gpu_pinning != "none" and plan.kv_room is not None:
         plan = plan.with_estimate(_STEPS_OF_GPUS)
     return plan
+
+
+def _file_bytes(rank: RankPlan, shape: ModelShape, dtype: str, file_sizes: tuple[int, ...]) -> int:
+    """Where the files are not known one may hold the whole model. A rank's own tensors may begin
+    and end within a file, and a tied embedding may lie in a third."""
+    whole = sum(file_sizes) or shape.parameters * DTYPE_BYTES[shape.dtype]
+    assert rank.weight_bytes is not None
+    own = rank.weight_bytes * DTYPE_BYTES[shape.dtype] // DTYPE_BYTES[dtype]
+    return min(whole, own + 3 * max(file_sizes, default=whole))
 
 
 def _plan_without_shape(deployment: DeploymentConfig, reason: str) -> StackPlan:

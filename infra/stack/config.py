@@ -21,6 +21,7 @@ from infra.stack.tier_config import (
 )
 
 DEPLOYMENT_KEY = "splitstack:deployment"
+CacheMode = Literal["empty-dir", "existing-claim", "own-claim", "shared-claim", "host-path"]
 GpuPinning = Literal["visible-devices", "resource", "dra", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -141,12 +142,18 @@ class Timeouts(types.Section):
 class ModelCache(types.Section):
     """Where ranks in a cluster keep downloaded weights."""
 
-    mode: Literal["empty-dir", "existing-claim", "own-claim"] = "empty-dir"
-    """empty-dir lives as long as its pod, own-claim as long as the stack."""
+    mode: CacheMode = "empty-dir"
+    """empty-dir lives as long as its pod; own-claim, one a rank, and shared-claim as the stack."""
     claim_name: types.OptionalLabel = ""
     """The existing claim."""
+    sub_path: types.RelativePath = ""
+    """Folder in the existing claim; empty: all of it."""
+    read_only: bool = False
+    """Whether the existing claim is only read: it has the model."""
+    host_path: types.AbsolutePath = ""
+    """Folder of every node (mode host-path)."""
     size: types.Bytes | None = None
-    """Size of each rank's own claim."""
+    """Size of a claim; of an empty-dir its limit, half of it requested; null there: planned."""
     storage_class: types.ClassName = ""
     """Storage class of our own claims; empty: the cluster's default."""
 

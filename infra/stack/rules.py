@@ -16,6 +16,13 @@ _STORE_URL = re.compile(
     r"rediss?://(?:[^/\s:@]*(?P<password>:[^/\s@]*)?@)?"
     r"(?:[A-Za-z0-9.-]+|\[[0-9a-f:]+\])(?::(?P<port>[0-9]{1,5}))?(?:/[0-9]{1,3})?"
 )
+# What belongs to one model_cache.mode alone.
+_KEYS_OF_A_CACHE = {
+    "claim_name": "existing-claim",
+    "sub_path": "existing-claim",
+    "read_only": "existing-claim",
+    "host_path": "host-path",
+}
 _TAKEN_PORTS = {
     MASTER_HTTP_PORT: "the master's API",
     STAGE_DATA_PORT: "the stage",
@@ -212,8 +219,21 @@ def _cache_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
             " made before: what this stack creates and destroys can hold no claim of yours"
         )
         yield Fault("model_cache.mode", cache.mode, rule)
-    if cache.mode == "own-claim" and cache.size is None:
-        yield Fault("model_cache.size", None, "is required with mode own-claim")
+    if cache.mode in ("own-claim", "shared-claim") and cache.size is None:
+        yield Fault("model_cache.size", None, f"is required with mode {cache.mode}")
+    if cache.mode == "host-path" and not cache.host_path:
+        yield Fault("model_cache.host_path", "", "is required with mode host-path")
+    if cache.mode == "host-path" and deployment.namespaces.create:
+        rule = (
+            "host-path needs namespaces.create: false, and namespace "
+            f"{deployment.namespace} made before with Pod Security privileged: the ones that this "
+            "stack makes are restricted, and that allows no folder of a node"
+        )
+        yield Fault("model_cache.mode", cache.mode, rule)
+    for key, mode in _KEYS_OF_A_CACHE.items():
+        if getattr(cache, key) and cache.mode != mode:
+            rule = f"is refused with mode {cache.mode}: it is of mode {mode}"
+            yield Fault(f"model_cache.{key}", getattr(cache, key), rule)
 
 
 def _block_faults(deployment: DeploymentConfig) -> Iterator[Fault]:

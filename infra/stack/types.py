@@ -28,6 +28,9 @@ _ORDINALS = re.compile(r"[0-9]+(?:,[0-9]+)*")
 _SUBDOMAIN = r"[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?"
 _NODE = re.compile(_SUBDOMAIN)
 _KEY = re.compile(rf"(?:{_SUBDOMAIN}/)?[A-Za-z0-9](?:[-._A-Za-z0-9]{{0,61}}[A-Za-z0-9])?")
+_PATH_PART = r"(?!\.\.?(?:/|$))[^/\0]+"
+_RELATIVE_PATH = re.compile(rf"{_PATH_PART}(?:/{_PATH_PART})*/?")
+_ABSOLUTE_PATH = re.compile(rf"(?:/{_PATH_PART})+/?")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -128,6 +131,16 @@ ClassName = Annotated[
 Node = Annotated[
     str,
     _matching(_NODE, "must be a node's name: lower case letters, digits, - and ."),
+    WithJsonSchema(_TEXT),
+]
+AbsolutePath = Annotated[
+    str,
+    _matching(_ABSOLUTE_PATH, "must be a path from the root, without .."),
+    WithJsonSchema({"type": "string"}),
+]
+RelativePath = Annotated[
+    str,
+    _matching(_RELATIVE_PATH, "must be a path below the volume's root, without .."),
     WithJsonSchema(_TEXT),
 ]
 Image = Annotated[

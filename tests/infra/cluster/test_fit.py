@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from infra.cluster.fit import addresses, fit, rank_clusters, stack_places
@@ -29,6 +31,25 @@ def test_what_the_stack_file_says_counts():
     fitted = fit(parsed(per_rank_params=given), plan(GIB, GIB))
     assert [params.cpu for params in fitted.ranks] == [4, 0.5]
     assert [params.memory for params in fitted.ranks] == [8 * GIB, 7 * GIB]
+
+
+def cached(files: int | None, **changes):
+    ranks = [replace(rank, file_bytes=files) for rank in plan(GIB, GIB)]
+    return fit(parsed(**changes), ranks).model_cache.size
+
+
+def test_an_empty_dir_has_room_for_two_models_in_coarse_steps():
+    assert cached(GIB // 4) == cached(GIB) == 4 * GIB
+    assert cached(GIB + 1) == 8 * GIB
+    assert cached(15 * GIB) == 32 * GIB
+    assert cached(None) is None
+
+
+def test_a_cache_of_a_given_size_or_kind_is_left_alone():
+    assert cached(GIB, model_cache={"size": "20Gi"}) == 20 * GIB
+    claim = {"mode": "existing-claim", "claim_name": "weights"}
+    assert cached(GIB, model_cache=claim, namespaces={"create": False}) is None
+    assert cached(GIB, common_params={"model_name": "/models/mine"}) is None
 
 
 def test_processes_find_one_another_by_service():

@@ -104,30 +104,65 @@ def test_ranks_on_cpu(tmp_path):
 @pytest.mark.parametrize(
     ("cache", "source"),
     [
-        ({"mode": "empty-dir"}, {"emptyDir": {}}),
+        ({"mode": "empty-dir"}, {"emptyDir": {"sizeLimit": str(4 * 2**30)}}),
+        ({"mode": "empty-dir", "size": "20Gi"}, {"emptyDir": {"sizeLimit": str(20 * 2**30)}}),
         (
             {"mode": "existing-claim", "claim_name": "weights"},
             {"persistentVolumeClaim": {"claimName": "weights"}},
         ),
         (
+            {
+                "mode": "existing-claim",
+                "claim_name": "weights",
+                "sub_path": "a/b",
+                "read_only": True,
+            },
+            {"persistentVolumeClaim": {"claimName": "weights", "readOnly": True}},
+        ),
+        (
             {"mode": "own-claim", "size": "20Gi", "storage_class": "fast"},
             {"persistentVolumeClaim": {"claimName": "small-rank-1-models"}},
+        ),
+        (
+            {"mode": "shared-claim", "size": "20Gi", "storage_class": "fast"},
+            {"persistentVolumeClaim": {"claimName": "small-models"}},
+        ),
+        (
+            {"mode": "host-path", "host_path": "/mnt/nvme/models"},
+            {"hostPath": {"path": "/mnt/nvme/models", "type": "Directory"}},
         ),
     ],
 )
 def test_model_cache(tmp_path, cache, source):
-    create = cache["mode"] != "existing-claim"
+    create = cache["mode"] not in ("existing-claim", "host-path")
     program = run_program(stack(tmp_path, model_cache=cache, namespaces={"create": create}))
     volumes = {volume.pop("name"): volume for volume in rank_pod(program, 1)["volumes"]}
     assert volumes["model-cache"] == source
     mounts = {mount["name"]: mount for mount in stage(program, 1)["volumeMounts"]}
-    assert mounts["model-cache"]["readOnly"] is False
+    read_only = cache.get("read_only", False)
+    assert mounts["model-cache"]["readOnly"] is read_only
+    assert mounts["model-cache"].get("subPath", "") == cache.get("sub_path", "")
+    home = environment(stage(program, 1))["HF_HOME"]
+    assert home == ("/tmp/huggingface" if read_only else "/var/cache/splitstack/huggingface")
     claims = program.of_kind("PersistentVolumeClaim")
-    assert len(claims) == (2 if cache["mode"] == "own-claim" else 0)
+    assert len(claims) == {"own-claim": 2, "shared-claim": 1}.get(cache["mode"], 0)
     for claim in claims:
         spec = claim.manifest["spec"]
+        shared = cache["mode"] == "shared-claim"
+        assert spec["accessModes"] == ["ReadWriteMany" if shared else "ReadWriteOnce"]
         assert spec["resources"]["requests"]["storage"] == str(20 * 2**30)
         assert spec["storageClassName"] == "fast"
+
+
+def test_an_empty_dir_asks_for_half_of_its_limit(tmp_path):
+    """Which is for another model beside the one that serves."""
+    for cache, disk in (({}, 2), ({"size": "20Gi"}, 10)):
+        resources = stage(run_program(stack(tmp_path, model_cache=cache)), 1)["resources"]
+        assert resources["requests"].pop("ephemeral-storage") == str(disk * 2**30)
+        assert resources["requests"] == resources["limits"]
+    claim = {"mode": "own-claim", "size": "20Gi"}
+    requests = stage(run_program(stack(tmp_path, model_cache=claim)), 1)["resources"]["requests"]
+    assert "ephemeral-storage" not in requests
 
 
 def test_what_the_stack_file_gives_to_rank_pods(tmp_path):

@@ -1,6 +1,7 @@
 """Stack file + config.json -> plan, and how it is shown."""
 
 import json
+import os
 
 import pytest
 
@@ -83,6 +84,23 @@ def test_a_length_beyond_the_model_is_refused_and_yarn_scales_it(folder):
     (folder / "config.json").write_text(json.dumps(PHI_3_MINI | {"rope_scaling": yarn}))
     assert planned(PHI, *sets).max_model_len == 400000
     assert planned(PHI, sets[0]).max_model_len == 4 * 131072
+
+
+def test_a_rank_fetches_its_files_and_their_neighbours_at_most(folder):
+    """A rank's own tensors may begin and end within a file."""
+    sets = [f"common_params.model_name={folder}", "common_params.max_model_len=4096"]
+    whole = 2 * 3_821_079_552
+    assert {rank.file_bytes for rank in planned(PHI, *sets).ranks} == {whole}
+    names = [f"model-{place:02}.safetensors" for place in range(40)]
+    index = {f"a{place}.weight": name for place, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "tokenizer.json").write_text("{}")
+    for name in names:
+        (folder / name).touch()
+        os.truncate(folder / name, whole // 40)
+    plan = planned(PHI, *sets)
+    for rank in plan.ranks:
+        assert rank.file_bytes == rank.weight_bytes + 3 * (whole // 40)
 
 
 def test_what_does_not_fit_names_the_rank(folder):
