@@ -12,7 +12,6 @@ from runner.errors import ProtocolError
 from runner.transport.control import (
     MAX_MESSAGE_BYTES,
     MAX_REASON,
-    ControlChannel,
     EpochFailed,
     LoadFailed,
     Message,
@@ -21,12 +20,13 @@ from runner.transport.control import (
     decode,
     encode,
 )
+from runner.transport.control_channel import ControlChannel
 
 LONG = "a tensor: " + "\N{EARTH GLOBE EUROPE-AFRICA}" * 10_000_000
 
 
 @pytest.mark.parametrize(
-    "message", [EpochFailed(3, LONG), LoadFailed(LONG), Refusal(LONG), Released(LONG)]
+    "message", [EpochFailed(3, LONG), LoadFailed("0" * 64, LONG), Refusal(LONG), Released(LONG)]
 )
 def test_a_reason_of_any_length_can_be_told(message: Message) -> None:
     told = decode(encode(message)[4:])
