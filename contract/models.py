@@ -7,6 +7,15 @@ from typing import Any
 
 DEMO_PREFIX = "demo:"
 DEMO_MODEL = f"{DEMO_PREFIX}smollm2-135m-instruct"
+DEMO_TITLE = "SmolLM2-135M-Instruct"
+
+
+def model_title(model_name: str) -> str:
+    """What people read: of a hub id or a folder the last part."""
+    if model_name == DEMO_MODEL:
+        return DEMO_TITLE
+    return model_name.rstrip("/").rpartition("/")[2] or model_name
+
 
 # A table that a rank alone both looks up and computes its logits with is packed for the latter as a
 # second copy up to this size, on the CPU: half the time of a decode's head for 108 MiB in the demo

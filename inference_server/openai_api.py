@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from contract.carry import FIELD
+from contract.models import model_title
 from inference_server.blocks.block import Block
 from inference_server.exchange import CANCELLED, FAILED, OK, Exchange
 from inference_server.server import InferenceServer
@@ -88,13 +89,21 @@ class OpenAIApi:
         ]
 
     async def _model(self, block: Block) -> dict[str, Any]:
+        """With the model behind the block: its name, its title for people, what a request that
+        does not say gets."""
+        model, component = await block.model(), await block.component()
+        name = model.get("root") or model.get("id")
         return {
             "id": block.block_id,
             "object": "model",
             "created": self._server.started,
             "owned_by": self._server.spec.deployment_name,
             "names": sorted(await block.model_names() or ()),
-            "max_model_len": await block.max_model_len(),
+            "root": name,
+            "title": model_title(str(name)) if name else None,
+            "max_model_len": _whole(model.get("max_model_len")),
+            "generation_config": _object(model.get("generation_config"))
+            | _object(_object(component.get("componentParameters")).get("generation_config")),
         }
 
     def _finish(self, exchange: Exchange, answer: Answer) -> None:
@@ -244,5 +253,12 @@ def _text(choice: dict[str, Any]) -> str:
 
 
 def _count(usage: dict[str, Any], name: str) -> int | None:
-    count = usage.get(name)
-    return count if isinstance(count, int) else None
+    return _whole(usage.get(name))
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

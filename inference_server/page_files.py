@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from contract.version import VERSION
+
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -30,8 +32,9 @@ _HEADERS = {
 
 
 def page_routes() -> list[Route]:
-    """`/` is index.html, every other file lies under /page/."""
-    routes = []
+    """`/` is index.html, every other file lies under /page/; one more tells the version."""
+    told = f'export const VERSION = "{VERSION}";\n'
+    routes = [_file_route("/page/version.js", told.encode(), _TYPES[".js"])]
     for file in files("inference_server").joinpath("page").iterdir():
         suffix = f".{file.name.rpartition('.')[2]}"
         if suffix in _TYPES:

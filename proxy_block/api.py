@@ -20,6 +20,7 @@ from proxy_block.aios_chat import openai_chat
 from proxy_block.block_request import parse_block_request, parse_management_request
 from proxy_block.component import component_document
 from proxy_block.conversation import Conversations
+from proxy_block.generation_config import with_generation_config
 from proxy_block.master_client import CHAT_PATH, COMPLETIONS_PATH, Master, UpstreamRefused
 from proxy_block.openapi import openapi_document
 from proxy_block.stores.interface import SessionStore, StoreUnavailable
@@ -49,7 +50,7 @@ class ProxyBlock:
         store: SessionStore,
         registry: CollectorRegistry,
     ) -> None:
-        self.spec, self.store = spec, store
+        self.spec, self.defaults, self.store = spec, defaults, store
         self.active = ActiveSessions()
         self.active.register(registry)
         self.carrier = Carrier(registry)
@@ -79,21 +80,21 @@ class ProxyBlock:
 
     async def openai(self, request: Request) -> Response:
         """OpenAI's endpoints, passed through; the block's id is a name of the model too."""
-        document = await self._body(request)
-        if document.get("model") == self.spec.block_id:
-            document["model"] = self.spec.deployment_name
-        if request.url.path == CHAT_PATH:
-            document = self.asking.with_defaults(document)
-        return await self._passed_on(request, request.url.path, document)
+        return await self._passed_on(request, request.url.path, await self._body(request))
 
     async def aios_chat(self, request: Request) -> Response:
         """AIOS's POST /v1/chat/, answered as OpenAI's chat; the model may be left out."""
         document = openai_chat(await self._body(request))
-        if document.setdefault("model", self.spec.block_id) == self.spec.block_id:
-            document["model"] = self.spec.deployment_name
-        return await self._passed_on(request, CHAT_PATH, self.asking.with_defaults(document))
+        document.setdefault("model", self.spec.block_id)
+        return await self._passed_on(request, CHAT_PATH, document)
 
-    async def _passed_on(self, request: Request, path: str, document: dict[str, Any]) -> Response:
+    async def _passed_on(self, request: Request, path: str, asked: dict[str, Any]) -> Response:
+        """With the block's generation_config and chat_template_kwargs where `asked` has none."""
+        document = with_generation_config(asked, self.defaults)
+        if document.get("model") == self.spec.block_id:
+            document["model"] = self.spec.deployment_name
+        if path == CHAT_PATH:
+            document = self.asking.with_defaults(document)
         passes_lines = asks_for_ids(request.headers)
         work = self.carrier.ask(self.master, path, document, passes_lines=passes_lines)
         return (await until_disconnected(request.receive, work)).response()

@@ -71,10 +71,10 @@ class Block:
         models = await self._models.get()
         return None if models is None else frozenset(models)
 
-    async def max_model_len(self) -> int | None:
-        """In tokens, what its /v1/models says of its first model; None where that is not known."""
+    async def model(self) -> dict[str, Any]:
+        """What its /v1/models says of its first model; empty until it has answered once."""
         models = await self._models.get()
-        return next(iter((models or {}).values()), None)
+        return next(iter((models or {}).values()), {})
 
     async def component(self) -> dict[str, Any]:
         """Its component.json; empty until it has answered once."""
@@ -92,14 +92,14 @@ class Block:
         in_turn = [one for one in left if not one.avoided] or left
         return min(in_turn, key=lambda one: (one.in_flight, one.rank(affinity)))
 
-    async def _ask_models(self) -> dict[str, int | None] | None:
-        """Name -> max_model_len. None where nobody answers; a block without models has none."""
+    async def _ask_models(self) -> dict[str, dict[str, Any]] | None:
+        """By name. None where nobody answers; a block without models has none."""
         document = await self._get("/v1/models")
         if document is None:
             return None
         try:
-            return {str(entry["id"]): _length(entry) for entry in document["data"]}
-        except (KeyError, TypeError):
+            return {str(entry["id"]): dict(entry) for entry in document["data"]}
+        except (KeyError, TypeError, ValueError):
             return {}
 
     async def _ask_component(self) -> dict[str, Any] | None:
@@ -118,11 +118,6 @@ class Block:
         task = asyncio.create_task(replica.retire())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
-
-
-def _length(model: dict[str, Any]) -> int | None:
-    length = model.get("max_model_len")
-    return length if isinstance(length, int) else None
 
 
 def known_ids(blocks: Iterable[Block]) -> str:

@@ -7,13 +7,13 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from contract.version import VERSION
 from infra.aios.import_block import import_block
 from infra.aios.import_split import import_split
 from infra.cli.chat import open_chat, run_chat
@@ -78,7 +78,7 @@ Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"splitstack {version('splitstack')}")
+        typer.echo(f"splitstack {VERSION}")
         raise typer.Exit
 
 

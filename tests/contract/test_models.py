@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from contract.models import longest_text
+from contract.models import DEMO_MODEL, DEMO_TITLE, longest_text, model_title
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
 
@@ -26,3 +26,17 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
 )
 def test_yarn_scales_what_a_model_can_hold(rope: object, longest: int) -> None:
     assert longest_text(32768, rope) == longest
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        (DEMO_MODEL, DEMO_TITLE),
+        ("microsoft/Phi-3-mini-128k-instruct", "Phi-3-mini-128k-instruct"),
+        ("/models/llama/", "llama"),
+        ("gpt2", "gpt2"),
+        ("/", "/"),
+    ],
+)
+def test_what_people_read(name: str, title: str) -> None:
+    assert model_title(name) == title

@@ -55,7 +55,10 @@ def server(
     """The public API, a block that works and one that nobody serves."""
     folder = tmp_path_factory.mktemp("inference")
     sessions = SessionsSpec(str(folder / "sessions.sqlite3"))
-    proxy_spec = ProxySpec(BLOCK, DEPLOYMENT, upstream.url, sessions=sessions)
+    defaults = {"min_p": 0.5}
+    proxy_spec = ProxySpec(
+        BLOCK, DEPLOYMENT, upstream.url, sessions=sessions, generation_config=defaults
+    )
     with TierProcess("proxy_block", proxy_spec, folder) as proxy:
         dead = BlockSpec("dead-block", f"http://127.0.0.1:{free_ports(1)[0]}")
         spec = InferenceServerSpec(DEPLOYMENT, (BlockSpec(BLOCK, proxy.url), dead))
@@ -105,6 +108,13 @@ def test_models_say_how_long_a_request_may_be(server: TierProcess) -> None:
     models = httpx.get(f"{server.url}/v1/models").json()["data"]
     found = {model["id"]: model["max_model_len"] for model in models}
     assert found == {BLOCK: 100_000, "dead-block": None}
+
+
+def test_models_say_what_stands_behind_a_block(server: TierProcess) -> None:
+    first, dead = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert (first["root"], first["title"]) == (MODEL, MODEL)
+    assert first["generation_config"] == {"min_p": 0.5}
+    assert (dead["root"], dead["title"], dead["generation_config"]) == (None, None, {})
 
 
 @pytest.mark.parametrize("path", ["/v1/infer", "/v1/chat/completions"])

@@ -52,6 +52,10 @@ class GenerationDefaults:
             for name in ConfigurationBody.model_fields
         }
 
+    def in_force(self) -> dict[str, Any]:
+        """Those that are set."""
+        return {name: value for name, value in self.current().items() if value is not None}
+
     def sampling(self, body: SamplingBody, eos_ids: tuple[int, ...]) -> SamplingParameters:
         """The request's sampling parameters; raises InvalidField."""
         given = body.given(*SAMPLING_FIELDS)
