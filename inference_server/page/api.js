@@ -1,5 +1,7 @@
 // The server's HTTP API: requests with the key, errors as the server words them, event streams.
 
+import { browser, tab } from "/page/storage.js";
+
 const KEY = "splitstack.key";
 
 export class ApiError extends Error {
@@ -12,13 +14,13 @@ export class ApiError extends Error {
 
 /** The key: in this tab only, or kept in this browser when it was asked for. */
 export const key = {
-  get: () => sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY) ?? "",
+  get: () => tab.get(KEY) ?? browser.get(KEY) ?? "",
   set(value, remember) {
-    sessionStorage.removeItem(KEY);
-    localStorage.removeItem(KEY);
-    if (value) (remember ? localStorage : sessionStorage).setItem(KEY, value);
+    tab.remove(KEY);
+    browser.remove(KEY);
+    if (value) (remember ? browser : tab).set(KEY, value);
   },
-  remembered: () => localStorage.getItem(KEY) !== null,
+  remembered: () => browser.get(KEY) !== null,
 };
 
 async function request(path, options = {}) {
@@ -58,7 +60,7 @@ export async function* chatCompletion(body, signal) {
     signal,
   });
   const requestId = answer.headers.get("x-request-id") ?? "";
-  for await (const data of events(answer.body)) {
+  for await (const data of events(answer.body, requestId)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) {
@@ -73,11 +75,11 @@ export async function* chatCompletion(body, signal) {
 /** Documents of a stream that has no end. fetch rather than EventSource: that sends no key. */
 export async function* liveEvents(path, signal) {
   const answer = await request(path, { signal });
-  for await (const data of events(answer.body)) yield JSON.parse(data);
+  for await (const data of events(answer.body, "")) yield JSON.parse(data);
 }
 
 /** The data of server-sent events, as the HTML standard's event streams, of one data line each. */
-async function* events(body) {
+async function* events(body, requestId) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   try {
@@ -91,6 +93,9 @@ async function* events(body) {
         if (event.startsWith("data:")) yield event.slice(5).trim();
       }
     }
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, "The connection to the server was lost.", requestId);
   } finally {
     reader.cancel().catch(() => {});
   }

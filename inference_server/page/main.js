@@ -1,44 +1,66 @@
 // The page put together.
 
-import { getJson } from "/page/api.js";
 import { Conversation } from "/page/conversation.js";
-import { byId, icon, make } from "/page/dom.js";
+import { byId } from "/page/dom.js";
 import { KeyDialog } from "/page/key_dialog.js";
+import { ModelChoice } from "/page/model_choice.js";
 import { Pipeline } from "/page/pipeline.js";
+import { asCurl, asPython } from "/page/request_code.js";
+import { RequestLog } from "/page/request_log.js";
+import { SessionList } from "/page/session_list.js";
 import { Sessions } from "/page/sessions.js";
 import { Settings } from "/page/settings.js";
+import { VERSION } from "/page/version.js";
 
 const AGAIN_MS = 2000;
-const CHOSEN = "splitstack.block";
+const NO_MODEL = "No model answers yet. Your message goes out as soon as one does.";
+const ELSEWHERE = "Another tab is answering in this session. Wait for it, or begin a new session.";
 
-const sessions = new Sessions();
-const settings = new Settings();
-const keyDialog = new KeyDialog(() => connect());
-const block = byId("block");
 const question = byId("question");
 let waiting = false; // a question that goes out as soon as there is a block
 
-const conversation = new Conversation(sessions, {
-  ask: () => ({ model: block.value, system: settings.system, sampling: settings.sampling() }),
-  changed: () => {
-    sessions.save();
-    drawSessions();
-    drawComposer();
-  },
-  refused: (error) => keyDialog.open(error.message),
-});
-
+const keyDialog = new KeyDialog(() => connect());
 const pipeline = new Pipeline((topology) => {
   const waits = topology !== null && !topology.ready;
   conversation.pause(waits ? "The pipeline is forming again. The answer goes on by itself." : "");
+  if (topology?.ready) choice.complete();
 });
+const choice = new ModelChoice(() => pipeline.watch(choice.id));
+const settings = new Settings(() => choice.model);
+const sessions = new Sessions((id) => {
+  if (id === sessions.current.id || !sessions.current.messages.length) conversation.show({ keepPlace: true });
+  drawAll();
+});
+const conversation = new Conversation(sessions, {
+  ask: () => ({ model: choice.id, system: settings.system, sampling: settings.sampling() }),
+  changed: drawAll,
+  refused: (error) => keyDialog.open(error.message),
+  edit: (text) => {
+    question.value = text;
+    fit();
+    question.focus();
+  },
+});
+const list = new SessionList(sessions, {
+  leave: leaveFor,
+  changed: drawAll,
+  curl: () => asCurl(present()),
+  python: () => asPython(present()),
+});
+new RequestLog(() => choice.id);
+
+/** What would go out now: with the text in the message box, else with the last question. */
+function present() {
+  const messages = conversation.context(question.value.trim());
+  while (messages.at(-1)?.role === "assistant") messages.pop();
+  return { model: choice.id, messages, ...settings.sampling() };
+}
 
 /** Find the blocks, choose one, watch it. Asked again until there is one. */
 async function connect() {
   let reason = "No model is served here yet.";
   try {
-    const { data } = await getJson("/v1/models");
-    if (data.length) return choose(data);
+    if (await choice.load()) return begin();
   } catch (error) {
     reason = error.message;
     if (error.status === 401) {
@@ -50,38 +72,16 @@ async function connect() {
   setTimeout(connect, AGAIN_MS);
 }
 
-function choose(blocks) {
-  const before = localStorage.getItem(CHOSEN);
-  block.replaceChildren(
-    ...blocks.map(({ id, names }) => {
-      const title = names?.length ? names.join(", ") : id;
-      return make("option", { value: id, textContent: id, title, selected: id === before });
-    }),
-  );
-  block.disabled = false;
-  pipeline.watch(block.value);
+function begin() {
+  pipeline.watch(choice.id);
   if (!waiting) return drawComposer();
   waiting = false;
   submit(question.value);
 }
 
-function drawSessions() {
-  byId("session-list").replaceChildren(
-    ...sessions.all.map((session) => {
-      const title = sessions.title(session);
-      const open = make("button", { type: "button", className: "open", textContent: title });
-      open.addEventListener("click", () => leaveFor(() => sessions.open(session.id)));
-      const remove = make("button", { type: "button", className: "delete" }, icon("cross"));
-      remove.ariaLabel = `Delete ${title}`;
-      remove.addEventListener("click", () => leaveFor(() => sessions.delete(session.id)));
-      const item = make("li", {}, open, remove);
-      if (session === sessions.current) {
-        item.dataset.current = "";
-        open.ariaCurrent = "true";
-      }
-      return item;
-    }),
-  );
+function drawAll() {
+  list.draw();
+  drawComposer();
 }
 
 /** Go to another session: an answer that is being written ends first. */
@@ -89,7 +89,7 @@ function leaveFor(change) {
   stop();
   change();
   conversation.show();
-  drawSessions();
+  drawAll();
   showSessions(false);
   question.focus();
 }
@@ -98,13 +98,14 @@ function drawComposer() {
   const busy = conversation.busy || waiting;
   byId("send").hidden = busy;
   byId("stop").hidden = !busy;
-  byId("send").disabled = !question.value.trim();
-  byId("waiting").hidden = !waiting;
+  byId("send").disabled = !question.value.trim() || conversation.elsewhere;
+  byId("waiting").hidden = !waiting && !conversation.elsewhere;
+  byId("waiting").textContent = waiting ? NO_MODEL : conversation.elsewhere ? ELSEWHERE : "";
 }
 
 function submit(text) {
-  if (!text.trim() || conversation.busy) return;
-  waiting = block.disabled;
+  if (!text.trim() || conversation.busy || conversation.elsewhere) return drawComposer();
+  waiting = !choice.known;
   question.value = waiting ? text : "";
   fit();
   if (!waiting) conversation.send(text.trim());
@@ -144,7 +145,7 @@ byId("stop").addEventListener("click", () => {
   question.focus();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+  if (event.key !== "Escape" || document.querySelector("dialog[open], details.menu[open]")) return;
   if (document.body.hasAttribute("data-sessions")) showSessions(false);
   else stop();
 });
@@ -152,13 +153,9 @@ byId("new-session").addEventListener("click", () => leaveFor(() => sessions.begi
 byId("open-sessions").addEventListener("click", () => {
   showSessions(!document.body.hasAttribute("data-sessions"));
 });
-byId("chat").addEventListener("pointerdown", () => showSessions(false));
+byId("dim").addEventListener("click", () => showSessions(false));
 byId("suggestions").addEventListener("click", (event) => {
   if (event.target.matches("button")) submit(event.target.textContent);
-});
-block.addEventListener("change", () => {
-  localStorage.setItem(CHOSEN, block.value);
-  pipeline.watch(block.value);
 });
 for (const button of document.querySelectorAll("[data-show]")) {
   button.addEventListener("click", () => {
@@ -169,7 +166,8 @@ for (const button of document.querySelectorAll("[data-show]")) {
   });
 }
 
+byId("version").textContent = `Splitstack ${VERSION}`;
 conversation.show();
-drawSessions();
+drawAll();
 connect();
 question.focus();

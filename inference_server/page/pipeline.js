@@ -1,12 +1,16 @@
 // The pipeline as it is now: told by the server's events, drawn as one box a rank.
 
 import { ApiError, liveEvents } from "/page/api.js";
-import { byId, make } from "/page/dom.js";
+import { byId } from "/page/dom.js";
+import { Events } from "/page/events.js";
+import { Figures } from "/page/figures.js";
 import { Motion } from "/page/motion.js";
 import { RankBox } from "/page/rank_box.js";
 import { SpeedChart } from "/page/speed_chart.js";
 
 const AGAIN_MS = 1500;
+// The master tells at least every 3 s, changed or not.
+const SILENT_MS = 8000;
 
 export class Pipeline {
   /** `told` is called with each topology, or null while there is none. */
@@ -14,8 +18,11 @@ export class Pipeline {
     this.told = told;
     this.boxes = [];
     this.motion = new Motion(byId("ranks"), byId("motion-note"));
-    this.speed = new SpeedChart(byId("speed"), byId("speed-chart"));
+    this.speed = new SpeedChart(byId("speed"), byId("speed-chart"), byId("speed-most"));
+    this.figures = new Figures(byId("figures-now"), byId("figures-since"));
+    this.events = new Events(byId("events"), byId("event-list"));
     this.watching = null;
+    this.silence = 0;
   }
 
   /** Watch that block's pipeline, and none before it. */
@@ -41,9 +48,13 @@ export class Pipeline {
   }
 
   draw(topology) {
+    clearTimeout(this.silence);
+    const silent = `The pipeline has told nothing for ${SILENT_MS / 1000} s.`;
+    this.silence = setTimeout(() => this.lose(silent), SILENT_MS);
     this.state(topology.ready ? "ready" : topology.state, topology.ready ? "" : topology.reason);
-    this.figures(topology);
+    this.figures.draw(topology);
     this.speed.add(topology.generated_tokens, performance.now());
+    this.events.draw(topology.events ?? []);
     this.match(topology.ranks);
     const most = Math.max(...topology.ranks.map((rank) => (rank.weight_bytes ?? 0) + (rank.kv_bytes ?? 0)));
     topology.ranks.forEach((rank, place) => this.boxes[place].draw(rank, most));
@@ -51,9 +62,14 @@ export class Pipeline {
     this.told(topology);
   }
 
+  /** Nothing is known of the present any more, and nothing old is shown for it. */
   lose(reason) {
+    clearTimeout(this.silence);
     this.state("none", reason);
     this.motion.rest();
+    this.speed.lose();
+    this.figures.lose();
+    for (const box of this.boxes) box.lose();
     this.told(null);
   }
 
@@ -67,31 +83,6 @@ export class Pipeline {
     byId("group-reason").hidden = !reason;
   }
 
-  figures(topology) {
-    const { kv_tokens: room, kv_tokens_reserved: reserved } = topology;
-    const waits = topology.ranks.map((rank) => rank.bubble_ratio).filter((ratio) => ratio !== null);
-    const bubble = waits.length ? waits.reduce((sum, ratio) => sum + ratio, 0) / waits.length : null;
-    const shown = {
-      Running: topology.requests_running,
-      Waiting: topology.requests_waiting,
-      "Micro-batches": topology.micro_batches,
-      "KV cache": room ? percent(reserved / room) : "–",
-      Epoch: topology.epoch,
-      Restarts: topology.ranks.reduce((sum, rank) => sum + rank.restarts, 0),
-      Replays: topology.replays,
-      Bubbles: bubble === null ? "–" : percent(bubble),
-    };
-    const list = byId("figures");
-    if (!list.children.length) {
-      for (const name of Object.keys(shown)) {
-        list.append(make("div", {}, make("dt", { textContent: name }), make("dd")));
-      }
-    }
-    Object.values(shown).forEach((value, place) => {
-      list.children[place].lastElementChild.textContent = value;
-    });
-  }
-
   match(ranks) {
     if (this.boxes.length === ranks.length) return;
     for (const box of this.boxes) box.element.remove();
@@ -99,5 +90,3 @@ export class Pipeline {
     byId("ranks").append(...this.boxes.map((box) => box.element));
   }
 }
-
-const percent = (share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`;

@@ -1,6 +1,9 @@
 // One rank: where it runs, what it holds, how its time is spent.
 
 import { make } from "/page/dom.js";
+import { bytes, milliseconds, percent } from "/page/format.js";
+
+const WAITING = "The share of its time that the rank waits for work while there is some.";
 
 export class RankBox {
   constructor(rank) {
@@ -26,27 +29,43 @@ export class RankBox {
   draw(rank, most) {
     const [first, end] = rank.layers;
     this.layers.textContent = end - first === 1 ? `layer ${first}` : `layers ${first} to ${end - 1}`;
-    this.element.dataset.loaded = String(rank.loaded);
+    this.element.dataset.state = rank.loaded ? "loaded" : "absent";
     this.drawPlace(rank);
-    this.compute.style.width = `${100 * (1 - (rank.bubble_ratio ?? 1))}%`;
+    if (!rank.loaded) return this.empty();
+    this.compute.style.width = percent(1 - (rank.bubble_ratio ?? 1)).replace(" ", "");
     const step = rank.compute_ms ? `${milliseconds(rank.compute_ms)} a step` : "no step yet";
-    const bubble = rank.bubble_ratio === null ? "" : `${Math.round(rank.bubble_ratio * 100)} % waiting`;
-    legend(this.times, step, bubble);
+    legend(this.times, step, rank.bubble_ratio === null ? "" : `${percent(rank.bubble_ratio)} waiting`);
+    this.times.lastChild.title = WAITING;
     const scale = most ? 100 / most : 0;
-    this.weights.style.width = `${(rank.weight_bytes ?? 0) * scale}%`;
-    this.cache.style.width = `${(rank.kv_bytes ?? 0) * scale}%`;
-    const held = rank.loaded ? `${bytes(rank.weight_bytes)} weights` : "no weights loaded";
-    legend(this.memory, held, rank.loaded ? `${bytes(rank.kv_bytes)} KV cache` : "");
+    this.weights.style.width = `${rank.weight_bytes * scale}%`;
+    this.cache.style.width = `${rank.kv_bytes * scale}%`;
+    legend(this.memory, `${bytes(rank.weight_bytes)} weights`, `${bytes(rank.kv_bytes)} KV cache`);
+  }
+
+  /** Nobody tells of it any more. */
+  lose() {
+    this.element.dataset.state = "unknown";
+    this.empty();
+  }
+
+  /** No figure of another time. */
+  empty() {
+    for (const bar of [this.compute, this.weights, this.cache]) bar.style.width = "0";
+    legend(this.times, "–", "");
+    legend(this.memory, "–", "");
   }
 
   drawPlace(rank) {
     const place = [rank.node || "this machine", device(rank.devices), rank.dtype].filter(Boolean);
     this.place.replaceChildren(place.join(" · "));
-    if (!rank.loaded) this.place.replaceChildren(`${place.join(" · ")} · loading or gone`);
+    if (!rank.loaded) this.add("state", rank.joined ? "loading" : "gone");
     if (rank.restarts) {
-      const times = rank.restarts === 1 ? "restarted once" : `restarted ${rank.restarts} times`;
-      this.place.append(" · ", make("span", { className: "restarts", textContent: times }));
+      this.add("restarts", rank.restarts === 1 ? "restarted once" : `restarted ${rank.restarts} times`);
     }
+  }
+
+  add(className, textContent) {
+    this.place.append(" · ", make("span", { className, textContent }));
   }
 }
 
@@ -57,10 +76,3 @@ function legend(element, left, right) {
 }
 
 const device = (name) => (/^[0-9,]+$/.test(name) ? `GPU ${name}` : name.toUpperCase());
-
-const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
-
-function bytes(count) {
-  if (count >= 1e9) return `${(count / 1e9).toFixed(1)} GB`;
-  return `${Math.round((count ?? 0) / 1e6)} MB`;
-}

@@ -1,13 +1,19 @@
 // Sampling and system message: what the user has set, and its dialog.
 
 import { byId } from "/page/dom.js";
+import { whole } from "/page/format.js";
+import { browser } from "/page/storage.js";
 
 const STORED = "splitstack.settings";
 const WHOLE = new Set(["top_k", "max_completion_tokens", "seed"]);
+// In force where neither request nor block nor model says anything.
+const USUAL = { temperature: 1, top_p: 1, top_k: "all", repetition_penalty: 1, seed: "drawn" };
 
 export class Settings {
-  constructor() {
-    this.values = read();
+  /** `model()` is an entry of /v1/models. */
+  constructor(model) {
+    this.values = browser.getObject(STORED);
+    this.model = model;
     this.dialog = byId("settings");
     this.form = this.dialog.querySelector("form");
     byId("open-settings").addEventListener("click", () => this.open());
@@ -26,9 +32,16 @@ export class Settings {
   }
 
   open() {
+    const { generation_config: config = {}, max_model_len: context } = this.model();
+    const most = config.max_new_tokens ?? config.max_tokens ?? (context ? `up to ${whole(context)}` : "");
+    const greedy = config.do_sample === false ? { temperature: 0 } : {};
+    const usual = { ...USUAL, max_completion_tokens: most, ...config, ...greedy };
     for (const field of this.form.elements) {
-      if (field.name) field.value = this.values[field.name] ?? "";
+      if (!field.name) continue;
+      field.value = this.values[field.name] ?? "";
+      if (field.name !== "system") field.placeholder = String(usual[field.name]);
     }
+    this.form.elements.max_completion_tokens.max = context ?? "";
     this.dialog.showModal();
   }
 
@@ -39,14 +52,6 @@ export class Settings {
       if (name === "system") this.values.system = value;
       else this.values[name] = WHOLE.has(name) ? Math.round(Number(value)) : Number(value);
     }
-    localStorage.setItem(STORED, JSON.stringify(this.values));
-  }
-}
-
-function read() {
-  try {
-    return JSON.parse(localStorage.getItem(STORED) ?? "{}");
-  } catch {
-    return {};
+    browser.set(STORED, JSON.stringify(this.values));
   }
 }

@@ -3,8 +3,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.e2e.browser_page import CHROMIUM_OPTIONS, open_page
 from tests.e2e.local_stack import LocalStack
+from tests.programs import program
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +15,21 @@ def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack
     """Two ranks and every tier in front of them."""
     with LocalStack(tmp_path_factory.mktemp("project"), ranks=2) as stack:
         yield stack
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(program("chromium")), args=list(CHROMIUM_OPTIONS)
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, local_stack: LocalStack) -> Iterator[Page]:
+    """The page, ready; answers are short."""
+    settings = {"max_completion_tokens": 24}
+    with open_page(browser, local_stack.url, settings=settings) as page:
+        yield page
