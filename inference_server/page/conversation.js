@@ -112,7 +112,7 @@ export class Conversation {
     this.running?.stop.abort();
   }
 
-  /** What the pipeline says while an answer waits for it; "" when it works. */
+  /** What the pipeline says while an answer waits for it, until more of it comes; "" when it works. */
   pause(reason) {
     if (this.busy) this.view(this.running.message)?.pause(reason);
   }
@@ -147,6 +147,7 @@ export class Conversation {
       running.due = false;
       const { atEnd } = this;
       if (running.message.writing) this.view(running.message)?.drawText();
+      this.pause("");
       if (atEnd) this.scroller.scrollTop = this.scroller.scrollHeight;
     });
   }

@@ -24,7 +24,6 @@ export class Figures {
   }
 
   draw(topology) {
-    const restarts = topology.ranks.reduce((sum, rank) => sum + rank.restarts, 0);
     this.now.Running.textContent = whole(topology.requests_running);
     this.now.Waiting.textContent = whole(topology.requests_waiting);
     this.now["Micro-batches"].textContent = whole(topology.micro_batches);
@@ -32,9 +31,11 @@ export class Figures {
     this.now.Bubbles.previousSibling.textContent = alone ? "Ranks" : "Bubbles";
     this.now.Bubbles.textContent = alone || bubbles(topology);
     this.now["KV cache"].textContent = cache(topology);
-    this.since.Restarts.textContent = whole(restarts);
+    // A new master learns from the ranks what was before it; until then it counts from nothing.
+    if (topology.epoch === null) return;
+    this.since.Restarts.textContent = whole(topology.ranks.reduce((sum, rank) => sum + rank.restarts, 0));
     this.since.Replays.textContent = whole(topology.replays);
-    this.since.Epoch.textContent = topology.epoch === null ? UNKNOWN : whole(topology.epoch);
+    this.since.Epoch.textContent = whole(topology.epoch);
   }
 
   /** The present is not known; what was counted until now stays true. */
@@ -49,7 +50,8 @@ function oneAtATime({ ranks, micro_batches: micro, requests_running: running }) 
   return `one ${running === 1 ? "request" : "micro-batch"} uses one rank at a time`;
 }
 
-function bubbles({ ranks }) {
+function bubbles({ ranks, requests_running: running }) {
+  if (!running) return UNKNOWN;
   const waits = ranks.map((rank) => rank.bubble_ratio).filter((ratio) => ratio !== null);
   return waits.length ? percent(waits.reduce((sum, ratio) => sum + ratio, 0) / waits.length) : UNKNOWN;
 }

@@ -14,6 +14,8 @@ import { VERSION } from "/page/version.js";
 
 const AGAIN_MS = 2000;
 const NO_MODEL = "No model answers yet. Your message goes out as soon as one does.";
+const FORMING = "The pipeline is forming again. The answer goes on by itself.";
+const UNSEEN = "No news of the pipeline. The answer goes on by itself once it is back.";
 const ELSEWHERE = "Another tab is answering in this session. Wait for it, or begin a new session.";
 
 const question = byId("question");
@@ -21,8 +23,7 @@ let waiting = false; // a question that goes out as soon as there is a block
 
 const keyDialog = new KeyDialog(() => connect());
 const pipeline = new Pipeline((topology) => {
-  const waits = topology !== null && !topology.ready;
-  conversation.pause(waits ? "The pipeline is forming again. The answer goes on by itself." : "");
+  conversation.pause(topology?.ready ? "" : topology ? FORMING : UNSEEN);
   if (topology?.ready) choice.complete();
 });
 const choice = new ModelChoice(() => pipeline.watch(choice.id));

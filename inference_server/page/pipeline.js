@@ -10,7 +10,7 @@ import { SpeedChart } from "/page/speed_chart.js";
 
 const AGAIN_MS = 1500;
 // The master tells at least every 3 s, changed or not.
-const SILENT_MS = 8000;
+const SILENT_MS = 6000;
 
 export class Pipeline {
   /** `told` is called with each topology, or null while there is none. */

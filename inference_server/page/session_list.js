@@ -63,13 +63,20 @@ export class SessionList {
     open.addEventListener("click", () => this.leave(() => sessions.open(session.id)));
     const remove = make("button", { type: "button", className: "delete" }, icon("cross"));
     remove.ariaLabel = `Delete ${title}`;
-    remove.addEventListener("click", () => this.leave(() => sessions.delete(session.id)));
+    remove.addEventListener("click", () => this.delete(session));
     const item = make("li", {}, open, remove);
     if (session === sessions.current) {
       item.dataset.current = "";
       open.ariaCurrent = "true";
     }
     return item;
+  }
+
+  delete(session) {
+    const change = () => this.sessions.delete(session.id);
+    if (session === this.sessions.current) return this.leave(change);
+    change();
+    this.changed();
   }
 
   openRename() {

@@ -1,6 +1,6 @@
 // What the browser keeps for this page. It may be full or forbidden: then this page's memory has it.
 
-const PROBE = "splitstack.probe";
+const TAB_KEY = "splitstack.tab";
 
 export class Storage {
   /** `area`: "localStorage" or "sessionStorage". */
@@ -8,11 +8,8 @@ export class Storage {
     this.memory = new Map();
     try {
       this.kept = window[area];
-      this.kept.setItem(PROBE, "1");
-      this.kept.removeItem(PROBE);
-    } catch (error) {
-      // A full one can still be read.
-      if (error.name !== "QuotaExceededError") this.kept = null;
+    } catch {
+      this.kept = null;
     }
   }
 
@@ -66,5 +63,8 @@ export function newId() {
 }
 
 /** This tab, also after it is loaded anew. */
-export const TAB = tab.get("splitstack.tab") ?? newId();
-tab.set("splitstack.tab", TAB);
+export const TAB = tab.get(TAB_KEY) ?? newId();
+// A duplicate of the tab begins with a copy of what this one keeps, and is not this tab.
+tab.remove(TAB_KEY);
+addEventListener("pagehide", () => tab.set(TAB_KEY, TAB));
+addEventListener("pageshow", () => tab.remove(TAB_KEY));

@@ -26,8 +26,12 @@ from tests.programs import needs
 from tests.web.tier_process import TierProcess
 
 pytestmark = [pytest.mark.slow, needs("chromium")]
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
-WIDE = {"viewport": {"width": 1280, "height": 900}}
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 390, "height": 844},
+    "has_touch": True,
+    "is_mobile": True,
+}
+WIDE: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}
 SMALLEST_TARGET = 44  # pixels
 # A conversation with everything that a message may have.
 MESSAGES = [

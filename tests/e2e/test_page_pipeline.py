@@ -74,6 +74,8 @@ def test_a_killed_stage_is_seen_and_comes_back(page: Page, local_stack: LocalSta
     early = answers(page)[0]
     expect(page.locator("#group-state")).to_have_text("ready", timeout=RECOVERY_MS)
     expect(page.locator(".rank").nth(1)).to_contain_text("restarted once")
+    last = page.locator("#event-list li").first
+    expect(last).to_contain_text(re.compile(r"rank 1 killed, back after \d+\.\d s"))
     body = page.locator(".message.assistant .body")
     expect(body).not_to_have_text(early, timeout=ANSWER_MS)
     assert answers(page)[0].startswith(early.removesuffix("\n"))
@@ -95,8 +97,16 @@ def test_without_news_nothing_old_is_shown_as_new(
     assert lost["speed"] == UNKNOWN
     assert set(lost["now"]) == {UNKNOWN}
     assert not any(re.search(r"\d (ms|MB|%)", text) for text in lost["ranks"])
+    if process == "master":  # the proxy block carries the answer over its death
+        expect(page.locator(".pause")).to_contain_text("No news of the pipeline")
+        early = answers(page)[0]
     expect(page.locator("#group-state")).to_have_text("ready", timeout=RECOVERY_MS)
     expect(page.locator("#speed")).not_to_have_text(UNKNOWN)
+    if process == "master":
+        body = page.locator(".message.assistant .body")
+        expect(body).not_to_have_text(early, timeout=ANSWER_MS)
+        expect(page.locator(".pause")).to_have_count(0)
+        assert answers(page)[0].startswith(early.removesuffix("\n"))
     page.keyboard.press("Escape")
     finished(page)
 
@@ -130,6 +140,17 @@ def test_figures_explain_themselves(page: Page, local_stack: LocalStack) -> None
     assert page.locator("#figures-since dt").all_inner_texts() == ["Restarts", "Replays", "Epoch"]
     expect(page.locator(".axis")).to_have_text("1 min ago30 snow")
     expect(page.locator("#speed-most")).to_have_text("10 tokens/s")
+
+
+def test_a_new_master_that_knows_nothing_yet_counts_nothing(
+    page: Page, local_stack: LocalStack
+) -> None:
+    """Until a rank has told it of the lives before its own."""
+    draw(page, local_stack, lambda topology: topology.update(epoch=None, requests_running=0))
+    expect(page.locator("#group-state")).to_have_text("ready")
+    assert page.locator("#figures-since dd").all_inner_texts() == [UNKNOWN] * 3
+    assert figure(page, "Running") == "0"
+    assert figure(page, "Bubbles") == UNKNOWN
 
 
 def test_several_micro_batches_have_bubbles(page: Page, local_stack: LocalStack) -> None:

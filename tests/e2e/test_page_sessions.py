@@ -158,6 +158,36 @@ def test_two_tabs_lose_nothing_of_one_session(page: Page, local_stack: LocalStac
         assert [len(session["messages"]) for session in kept(page)] == [6]
 
 
+def test_a_duplicated_tab_is_another_tab(page: Page) -> None:
+    """It begins with all that the first one keeps, what belongs to the tab alone too."""
+    use_settings(page)
+    ask(page, LONG)
+    written(page)
+    with page.expect_popup() as opened:
+        page.evaluate("window.open(location.href)")
+    other = opened.value
+    expect(other.locator("#messages")).to_contain_text("Another tab is writing this answer.")
+    other.close()
+    page.keyboard.press("Escape")
+    finished(page)
+    expect(page.locator(".fault")).to_have_count(0)
+
+
+def test_deleting_another_session_leaves_the_answer_alone(page: Page) -> None:
+    ask(page, "What is two plus two?")
+    finished(page)
+    use_settings(page)
+    page.locator("#new-session").click()
+    ask(page, LONG)
+    early = written(page)
+    page.get_by_role("button", name="Delete What is two plus two?").click()
+    expect(page.locator(".message.assistant .body")).not_to_have_text(early)
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.keyboard.press("Escape")
+    finished(page)
+    assert len(kept(page)) == 1
+
+
 def test_a_full_browser_says_so_and_loses_nothing_older(page: Page) -> None:
     ask(page, "What is two plus two?")
     finished(page)
