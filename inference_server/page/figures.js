@@ -26,7 +26,7 @@ export class Figures {
   draw(topology) {
     this.now.Running.textContent = whole(topology.requests_running);
     this.now.Waiting.textContent = whole(topology.requests_waiting);
-    this.now["Micro-batches"].textContent = whole(topology.micro_batches);
+    this.now["Micro-batches"].textContent = whole(inFlight(topology));
     const alone = oneAtATime(topology);
     this.now.Bubbles.previousSibling.textContent = alone ? "Ranks" : "Bubbles";
     this.now.Bubbles.textContent = alone || bubbles(topology);
@@ -45,9 +45,14 @@ export class Figures {
 }
 
 /** With one micro-batch in flight a share of time would be 1 - 1 / ranks, whatever is done. */
-function oneAtATime({ ranks, micro_batches: micro, requests_running: running }) {
-  if (ranks.length === 1 || Math.min(micro, running) !== 1) return "";
-  return `one ${running === 1 ? "request" : "micro-batch"} uses one rank at a time`;
+function oneAtATime(topology) {
+  if (topology.ranks.length === 1 || inFlight(topology) !== 1) return "";
+  return `one ${topology.requests_running === 1 ? "request" : "micro-batch"} uses one rank at a time`;
+}
+
+/** As many as the master keeps on their way, where there are requests for them. */
+function inFlight({ micro_batches: micro, requests_running: running }) {
+  return Math.min(micro, running);
 }
 
 function bubbles({ ranks, requests_running: running }) {

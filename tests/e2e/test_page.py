@@ -71,9 +71,9 @@ def test_it_says_which_model_answers(page: Page) -> None:
 def test_what_it_offers_to_ask_is_answered_sensibly(
     browser: Browser, local_stack: LocalStack
 ) -> None:
-    """With the demo stack's own settings, as a visitor does."""
+    """With the demo stack's own temperature, as a visitor does."""
     with open_page(browser, local_stack.url) as page:
-        page.evaluate("localStorage.removeItem('splitstack.settings')")
+        page.evaluate("localStorage['splitstack.settings'] = '{\"max_completion_tokens\": 40}'")
         page.reload()
         expect(page.locator("#suggestions button")).to_have_text(list(OFFERED))
         for offered, part in OFFERED.items():

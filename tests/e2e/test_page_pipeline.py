@@ -149,7 +149,7 @@ def test_a_new_master_that_knows_nothing_yet_counts_nothing(
     draw(page, local_stack, lambda topology: topology.update(epoch=None, requests_running=0))
     expect(page.locator("#group-state")).to_have_text("ready")
     assert page.locator("#figures-since dd").all_inner_texts() == [UNKNOWN] * 3
-    assert figure(page, "Running") == "0"
+    assert figure(page, "Running") == figure(page, "Micro-batches") == "0"
     assert figure(page, "Bubbles") == UNKNOWN
 
 

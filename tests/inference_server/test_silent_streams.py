@@ -142,14 +142,18 @@ def test_the_openai_client_reads_through_comments(server: TierProcess) -> None:
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_page_reads_through_comments(server: TierProcess, tmp_path: Path) -> None:
-    page = Path(inference_server.__file__).parent / "page" / "api.js"
-    module = tmp_path / "api.mjs"
-    module.write_text(page.read_text())
-    script = tmp_path / "read.mjs"
+    page = Path(inference_server.__file__).parent / "page"
+    for name in ("api.js", "storage.js"):
+        (tmp_path / name).write_text(page.joinpath(name).read_text().replace("/page/", "./"))
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    script = tmp_path / "read.js"
     script.write_text(
-        "globalThis.localStorage = globalThis.sessionStorage = {getItem: () => null};\n"
+        "globalThis.window = globalThis;\n"
+        "globalThis.addEventListener = () => {};\n"
+        "globalThis.localStorage = globalThis.sessionStorage = "
+        "{getItem: () => null, removeItem: () => {}};\n"
         "const ask = fetch; globalThis.fetch = (path, rest) => ask(process.argv[2] + path, rest);\n"
-        'const { chatCompletion } = await import("./api.mjs");\n'
+        'const { chatCompletion } = await import("./api.js");\n'
         "for await (const chunk of chatCompletion(JSON.parse(process.argv[3])))\n"
         '  process.stdout.write(chunk.choices[0]?.delta.content ?? "");\n'
     )
