@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from starlette.requests import Request
 
-from contract.faults import faults_of, path_of
+from contract.faults import faults_of
 from contract.near_names import unknown_field
 from contract.specs import LARGEST_BODY_BYTES
 from web.errors import ApiError
+from web.json_text import parse_json
 
 # pydantic makes a fault of each unknown field, and a million of those cost seconds.
 MAX_KEYS = 1024
@@ -62,59 +61,14 @@ async def read_json_object(request: Request, limit: int = LARGEST_BODY_BYTES) ->
 
     Raises ApiError (413 beyond `limit` bytes, 415, 400 for the rest) and ClientDisconnect.
 
-    NaN and Infinity, which are not JSON, are refused, and numbers too large to be told from it. A
-    missing content type and the ones that clients send by habit (curl's form type, text/plain)
+    A missing content type and the ones that clients send by habit (curl's form type, text/plain)
     pass; a body that is a file does not.
     """
     _check_content_type(request)
-    content = await _read(request, limit)
-    document: Any = None
-    try:
-        document = json.loads(
-            content.decode("utf-8"), parse_float=_finite, parse_constant=_refuse_constant
-        )
-        # Lone surrogates ("\ud800") are JSON but cannot be sent on as UTF-8.
-        if b"\\u" in content:
-            json.dumps(document, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        path = _surrogate_path(document)
-        rule = "must be text: it has half of a surrogate pair (\\ud800 to \\udfff), no character"
-        raise ApiError(400, f"{path or 'the body'}: {rule}", param=path or None) from error
-    except UnicodeError as error:
-        raise ApiError(400, f"the body is not UTF-8: {error}") from error
-    except RecursionError as error:
-        raise ApiError(400, "the body is nested too deeply") from error
-    except ValueError as error:
-        raise ApiError(400, f"the body is not JSON: {error}") from error
+    document = parse_json(await _read(request, limit))
     if not isinstance(document, dict):
         raise ApiError(400, f"the body must be a JSON object, not {type(document).__name__}")
     return document
-
-
-def _surrogate_path(document: Any) -> str:
-    """Of the first text, or the object with the first key, that UTF-8 cannot say; it cannot say the
-    key either."""
-    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), document)]
-    while waiting:
-        location, value = waiting.pop()
-        if isinstance(value, dict):
-            if not all(map(_is_utf8, value)):
-                break
-            waiting += [((*location, key), item) for key, item in reversed(value.items())]
-        elif isinstance(value, list):
-            items = [((*location, place), item) for place, item in enumerate(value)]
-            waiting += reversed(items)
-        elif isinstance(value, str) and not _is_utf8(value):
-            break
-    return path_of(location)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_content_type(request: Request) -> None:
@@ -135,14 +89,3 @@ async def _read(request: Request, limit: int) -> bytes:
         if len(content) > limit:
             raise ApiError(413, too_large, code="body_too_large", headers={"Connection": "close"})
     return bytes(content)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:40]} is too large")
-    return number
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")

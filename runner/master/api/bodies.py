@@ -20,7 +20,7 @@ from contract.generation import MAX_STOP_LENGTH, MAX_STOP_STRINGS, openai_parame
 from contract.near_names import hint, unknown_field
 from contract.template_arguments import check_template_arguments
 from runner.errors import InvalidField
-from runner.master.api.messages import conversation
+from runner.master.api.messages import check_number, conversation
 from runner.master.api.unserved import CHAT, COMPLETION
 from runner.sampling_parameters import MAX_LOGIT_BIAS_ENTRIES, MAX_LOGPROBS
 from web.unserved import Table
@@ -41,6 +41,11 @@ def _whole(value: object) -> object:
 
 Whole: TypeAlias = Annotated[int, BeforeValidator(_whole)]
 Tokens: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+
+
+def _not_too_many(messages: object) -> object:
+    check_number(messages)
+    return messages
 
 
 def _carry(value: object) -> Carry:
@@ -218,7 +223,7 @@ class CompletionBody(OpenAIBody):
 class ChatBody(OpenAIBody):
     unserved = CHAT
     token_fields = ("max_completion_tokens", "max_tokens")
-    messages: list[dict[str, Any]] = Field(fail_fast=True)
+    messages: Annotated[list[dict[str, Any]], Field(fail_fast=True), BeforeValidator(_not_too_many)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool = False
     top_logprobs: Whole | None = None
@@ -319,9 +324,7 @@ def _check_keys(name: str, value: object) -> None:
 def _are_ids(value: object) -> bool:
     """Whether this is one prompt as token ids; an empty list is none."""
     return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+        isinstance(value, list) and bool(value) and set(map(type, value)) == {int}  # bool is none
     )
 
 

@@ -15,6 +15,8 @@ from web.unserved import Table
 _FURTHER_TEXTS = ("name", "reasoning_content")
 MESSAGE_FIELDS = ("role", "content", *_FURTHER_TEXTS)
 PART_FIELDS = ("type", "text")
+# Of messages and their parts together: each is looked at on the event loop.
+MAX_MESSAGES = 16_384
 
 
 def conversation(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -22,6 +24,17 @@ def conversation(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     if not messages:
         raise InvalidField("messages", [], "must have at least one message")
     return [_message(f"messages[{place}]", item) for place, item in enumerate(messages)]
+
+
+def check_number(messages: object) -> None:
+    """Raises InvalidField; whatever else is wrong is not looked at."""
+    if not isinstance(messages, list):
+        return
+    contents = (item.get("content") for item in messages if isinstance(item, dict))
+    number = len(messages) + sum(len(parts) for parts in contents if isinstance(parts, list))
+    if number > MAX_MESSAGES:
+        rule = f"must have at most {MAX_MESSAGES} messages and parts of messages"
+        raise InvalidField("messages", f"{number} of both", rule)
 
 
 def _message(field: str, message: dict[str, Any]) -> dict[str, Any]:

@@ -142,9 +142,9 @@ def test_a_text_longer_than_any_context_is_refused_before_it_is_tokenized(
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"messages": [1] * 300_000}, "messages[0]"),
-        ({"messages": [{"role": "user"}] * 300_000}, "messages"),
-        ({"messages": MESSAGES, "stop_token_ids": [""] * 300_000}, "stop_token_ids[0]"),
+        ({"messages": [1] * 16_000}, "messages[0]"),
+        ({"messages": [{"role": "user"}] * 16_000}, "messages"),
+        ({"messages": MESSAGES, "stop_token_ids": [""] * 250_000}, "stop_token_ids[0]"),
         ({"messages": MESSAGES, "logit_bias": dict.fromkeys(map(str, range(99_999)), 1)}, "logit"),
         ({"messages": MESSAGES, "stream_options": dict.fromkeys(map(str, range(99_999)))}, "str"),
         ({"messages": MESSAGES, **dict.fromkeys(map(str, range(99_999)), 1)}, "body"),

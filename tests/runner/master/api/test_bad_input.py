@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from runner.master.api.messages import MAX_MESSAGES
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import MODEL
 
@@ -71,4 +72,17 @@ def test_ids_beyond_64_bits_are_named(
     url: str, engine: ScriptedEngine, body: dict[str, Any], param: str
 ) -> None:
     assert refusal(url, "/v1/completions", body)["param"] == param
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[USER] * 20_000, [{"role": "user", "content": [{"type": "text", "text": "x"}] * 20_000}]],
+)
+def test_more_messages_than_any_conversation_has(
+    url: str, engine: ScriptedEngine, messages: list[Any]
+) -> None:
+    error = refusal(url, "/v1/chat/completions", {"messages": messages})
+    assert error["param"] == "messages"
+    assert f"at most {MAX_MESSAGES}" in error["message"]
     assert not engine.requests
