@@ -26,7 +26,8 @@ def deploy(stack: ClusterStack) -> None:
     NetworkPolicies(name, clusters)
 
     specs = RankSpecs(stack.group, stack.master, stack.stages)
-    SplitModel(name, SplitModelArgs(clusters, specs, images["runner"], secrets))
+    runner = SplitModelArgs(clusters, specs, images["runner"], secrets, stack.applied.room)
+    model = SplitModel(name, runner)
 
     if deployment.proxy_blocks:
         store = SessionStore(name, SessionStoreArgs(clusters, secrets.session_store_password))
@@ -43,7 +44,7 @@ def deploy(stack: ClusterStack) -> None:
 
     Observability(name, clusters)
 
-    for key, value in stack.outputs(images).items():
+    for key, value in stack.outputs(images, model.ranks).items():
         pulumi.export(key, value)
 
 

@@ -28,6 +28,7 @@ _KEY_ORDER = (
     "multi_cluster",
     "platform",
     "gpu_pinning",
+    "workload",
     "clusters",
     "proxy_blocks",
 )
@@ -107,6 +108,8 @@ def _add_what_aios_leaves_unsaid(deployment: dict[str, Any]) -> None:
         for _, item in _rank_items(deployment)
     )
     deployment.setdefault("gpu_pinning", "visible-devices" if pinned else "none")
+    # Pods of the names that AIOS gives them.
+    deployment.setdefault("workload", "pod")
     named = deployment.get("cluster_id")
     candidates = [
         deployment.get("rank_0_cluster_id"),

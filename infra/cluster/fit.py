@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from contract.models import DEMO_PREFIX
 from contract.specs import INFERENCE_PORT, MASTER_HTTP_PORT
+from infra.plan.applied import Applied
 from infra.plan.layers import RankPlan
 from infra.plan.lock import ModelReader
 from infra.plan.model_config import is_hub_id
 from infra.plan.process_specs import Addresses, StagePorts
 from infra.plan.stack_plan import StackPlan, plan_stack
+from infra.plan.table import byte_size
 from infra.stack.config import DeploymentConfig, ModelCache, RankParams
+from infra.stack.faults import StackConfigError
 
 # What a rank asks for where the stack file says nothing.
 _RANK_CORES = 2.0
@@ -22,19 +26,79 @@ _BESIDE_WEIGHTS = 6 * _GIB
 _UNKNOWN_WEIGHTS = 10 * _GIB
 # In a model cache: tokenizer and configuration, what a demo model is made of.
 _BESIDE_MODEL = _GIB
+_DERIVED = ("cpu", "memory")
 
 
 def plan_on_clusters(
-    deployment: DeploymentConfig, reader: ModelReader | None = None
+    deployment: DeploymentConfig,
+    reader: ModelReader | None = None,
+    applied: Applied | None = None,
 ) -> tuple[DeploymentConfig, StackPlan]:
     """The deployment with requests for every rank, and the plan that they allow.
 
+    Cores, memory and room in the model cache that the file does not give stay as `applied` has them
+    while the model fits.
     Raises StackConfigError, as plan_stack does.
     """
-    plan = plan_stack(deployment, reader)
-    fitted = fit(deployment, plan.ranks)
+    kept = _as_applied(deployment, applied)
+    notes: list[str] = []
+    try:
+        plan = plan_stack(kept, reader)
+    except StackConfigError:
+        if kept == deployment:
+            raise
+        plan = plan_stack(deployment, reader)
+        kept, notes = _grown(deployment, kept, plan.ranks)
+    fitted = _cache_as_applied(fit(kept, plan.ranks), deployment, applied)
     # On CPU a rank's KV cache lies in the memory that it was just given.
-    return fitted, plan_stack(fitted, reader) if deployment.gpu_pinning == "none" else plan
+    if deployment.gpu_pinning == "none":
+        plan = plan_stack(fitted, reader)
+    return fitted, replace(plan, notes=(*plan.notes, *notes))
+
+
+def _as_applied(deployment: DeploymentConfig, applied: Applied | None) -> DeploymentConfig:
+    """A new figure would be another pod, where the one that runs does as well."""
+    ranks = list(deployment.ranks)
+    for params, before in zip(deployment.ranks, applied.ranks if applied else (), strict=False):
+        missing = [key for key in _DERIVED if getattr(params, key) is None]
+        kept = {key: before[key] for key in missing if before.get(key) is not None}
+        ranks[params.rank] = params.model_copy(update=kept)
+    return deployment.model_copy(update={"per_rank_params": ranks})
+
+
+def _cache_as_applied(
+    fitted: DeploymentConfig, deployment: DeploymentConfig, applied: Applied | None
+) -> DeploymentConfig:
+    """A cache without a limit stays without one, and one that is large enough as large as it is."""
+    given, cache = deployment.model_cache, fitted.model_cache
+    before = applied.stack.get("model_cache") if applied else None
+    if before is None or given.size or before["mode"] != given.mode:
+        return fitted
+    if before["size"] is not None and before["size"] < (cache.size or 0):
+        return fitted
+    cache = cache.model_copy(update={"size": before["size"]})
+    return fitted.model_copy(update={"model_cache": cache})
+
+
+def _grown(
+    deployment: DeploymentConfig, kept: DeploymentConfig, plan: Sequence[RankPlan]
+) -> tuple[DeploymentConfig, list[str]]:
+    """`kept`, with memory as for a new stack for the ranks of `deployment` that need more; and a
+    sentence about each."""
+    ranks, notes = [], []
+    for given, before, fresh in zip(
+        deployment.ranks, kept.ranks, fit(deployment, plan).ranks, strict=True
+    ):
+        assert fresh.memory is not None
+        grows = given.memory is None and before.memory is not None and fresh.memory > before.memory
+        ranks.append(before.model_copy(update={"memory": fresh.memory}) if grows else before)
+        if grows:
+            notes.append(
+                f"rank {given.rank} gets {byte_size(fresh.memory)} of memory instead of "
+                f"{byte_size(before.memory)}, in which the model does not fit; "
+                "so its pod is replaced"
+            )
+    return kept.model_copy(update={"per_rank_params": ranks}), notes
 
 
 def fit(deployment: DeploymentConfig, plan: Sequence[RankPlan]) -> DeploymentConfig:

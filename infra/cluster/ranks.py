@@ -11,6 +11,7 @@ import pulumi
 from pulumi_kubernetes.apps import v1 as apps
 from pulumi_kubernetes.core import v1 as core
 from pulumi_kubernetes.meta import v1 as meta
+from pulumi_kubernetes.policy import v1 as policy
 from pulumi_kubernetes.resource import v1 as devices
 
 from contract.specs import MASTER_HTTP_PORT, GroupSpec, MasterSpec, StageSpec, render, spec_hash
@@ -18,6 +19,7 @@ from infra.cluster import rank_pod
 from infra.cluster.fit import rank_clusters
 from infra.cluster.labels import RANK_COMPONENT, RANK_MASTER, selector
 from infra.cluster.objects import SKIP_AWAIT, Clusters, Component, waited_for
+from infra.cluster.room import rank_room
 from infra.cluster.secrets import StackSecrets
 from infra.stack.config import RankParams
 
@@ -36,12 +38,13 @@ class RankSpecs:
 
 @dataclass(frozen=True)
 class SplitModelArgs:
-    """`image` is the runner's."""
+    """`image` is the runner's; `room` is what ranks that run have to go first for."""
 
     clusters: Clusters
     specs: RankSpecs
     image: pulumi.Input[str]
     secrets: StackSecrets
+    room: str
 
 
 class SplitModel(Component):
@@ -52,10 +55,14 @@ class SplitModel(Component):
     ) -> None:
         super().__init__("SplitModel", name, args.clusters, opts, component=RANK_COMPONENT)
         self._args = args
+        self._room = rank_room(args.room, args.clusters.providers.values())
         shared = {
             cluster: self._shared_objects(cluster) for cluster in rank_clusters(self._deployment)
         }
         self._services()
+        if self._deployment.workload == "statefulset":
+            for cluster in shared:
+                self._disruption_budget(cluster)
         self.ranks = [
             self._rank(params, shared[self._deployment.cluster_of(params.rank)])
             for params in self._deployment.ranks
@@ -113,6 +120,22 @@ class SplitModel(Component):
             opts=options,
         )
 
+    def _disruption_budget(self, cluster: str) -> None:
+        """One rank of a group at a time; of bare pods, which nothing brings back, none is asked."""
+        name = rank_pod.rank_account_name(self._deployment)
+        chosen = selector(self._deployment, RANK_COMPONENT)
+        policy.PodDisruptionBudget(
+            self._resource_name(name, cluster),
+            metadata=self._metadata(name),
+            spec=policy.PodDisruptionBudgetSpecArgs(
+                max_unavailable=1,
+                # Else one that is not ready is never evicted.
+                unhealthy_pod_eviction_policy="AlwaysAllow",
+                selector=meta.LabelSelectorArgs(match_labels=chosen),
+            ),
+            opts=self._options(cluster=cluster),
+        )
+
     def _rank(
         self, params: RankParams, shared: Sequence[pulumi.Resource]
     ) -> core.Pod | apps.StatefulSet:
@@ -120,7 +143,8 @@ class SplitModel(Component):
         deployment = self._deployment
         cluster = deployment.cluster_of(params.rank)
         name = deployment.rank_name(params.rank)
-        options = self._rank_options(cluster, [*shared, *self._own_objects(params, cluster)])
+        before = [*shared, *self._own_objects(params, cluster), *self._room.markers]
+        options = self._rank_options(params.rank, cluster, before)
         head = self._metadata(name, rank=params.rank)
         spec = rank_pod.rank_pod_spec(
             deployment,
@@ -148,13 +172,14 @@ class SplitModel(Component):
         )
 
     def _rank_options(
-        self, cluster: str, depends_on: Sequence[pulumi.Resource]
+        self, rank: int, cluster: str, depends_on: Sequence[pulumi.Resource]
     ) -> pulumi.ResourceOptions:
         drain_s = self._deployment.common_params.request_deadline_s
         own = pulumi.ResourceOptions(
             # A group is one: an edit of any rank's part ends and starts all of them. Never "*":
             # after a refresh it replaces every rank that is not ready at the moment.
             replacement_trigger=self._trigger(),
+            replace_with=[self._room.of(rank)],
             replace_on_changes=["spec", "metadata"],
             custom_timeouts=waited_for(self._deployment, drain_s),
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,11 +14,21 @@ from contract.signature import MANAGEMENT_OUTPUT
 from contract.specs import GroupSpec, MasterSpec, StageSpec, spec_hash
 from infra.cluster.fit import addresses, plan_on_clusters, rank_clusters
 from infra.cluster.kubeconfig import PROJECT_ROOT, Kubeconfig, KubeconfigError, read_kubeconfig
+from infra.cluster.live import (
+    APPLIED_OUTPUT,
+    applied_output,
+    live_faults,
+    read_live_stack,
+    room_faults,
+    room_for,
+)
 from infra.cluster.rank_pod import CACHE_FOLDER
 from infra.cluster.secrets import NAMESPACE, StackSecrets, read_secrets, secret_outputs
+from infra.plan.applied import Applied, applied
+from infra.plan.edits import sort_edit
 from infra.plan.lock import model_reader
 from infra.plan.process_specs import Addresses, group_spec, master_spec, stage_spec
-from infra.plan.report import plan_to_json, render_plan
+from infra.plan.report import plan_to_json, render_edit, render_plan
 from infra.plan.stack_plan import StackPlan
 from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
 from infra.stack.curl_line import curl_line
@@ -28,12 +38,16 @@ from infra.stack.file import lock_name, parse_deployment
 
 @dataclass(frozen=True)
 class ClusterStack:
-    """`deployment` names cores and memory for every rank; `kubeconfigs` has one per cluster."""
+    """`deployment` names cores and memory for every rank; `kubeconfigs` has one per cluster.
+
+    `applied` is what will be in force.
+    """
 
     deployment: DeploymentConfig
     plan: StackPlan
     secrets: StackSecrets
     kubeconfigs: Mapping[str, Kubeconfig]
+    applied: Applied
 
     @cached_property
     def addresses(self) -> Addresses:
@@ -68,9 +82,14 @@ class ClusterStack:
         host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{server.node_port}"
 
-    def outputs(self, images: Mapping[Any, pulumi.Input[str]]) -> dict[str, Any]:
-        """What `pulumi stack output` shows; `images` are digest references by tier."""
-        ranks = plan_to_json(self.plan)["ranks"]
+    def outputs(
+        self, images: Mapping[Any, pulumi.Input[str]], ranks: Sequence[pulumi.CustomResource]
+    ) -> dict[str, Any]:
+        """What `pulumi stack output` shows; `images` are digest references by tier.
+
+        They are the old ones until `ranks` are there.
+        """
+        parts = plan_to_json(self.plan)["ranks"]
         keys = ("rank", "node", "devices", "layers")
         urls: dict[str, Any] = {
             "master": self.addresses.master_url,
@@ -79,9 +98,10 @@ class ClusterStack:
         found: dict[str, Any] = {
             "images": dict(images),
             "spec_hash": spec_hash(self.group),
-            "ranks": [{key: rank[key] for key in keys} for rank in ranks],
+            "ranks": [{key: part[key] for key in keys} for part in parts],
             "urls": urls,
             MANAGEMENT_OUTPUT: self.secrets.management_key,
+            APPLIED_OUTPUT: applied_output(self.applied, [rank.id for rank in ranks]),
         }
         if self.url:
             urls["inference_server"] = self.url
@@ -96,14 +116,28 @@ def read_stack() -> ClusterStack:
     source = f"stack {pulumi.get_stack()}"
     try:
         deployment, values, kubeconfigs = _read(source)
+        live = read_live_stack()
+        _refuse(source, live_faults(live, deployment))
         lock = PROJECT_ROOT / "stacks" / lock_name(pulumi.get_stack())
         reader = model_reader(lock, values.get("hub_token", "").strip())
-        deployment, plan = plan_on_clusters(deployment, reader)
+        deployment, plan = plan_on_clusters(deployment, reader, live.applied)
+        new = applied(deployment, plan.ranks, values["group_token"])
+        room = room_for(live, deployment, new)
+        _refuse(source, room_faults(live, deployment, room))
     except StackConfigError as error:
         raise pulumi.RunError(str(error)) from None
     # With the empty line the table begins below the name that Pulumi puts before a message.
     pulumi.log.info(f"\n{render_plan(plan)}\n")
-    return ClusterStack(deployment, plan, secret_outputs(values), kubeconfigs)
+    changes = sort_edit(live.applied, new) if live.applied else []
+    if changes:
+        pulumi.log.info(f"\n{render_edit(changes, deployment.nnodes)}\n")
+    new = replace(new, room=room)
+    return ClusterStack(deployment, plan, secret_outputs(values), kubeconfigs, new)
+
+
+def _refuse(source: str, faults: Iterable[Fault]) -> None:
+    if found := list(faults):
+        raise StackConfigError(source, found)
 
 
 def _read(source: str) -> tuple[DeploymentConfig, dict[str, str], dict[str, Kubeconfig]]:

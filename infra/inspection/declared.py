@@ -12,6 +12,7 @@ from infra.cluster.kubeconfig import Kubeconfig
 from infra.cluster.recorded import Recorder, Registration
 from infra.cluster.secrets import StackSecrets, secret_outputs
 from infra.cluster.stack import ClusterStack
+from infra.plan.applied import applied
 from infra.plan.stack_plan import StackPlan
 from infra.stack.config import DeploymentConfig
 
@@ -78,7 +79,8 @@ def declared_objects(deployment: DeploymentConfig, plan: StackPlan) -> list[Decl
     def program() -> None:
         secrets = secret_outputs({field.name: "" for field in fields(StackSecrets)})
         kubeconfigs = {name: Kubeconfig("", "", "") for name in rank_clusters(deployment)}
-        deploy(ClusterStack(deployment, plan, secrets, kubeconfigs))
+        kept = applied(deployment, plan.ranks, "")
+        deploy(ClusterStack(deployment, plan, secrets, kubeconfigs, kept))
 
     recorder = Recorder()
     try:

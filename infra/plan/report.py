@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
+from infra.plan.edits import Change, edit_lines
 from infra.plan.kv_room import KVRoom
 from infra.plan.layers import RankPlan
 from infra.plan.stack_plan import StackPlan
@@ -29,8 +31,14 @@ def render_plan(plan: StackPlan) -> str:
     if plan.kv_room is not None:
         lines += ["", *_room_lines(plan, plan.kv_room)]
     for note in plan.notes:
-        lines += ["", *textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ")]
+        lines += ["", *_wrapped(f"note: {note}")]
     return "\n".join(lines)
+
+
+def render_edit(changes: Sequence[Change], ranks: int) -> str:
+    """What each kind of change means, below one another; no trailing newline."""
+    lines = [line for change in edit_lines(changes, ranks) for line in _wrapped(change)]
+    return "\n".join(["this edit:", *(f"  {line}" for line in lines)])
 
 
 def plan_to_json(plan: StackPlan) -> dict[str, Any]:
@@ -115,6 +123,10 @@ def _room_lines(plan: StackPlan, room: KVRoom) -> list[str]:
             f"  more than {limit} never run at once (common_params.max_concurrent_requests)"
         )
     return lines
+
+
+def _wrapped(sentence: str) -> list[str]:
+    return textwrap.wrap(sentence, WIDTH, subsequent_indent="      ", break_on_hyphens=False)
 
 
 def _kv_size(rank: RankPlan) -> str:

@@ -207,8 +207,8 @@ class DeploymentConfig(types.Section):
     """How a rank gets its GPU; none: ranks compute on CPU."""
     runtime_class: types.OptionalLabel = "nvidia"
     """runtimeClassName of rank pods with gpu_pinning visible-devices."""
-    workload: Literal["pod", "statefulset"] = "pod"
-    """What a rank is in the cluster."""
+    workload: Literal["pod", "statefulset"] = "statefulset"
+    """What a rank is: a set that brings its pod NAME-rank-0-0 back, or a bare pod NAME-rank-0."""
     images: Images = Images()
     """Where images come from."""
     proxy_blocks: list[ProxyBlock] = Field(default_factory=list)

@@ -24,6 +24,7 @@ def stack_mapping(control_plane: ControlPlane, name: str, **changes: object) -> 
     """Two CPU ranks with every tier, in namespaces of their own."""
     mapping: dict[str, Any] = {
         "deployment_name": name,
+        "workload": "pod",
         "nnodes": 2,
         "common_params": {"model_name": DEMO, "image": f"{REGISTRY}/runner@{DIGEST}"},
         "images": {

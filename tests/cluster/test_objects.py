@@ -114,7 +114,7 @@ def test_the_api_server_takes_every_object(server, tmp_path, name):
 )
 def test_the_namespaces_refuse_what_is_not_restricted(server, tmp_path, spec, container, security):
     """What the policy pack need not judge."""
-    pod = run(tmp_path, "1 rank").one("Pod", "small-rank-0").manifest
+    pod = run(tmp_path, "bare pods").one("Pod", "small-rank-0").manifest
     volumes = pod["spec"]["volumes"] + spec.get("volumes", [])
     pod["spec"] |= {**spec, "volumes": volumes}
     pod["spec"]["containers"][1] |= container
@@ -124,7 +124,7 @@ def test_the_namespaces_refuse_what_is_not_restricted(server, tmp_path, spec, co
 
 
 def test_the_schema_is_strict(server, tmp_path):
-    pod = run(tmp_path, "1 rank").one("Pod", "small-rank-0").manifest
+    pod = run(tmp_path, "bare pods").one("Pod", "small-rank-0").manifest
     pod["spec"]["containers"][0]["livenesProbe"] = {}
     with pytest.raises(ApiException, match="unknown field"):
         server.post(pod)

@@ -98,6 +98,7 @@ def resource(item: Recorded) -> dict[str, Any]:
         "delete_before_replace": item.delete_before_replace,
         "replace_on_changes": list(item.replace_on_changes),
         "replacement_trigger": item.replacement_trigger,
+        "replace_with": sorted(map(short, item.replace_with)),
         "aliases": list(item.aliases),
         "protect": item.protect,
         "retain_on_delete": item.retain_on_delete,

@@ -89,7 +89,7 @@ def matrix(folder: Path) -> Mapping[str, dict[str, Any]]:
     found = {
         "1 rank": stack(folder, nnodes=1),
         "4 ranks": stack(folder, nnodes=4),
-        "stateful sets": stack(folder, workload="statefulset"),
+        "bare pods": stack(folder, workload="pod"),
         "existing claim": stack(
             folder,
             model_cache={"mode": "existing-claim", "claim_name": "weights"},
@@ -118,7 +118,7 @@ def matrix(folder: Path) -> Mapping[str, dict[str, Any]]:
 
 
 NAMES = (
-    "1 rank", "4 ranks", "stateful sets", "existing claim", "session store elsewhere",
+    "1 rank", "4 ranks", "bare pods", "existing claim", "session store elsewhere",
     "prometheus operator", "built images", "two clusters", "everything off", "everything on",
     *(f"pinning {mode}" for mode in PINNINGS),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pulumi
 import yaml
 from google.protobuf import json_format, struct_pb2
 from pulumi.runtime import rpc
-from pulumi.runtime.proto import alias_pb2
+from pulumi.runtime.proto import alias_pb2, provider_pb2
 
 from infra.cluster.recorded import Recorder, Registration
 
@@ -44,6 +44,7 @@ class Recorded:
     delete_before_replace: bool
     replace_on_changes: tuple[str, ...]
     replacement_trigger: str
+    replace_with: tuple[str, ...]
     timeouts: tuple[str, str, str]
     aliases: tuple[str, ...]
     protect: bool
@@ -90,6 +91,17 @@ class Program:
         (found,) = (item for item in self.of_kind(short_kind) if item.name == name)
         return found
 
+    def rank(self, rank: int) -> Recorded:
+        """The workload of a rank, a pod or a set of one."""
+        chosen = (it for it in self.objects if it.short_kind in ("Pod", "StatefulSet"))
+        (found,) = (it for it in chosen if it.name.endswith(f"-rank-{rank}"))
+        return found
+
+    def rank_pod(self, rank: int) -> Mapping[str, Any]:
+        """The spec of a rank's pod."""
+        (spec,) = (spec for item, spec in self.pods() if item is self.rank(rank))
+        return spec
+
     def pods(self) -> Iterator[tuple[Recorded, Mapping[str, Any]]]:
         """Every pod spec with the object that makes it."""
         for item in self.objects:
@@ -100,8 +112,17 @@ class Program:
                 yield item, spec["template"]["spec"]
 
 
+@dataclass
 class _Registry(Recorder):
-    """An image that was built has a digest."""
+    """An image that was built has a digest; `state` is what the engine kept, by URN."""
+
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+    def Invoke(self, request: Any) -> Any:  # noqa: N802
+        assert request.tok == "pulumi:pulumi:readStackResourceOutputs"
+        found = struct_pb2.Struct()
+        found.update({"outputs": dict(self.state)})
+        return provider_pb2.InvokeResponse(**{"return": found})
 
     def RegisterResource(self, request: Any) -> Any:  # noqa: N802
         answer = super().RegisterResource(request)
@@ -116,11 +137,12 @@ def run_program(
     secrets: Mapping[str, str] | None = None,
     plain: Mapping[str, str] | None = None,
     preview: bool = False,
+    state: Mapping[str, Any] | None = None,
 ) -> Program:
     """Run the program for the value of splitstack:deployment.
 
     `secrets` (the group's token unless given) are encrypted in the stack file, `plain` are not.
-    Raises what the program raises.
+    `state` is what the engine kept of the stack's resources. Raises what the program raises.
     """
     secrets = {"group_token": TOKEN} if secrets is None else secrets
     values = {f"splitstack:{name}": value for name, value in {**secrets, **(plain or {})}.items()}
@@ -131,7 +153,7 @@ def run_program(
         pulumi.runtime.set_all_config(values, [f"splitstack:{name}" for name in secrets])
         runpy.run_path(str(PROGRAM), run_name="__main__")
 
-    recorder = _Registry("test", preview)
+    recorder = _Registry("test", preview, state=state or {})
     recorder.run(program)
     outputs: dict[str, Any] = {}
     for request in recorder.outputs:
@@ -164,6 +186,7 @@ def _recorded(item: Registration) -> Recorded:
         delete_before_replace=request.deleteBeforeReplace,
         replace_on_changes=tuple(request.replaceOnChanges),
         replacement_trigger=_trigger(request.replacement_trigger),
+        replace_with=tuple(request.replace_with),
         timeouts=(timeouts.create, timeouts.update, timeouts.delete),
         aliases=tuple(map(_alias, request.aliases)) + tuple(request.aliasURNs),
         protect=request.protect,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from infra.cluster.fit import addresses, fit, rank_clusters, stack_places
+from infra.cluster.fit import addresses, fit, plan_on_clusters, rank_clusters, stack_places
+from infra.plan.applied import Applied
 from infra.plan.layers import RankPlan
+from infra.stack.faults import StackConfigError
 from tests.infra.deployments import parsed
 
 GIB = 2**30
@@ -82,3 +85,66 @@ def test_ranks_on_two_clusters_meet_at_rank_0(routable):
 def test_tiers_may_share_a_namespace():
     deployment = parsed(namespaces={"blocks": "splits", "inference_server": "splits"})
     assert [namespace for _, namespace in stack_places(deployment)] == ["splits"]
+
+
+DEMO = {"model_name": "demo:smollm2-135m-instruct"}
+LONGER = DEMO | {"max_model_len": 8192}
+
+
+def running(*ranks: dict[str, Any]) -> Applied:
+    """What a stack has that was brought up with these cores and memory."""
+    return Applied({}, ranks)
+
+
+def test_cores_and_memory_stay_as_they_are_while_the_model_fits():
+    before = running({"cpu": 3.0, "memory": 2 * GIB}, {"cpu": 1.0, "memory": 3 * GIB})
+    fitted, plan = plan_on_clusters(parsed(common_params=DEMO), applied=before)
+    assert [params.cpu for params in fitted.ranks] == [3, 1]
+    assert [params.memory for params in fitted.ranks] == [2 * GIB, 3 * GIB]
+    assert not any("instead of" in note for note in plan.notes)
+
+
+def test_what_the_file_says_counts_more_than_what_runs():
+    before = running({"cpu": 3.0, "memory": 2 * GIB}, {"cpu": 1.0, "memory": 3 * GIB})
+    given = [{"rank": 0, "cpu": 4}, {"rank": 1, "memory": "5Gi"}]
+    deployment = parsed(common_params=DEMO, per_rank_params=given)
+    fitted, _ = plan_on_clusters(deployment, applied=before)
+    assert [params.cpu for params in fitted.ranks] == [4, 1]
+    assert [params.memory for params in fitted.ranks] == [2 * GIB, 5 * GIB]
+
+
+def test_a_new_rank_gets_what_a_new_stack_would_give_it():
+    before = running({"cpu": 3.0, "memory": 2 * GIB})
+    fitted, _ = plan_on_clusters(parsed(common_params=DEMO), applied=before)
+    assert [params.cpu for params in fitted.ranks] == [3, 2]
+    assert fitted.ranks[0].memory == 2 * GIB
+    assert fitted.ranks[1].memory > 6 * GIB
+
+
+def test_memory_grows_where_the_model_no_longer_fits_and_the_plan_says_so():
+    small = 2**20 * 1250
+    before = running({"cpu": 1.0, "memory": small}, {"cpu": 1.0, "memory": 20 * GIB})
+    one_layer = [{"rank": 0, "layers": "0-26"}, {"rank": 1, "layers": "27-29"}]
+    deployment = parsed(common_params=LONGER, per_rank_params=one_layer)
+    fitted, plan = plan_on_clusters(deployment, applied=before)
+    assert [params.cpu for params in fitted.ranks] == [1, 1]
+    assert fitted.ranks[0].memory > 6 * GIB
+    assert fitted.ranks[1].memory == 20 * GIB  # enough already
+    (note,) = [note for note in plan.notes if "instead of" in note]
+    assert note.startswith("rank 0 gets 6.")
+    assert "of memory instead of 1.3 GB, in which the model does not fit" in note
+
+
+def test_memory_that_the_file_gives_never_grows():
+    before = running({"cpu": 1.0, "memory": GIB}, {"cpu": 1.0, "memory": GIB})
+    given = [{"rank": rank, "memory": "1Gi"} for rank in range(2)]
+    with pytest.raises(StackConfigError, match="memory"):
+        plan_on_clusters(parsed(common_params=LONGER, per_rank_params=given), applied=before)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, None), (64 * GIB, 64 * GIB), (GIB, 4 * GIB)])
+def test_the_room_of_a_model_cache_stays_while_it_is_enough(before, after):
+    mode = {"mode": "empty-dir", "size": before}
+    was = Applied({"model_cache": mode}, ({"cpu": 2.0, "memory": 8 * GIB},) * 2)
+    fitted, _ = plan_on_clusters(parsed(common_params=DEMO), applied=was)
+    assert fitted.model_cache.size == after

@@ -201,19 +201,18 @@ def test_rank_0_has_the_master_beside_its_stage(tmp_path):
     names = [item.name for item in ranks(program)]
     assert sorted(names) == [f"small-rank-{rank}" for rank in range(4)]
     for rank in range(4):
-        pod = program.one("Pod", f"small-rank-{rank}").manifest
-        containers = [container["name"] for container in pod["spec"]["containers"]]
+        pod = program.rank_pod(rank)
+        containers = [container["name"] for container in pod["containers"]]
         assert containers == (["master", "stage"] if rank == 0 else ["stage"])
-        assert pod["metadata"]["labels"]["splitstack.dev/rank"] == str(rank)
-        stage = pod["spec"]["containers"][-1]
+        labels = program.rank(rank).manifest["metadata"]["labels"]
+        assert labels["splitstack.dev/rank"] == str(rank)
+        stage = pod["containers"][-1]
         assert stage["command"][:3] == ["python", "-m", "runner.stage"]
         data = program.one("ConfigMap", f"small-rank-{rank}").manifest["data"]
         assert sorted(data) == (["master.json", "stage.json"] if rank == 0 else ["stage.json"])
         assert json.loads(data["stage.json"])["rank"] == rank
         [mounted] = [
-            volume["configMap"]["name"]
-            for volume in pod["spec"]["volumes"]
-            if volume["name"] == "spec"
+            volume["configMap"]["name"] for volume in pod["volumes"] if volume["name"] == "spec"
         ]
         assert mounted == f"small-rank-{rank}"
         assert stage["command"][3:5] == ["--spec", "/etc/splitstack/stage.json"]
@@ -234,7 +233,7 @@ def test_the_group_spec_is_what_the_plan_says(tmp_path):
     assert spec.master_host == "small-rank-master.splits.svc"
     assert spec.model_cache == "/var/cache/splitstack"
     # What a rank may use is what its container gets.
-    stage = program.one("Pod", "small-rank-3").manifest["spec"]["containers"][0]
+    stage = program.rank_pod(3)["containers"][0]
     assert stage["resources"]["limits"]["memory"] == str(spec.memory_bytes)
     assert stage["resources"]["limits"]["cpu"] == str(spec.threads)
 
@@ -248,18 +247,18 @@ def test_the_two_services_of_rank_0(tmp_path):
     assert {port["port"] for port in group["ports"]} == {3000, 8080}
     assert "publishNotReadyAddresses" not in api
     assert [port["port"] for port in api["ports"]] == [8080]
-    labels = program.one("Pod", "small-rank-0").manifest["metadata"]["labels"]
+    labels = program.rank(0).manifest["metadata"]["labels"]
     for service in (group, api):
         assert service["selector"].items() <= labels.items()
         assert service["selector"][INSTANCE] == "small"
-        other = program.one("Pod", "small-rank-1").manifest["metadata"]["labels"]
+        other = program.rank(1).manifest["metadata"]["labels"]
         assert not service["selector"].items() <= other.items()
 
 
 def test_probes_of_ranks(tmp_path):
     common = {"model_name": DEMO, "image": stack(tmp_path)["common_params"]["image"]}
     program = run_program(stack(tmp_path, common_params=common | {"load_timeout_s": 90.5}))
-    master, stage = program.one("Pod", "small-rank-0").manifest["spec"]["containers"]
+    master, stage = program.rank_pod(0)["containers"]
     for container, port, startup in ((master, 8080, "/livez"), (stage, 8081, "/readyz")):
         liveness = container["livenessProbe"]
         assert liveness["httpGet"] == {"path": "/livez", "port": port, "scheme": "HTTP"}
@@ -274,25 +273,25 @@ def test_probes_of_ranks(tmp_path):
 
 def test_timeouts_come_from_the_stack_file(tmp_path):
     program = run_program(stack(tmp_path, timeouts={"create_s": 60, "delete_s": 30}))
-    pod = program.one("Pod", "small-rank-0")
-    grace = pod.manifest["spec"]["terminationGracePeriodSeconds"]
+    grace = program.rank_pod(0)["terminationGracePeriodSeconds"]
     assert grace > 100  # the request deadline
-    assert pod.timeouts == ("60s", "60s", f"{30 + grace}s")
+    assert program.rank(0).timeouts == ("60s", "60s", f"{30 + grace}s")
 
 
 def test_two_clusters(tmp_path):
     program = run_program(two_clusters(tmp_path))
     home = {(item.short_kind, item.name) for item in program.objects if item.cluster == "home"}
     away = {(item.short_kind, item.name) for item in program.objects if item.cluster == "away"}
-    assert {("Pod", "small-rank-0"), ("Service", "small-rank-master")} <= home
+    assert {("StatefulSet", "small-rank-0"), ("Service", "small-rank-master")} <= home
     assert {("Deployment", "small-proxy-block"), ("Deployment", "small-inference-server")} <= home
     assert {
         ("Namespace", "splits-away"), ("ConfigMap", "small-rank-1"),
         ("Secret", "small-ranks-away"), ("ServiceAccount", "small-rank-away"),
-        ("Pod", "small-rank-1"),
+        ("StatefulSet", "small-rank-1"), ("PodDisruptionBudget", "small-rank-away"),
     } <= away  # fmt: skip
     assert {kind for kind, _ in away} == {
-        "Namespace", "NetworkPolicy", "ConfigMap", "Secret", "ServiceAccount", "Pod"
+        "Namespace", "NetworkPolicy", "ConfigMap", "Secret", "ServiceAccount",
+        "PodDisruptionBudget", "StatefulSet",
     }  # fmt: skip
     assert ("ConfigMap", "small-spec") in home
     for rank in range(2):
@@ -303,7 +302,7 @@ def test_two_clusters(tmp_path):
 
 
 def test_a_stateful_set_gives_up_a_pod_that_was_never_ready(tmp_path):
-    program = run_program(stack(tmp_path, workload="statefulset"))
+    program = run_program(stack(tmp_path))
     assert not program.of_kind("Pod")
     for rank in range(2):
         spec = program.one("StatefulSet", f"small-rank-{rank}").manifest["spec"]
@@ -312,6 +311,25 @@ def test_a_stateful_set_gives_up_a_pod_that_was_never_ready(tmp_path):
         labels = spec["template"]["metadata"]["labels"]
         assert spec["selector"]["matchLabels"].items() <= labels.items()
         assert spec["selector"]["matchLabels"]["splitstack.dev/rank"] == str(rank)
+
+
+def test_one_rank_of_stateful_sets_at_a_time_may_be_evicted(tmp_path):
+    program = run_program(stack(tmp_path))
+    spec = program.one("PodDisruptionBudget", "small-rank").manifest["spec"]
+    assert (spec["maxUnavailable"], spec["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+    for rank in range(2):
+        labels = program.rank(rank).manifest["spec"]["template"]["metadata"]["labels"]
+        assert spec["selector"]["matchLabels"].items() <= labels.items()
+    pods = run_program(stack(tmp_path, workload="pod"))
+    assert "small-rank" not in {item.name for item in pods.of_kind("PodDisruptionBudget")}
+
+
+def test_pods_have_the_names_that_aios_gives_them(tmp_path):
+    program = run_program(stack(tmp_path, workload="pod"))
+    assert {item.metadata_name for item in program.of_kind("Pod")} == {
+        "small-rank-0", "small-rank-1"
+    }  # fmt: skip
+    assert not program.of_kind("StatefulSet")
 
 
 def changed(before: Program, after: Program) -> set[tuple[str, str]]:
@@ -327,7 +345,8 @@ def test_another_model_replaces_every_rank_and_nothing_else(tmp_path):
     after = before | {"common_params": before["common_params"] | {"max_model_len": 1024}}
     first, second = (run_program(mapping) for mapping in (before, after))
     assert changed(first, second) == {
-        ("ConfigMap", "small-group"), ("Pod", "small-rank-0"), ("Pod", "small-rank-1"),
+        ("ConfigMap", "small-group"),
+        ("StatefulSet", "small-rank-0"), ("StatefulSet", "small-rank-1"),
     }  # fmt: skip
     assert first.outputs["spec_hash"] != second.outputs["spec_hash"]
 
@@ -337,7 +356,7 @@ def test_one_ranks_edit_is_the_whole_groups(tmp_path):
     before = run_program(stack(tmp_path, per_rank_params=given))
     given[1]["cpu"] = 2
     after = run_program(stack(tmp_path, per_rank_params=given))
-    assert {name for kind, name in changed(before, after) if kind == "Pod"} == {
+    assert {name for kind, name in changed(before, after) if kind == "StatefulSet"} == {
         "small-rank-0", "small-rank-1"
     }  # fmt: skip
 
@@ -358,7 +377,7 @@ def test_a_changed_token_replaces_every_rank_and_the_hubs_none(tmp_path):
     # A block reads the key that is made of the token anew: its pods stay.
     ranks_and_secrets = {
         ("Secret", "small-ranks"), ("Secret", "small-proxy-block"),
-        ("Pod", "small-rank-0"), ("Pod", "small-rank-1"),
+        ("StatefulSet", "small-rank-0"), ("StatefulSet", "small-rank-1"),
     }  # fmt: skip
     assert changed(before, after) == ranks_and_secrets
     other = run_program(stack(tmp_path), secrets={"group_token": TOKEN, "hub_token": "b"})
@@ -388,7 +407,8 @@ def test_a_second_stack_beside_the_first(tmp_path):
 def test_everything_off(tmp_path):
     program = run_program(stack(tmp_path, **BARE))
     assert Counter(item.short_kind for item in program.objects) == {
-        "ConfigMap": 1, "Secret": 1, "ServiceAccount": 1, "Service": 2, "Pod": 2
+        "ConfigMap": 1, "Secret": 1, "ServiceAccount": 1, "Service": 2, "StatefulSet": 2,
+        "PodDisruptionBudget": 1,
     }  # fmt: skip
     assert set(program.outputs["urls"]) == {"master", "blocks"}
     assert "curl" not in program.outputs

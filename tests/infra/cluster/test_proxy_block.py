@@ -123,7 +123,7 @@ def test_instances_are_fixed_or_an_autoscalers(tmp_path, instances, replicas, sc
         assert spec["metrics"][0]["resource"]["target"]["averageUtilization"] == 55
         assert spec["behavior"]["scaleUp"]["stabilizationWindowSeconds"] == 10
         assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 600
-    (budget,) = found.of_kind("PodDisruptionBudget")
+    budget = found.one("PodDisruptionBudget", NAME)
     assert budget.manifest["spec"]["maxUnavailable"] == 1
     assert budget.manifest["spec"]["selector"] == deployment_of(found)["selector"]
 

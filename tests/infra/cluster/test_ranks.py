@@ -9,7 +9,7 @@ from tests.infra.recorded_program import Program, run_program
 
 
 def rank_pod(program: Program, rank: int) -> dict:
-    return program.one("Pod", f"small-rank-{rank}").manifest["spec"]
+    return dict(program.rank_pod(rank))
 
 
 def stage(program: Program, rank: int) -> dict:

@@ -17,10 +17,10 @@ def declared(folder, name) -> list[DeclaredObject]:
 def test_paths_are_those_of_the_api(tmp_path):
     paths = {
         item.resource: item.path
-        for name in ("everything on", "pinning dra", "stateful sets", "1 rank")
+        for name in ("everything on", "pinning dra", "bare pods")
         for item in declared(tmp_path, name)
     }
-    assert paths["pods"] == "/api/v1/namespaces/splits/pods/small-rank-0"
+    assert paths["pods"] == "/api/v1/namespaces/splits/pods/small-rank-1"
     assert paths["namespaces"] == "/api/v1/namespaces/inference-server"
     assert paths["statefulsets"] == "/apis/apps/v1/namespaces/splits/statefulsets/small-rank-1"
     assert paths["networkpolicies"].startswith("/apis/networking.k8s.io/v1/namespaces/")
@@ -40,7 +40,7 @@ def test_the_written_plurals_are_those_of_every_kind_that_some_stack_has(tmp_pat
 
 def test_objects_of_both_clusters(tmp_path):
     found = declared(tmp_path, "two clusters")
-    pods = {(item.cluster, item.name) for item in found if item.kind == "Pod"}
+    pods = {(item.cluster, item.name) for item in found if item.kind == "StatefulSet"}
     assert pods == {("home", "small-rank-0"), ("away", "small-rank-1")}
     first = [(item.cluster, item.name) for item in found if item.kind == "Namespace"]
     assert first == [(item.cluster, item.namespace or item.name) for item in found[: len(first)]]

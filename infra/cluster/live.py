@@ -1,0 +1,136 @@
+"""What the engine's state holds of this stack before the program runs.
+
+The program asks the engine for its own stack, as it would for another one: there is no second
+engine, and nothing is asked of a cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pulumi
+from pulumi.runtime import invoke
+
+from contract.faults import MISSING, Fault
+from infra.cluster.fit import rank_clusters
+from infra.cluster.room import FIRST_ROOM, ROOM
+from infra.plan.applied import Applied, read_applied
+from infra.plan.edits import wants_room
+from infra.stack.config import DeploymentConfig
+
+APPLIED_OUTPUT = "applied"
+_READ_STATE = "pulumi:pulumi:readStackResourceOutputs"
+_MODEL = "splitstack:deployment:SplitModel"
+_WORKLOADS = {"kubernetes:core/v1:Pod": "pod", "kubernetes:apps/v1:StatefulSet": "statefulset"}
+_SET_WORKLOAD = "pulumi config set --path 'splitstack:deployment.workload'"
+
+
+@dataclass(frozen=True)
+class LiveStack:
+    """`ranks` maps each rank's name to its `workload`; empty before the first `up`.
+
+    `applied` None: no `up` of this version has come to its end. `room` None: no rank was made by a
+    version that can put ranks away before others come.
+    """
+
+    applied: Applied | None = None
+    ranks: Mapping[str, str] = field(default_factory=dict)
+    room: str | None = None
+
+
+def read_live_stack() -> LiveStack:
+    """Of the stack that Pulumi runs, as its last update left it."""
+    name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
+    resources = invoke(_READ_STATE, {"stackName": name}).value["outputs"]
+    ranks: dict[str, str] = {}
+    text = room = None
+    for urn, resource in resources.items():
+        types, found = urn.split("::", 3)[2:]
+        parent, kind = ["", *types.split("$")][-2:]
+        if parent == _MODEL and kind in _WORKLOADS:
+            ranks[found] = _WORKLOADS[kind]
+        elif kind == "pulumi:index:Stash" and found == ROOM:
+            room = resource["outputs"].get("output")
+        elif kind == "pulumi:pulumi:Stack":
+            text = resource["outputs"].get(APPLIED_OUTPUT)
+    return LiveStack(read_applied(text) if text else None, ranks, room)
+
+
+def live_faults(live: LiveStack, deployment: DeploymentConfig) -> Iterator[Fault]:
+    """What cannot be done to the ranks that run, each with what to do instead."""
+    kinds, wanted = set(live.ranks.values()), _wanted(deployment)
+    other_kinds = bool(kinds - set(wanted.values()))
+    if other_kinds and "workload" not in deployment.model_fields_set:
+        rule = (
+            "is statefulset where it is not given, and the ranks that run are pods. To keep them: "
+            f"`{_SET_WORKLOAD} pod`. To have them replaced, with the model away meanwhile: "
+            f"`{_SET_WORKLOAD} statefulset`"
+        )
+        yield Fault("workload", MISSING, rule)
+    elif live.ranks and live.room is None:
+        before = (
+            "the ranks that run were made by an older version, and cannot be put away before "
+            f"others come: `pulumi up` once with workload: {min(kinds)} and "
+            f"nnodes: {len(live.ranks)}, then this edit"
+        )
+        if other_kinds:
+            yield Fault("workload", deployment.workload, before)
+        elif live.ranks.keys() - wanted.keys():
+            yield Fault("nnodes", deployment.nnodes, before)
+
+
+def room_for(live: LiveStack, deployment: DeploymentConfig, new: Applied) -> str:
+    """What every rank has to go first for; the same as before where none has to.
+
+    The engine deletes last, so what a rank that goes holds is not free for one that comes or
+    grows. Made of what was in force, it is the same when an update that failed is repeated or
+    mended: what has come since stays.
+    """
+    wanted, elsewhere = _wanted(deployment), _on_other_clusters(live, deployment)
+    going = [
+        name
+        for name, kind in live.ranks.items()
+        if wanted.get(name) != kind and name not in elsewhere
+    ]
+    coming = [name for name, kind in wanted.items() if live.ranks.get(name) != kind]
+    if going and (coming or live.applied is None or wants_room(live.applied, new)):
+        before = live.applied.to_text() if live.applied else ""
+        return hashlib.sha256(f"{before}{sorted(wanted)}".encode()).hexdigest()[:16]
+    return live.room or FIRST_ROOM
+
+
+def room_faults(live: LiveStack, deployment: DeploymentConfig, room: str) -> Iterator[Fault]:
+    """The engine can put away first only what is on clusters that the program still names."""
+    elsewhere = _on_other_clusters(live, deployment)
+    if room != (live.room or FIRST_ROOM) and elsewhere:
+        rule = (
+            f"no longer has a rank where {', '.join(elsewhere)} runs, and other ranks have to go "
+            "before what this edit asks for can come: leave that cluster in an `up` of its own"
+        )
+        yield Fault("cluster_id", deployment.cluster_id, rule)
+
+
+def _on_other_clusters(live: LiveStack, deployment: DeploymentConfig) -> list[str]:
+    """The ranks that run where this deployment has none."""
+    if live.applied is None:
+        return []
+    used, name = rank_clusters(deployment), live.applied.stack["deployment_name"]
+    return [
+        f"{name}-rank-{rank}"
+        for rank, values in enumerate(live.applied.ranks)
+        if values["cluster_id"] not in used
+    ]
+
+
+def _wanted(deployment: DeploymentConfig) -> dict[str, str]:
+    names = (deployment.rank_name(rank) for rank in range(deployment.nnodes))
+    return dict.fromkeys(names, deployment.workload)
+
+
+def applied_output(applied: Applied, served: list[pulumi.Output[Any]]) -> pulumi.Output[str]:
+    """Kept only once everything in `served` is there; a secret, as the stack file's values are."""
+    text = applied.to_text()
+    return pulumi.Output.secret(pulumi.Output.all(*served).apply(lambda _: text))
