@@ -9,7 +9,6 @@ from pathlib import Path
 import pulumi
 import pulumi_docker
 
-from contract.models import DEMO_PREFIX
 from infra.stack.config import DeploymentConfig
 from infra.stack.image_names import Tier, image_names
 
@@ -63,10 +62,11 @@ def _built(
 
 
 def build_arguments(deployment: DeploymentConfig, tier: Tier) -> dict[str, str]:
-    """The build arguments of a tier's Dockerfile: those of the file over those that follow."""
+    """The build arguments of a tier's Dockerfile: those of the file over those that follow.
+
+    None follows from the model: another one would be another image, and with it other pods.
+    """
     arguments = {}
     if tier == "runner":
         arguments["TORCH"] = "cpu" if deployment.gpu_pinning == "none" else "cuda"
-        if deployment.common_params.model_name.startswith(DEMO_PREFIX):
-            arguments["DEMO_MODEL"] = deployment.common_params.model_name
     return arguments | deployment.images.build_arguments

@@ -68,7 +68,7 @@ def test_the_registry_of_a_name(image, registry):
 
 
 def test_build_arguments_follow_from_the_stack_file(tmp_path):
-    assert build_arguments(deployment(tmp_path), "runner") == {"TORCH": "cpu", "DEMO_MODEL": DEMO}
+    assert build_arguments(deployment(tmp_path), "runner") == {"TORCH": "cpu"}
     assert build_arguments(deployment(tmp_path), "proxy_block") == {}
     ranks = [{"rank": rank, "node_id": "n"} for rank in range(2)]
     on_gpus = deployment(
@@ -83,6 +83,22 @@ def test_build_arguments_follow_from_the_stack_file(tmp_path):
         "BASE_IMAGE": "python:3.12-slim",
     }
     assert build_arguments(on_gpus, "proxy_block")["BASE_IMAGE"] == "python:3.12-slim"
+
+
+def test_leaving_the_demo_model_makes_no_other_image(tmp_path):
+    baked = BUILT | {"build_arguments": {"DEMO_MODEL": DEMO}}
+    arguments = [
+        build_arguments(
+            deployment(
+                tmp_path,
+                images=baked,
+                common_params={"model_name": name, "image": "registry.test/runner:1"},
+            ),
+            "runner",
+        )
+        for name in (DEMO, "some/model")
+    ]
+    assert arguments[0] == arguments[1] == {"TORCH": "cpu", "DEMO_MODEL": DEMO}
 
 
 def test_every_build_argument_is_one_of_the_dockerfiles():
