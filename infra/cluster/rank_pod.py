@@ -37,6 +37,9 @@ MASTER_MEMORY = 2**30
 # A throttled node that misses probes for a while must not cost a whole load. What this finds late
 # is found by others: a crash by the kubelet at once, a stall by the group's heartbeats.
 LIVENESS = Pace(period_s=10, timeout_s=5, failures=3)
+# The most that ranks get to end their requests. The same for every deadline of requests: an edit of
+# that is to replace no pod, and a rank ends as soon as its own requests have.
+_DRAIN_S = 3600
 _CACHE = "model-cache"
 
 
@@ -84,7 +87,7 @@ def rank_pod_spec(
     with_runtime_class = deployment.gpu_pinning == "visible-devices"
     return pod_spec(
         containers=containers,
-        drain_s=deployment.common_params.request_deadline_s,
+        drain_s=_DRAIN_S,
         placement=Placement(
             node=params.node_id,
             runtime_class=deployment.runtime_class if with_runtime_class else "",

@@ -83,11 +83,11 @@ class ClusterStack:
         return f"http://{host}:{server.node_port}"
 
     def outputs(
-        self, images: Mapping[Any, pulumi.Input[str]], ranks: Sequence[pulumi.CustomResource]
+        self, images: Mapping[Any, pulumi.Input[str]], served: Sequence[pulumi.CustomResource]
     ) -> dict[str, Any]:
         """What `pulumi stack output` shows; `images` are digest references by tier.
 
-        They are the old ones until `ranks` are there.
+        They are the old ones until all of `served` is there.
         """
         parts = plan_to_json(self.plan)["ranks"]
         keys = ("rank", "node", "devices", "layers")
@@ -101,7 +101,7 @@ class ClusterStack:
             "ranks": [{key: part[key] for key in keys} for part in parts],
             "urls": urls,
             MANAGEMENT_OUTPUT: self.secrets.management_key,
-            APPLIED_OUTPUT: applied_output(self.applied, [rank.id for rank in ranks]),
+            APPLIED_OUTPUT: applied_output(self.applied, [item.id for item in served]),
         }
         if self.url:
             urls["inference_server"] = self.url

@@ -273,9 +273,19 @@ def test_probes_of_ranks(tmp_path):
 
 def test_timeouts_come_from_the_stack_file(tmp_path):
     program = run_program(stack(tmp_path, timeouts={"create_s": 60, "delete_s": 30}))
-    grace = program.rank_pod(0)["terminationGracePeriodSeconds"]
-    assert grace > 100  # the request deadline
-    assert program.rank(0).timeouts == ("60s", "60s", f"{30 + grace}s")
+    # Beyond what draining may take: the request deadline, and a margin.
+    assert program.rank(0).timeouts == ("60s", "60s", f"{30 + 100 + 15}s")
+
+
+def test_another_request_deadline_replaces_no_pod_of_a_rank(tmp_path):
+    first = stack(tmp_path)
+    second = first | {"common_params": first["common_params"] | {"request_deadline_s": 900}}
+    graces = {
+        run_program(mapping).rank_pod(rank)["terminationGracePeriodSeconds"]
+        for mapping in (first, second)
+        for rank in range(2)
+    }
+    assert graces == {3615}
 
 
 def test_two_clusters(tmp_path):
