@@ -64,10 +64,11 @@ def live_faults(live: LiveStack, deployment: DeploymentConfig) -> Iterator[Fault
     kinds, wanted = set(live.ranks.values()), _wanted(deployment)
     other_kinds = bool(kinds - set(wanted.values()))
     if other_kinds and "workload" not in deployment.model_fields_set:
+        first = "" if live.room is not None else "that, `pulumi up`, then "
         rule = (
             "is statefulset where it is not given, and the ranks that run are pods. To keep them: "
             f"`{_SET_WORKLOAD} pod`. To have them replaced, with the model away meanwhile: "
-            f"`{_SET_WORKLOAD} statefulset`"
+            f"{first}`{_SET_WORKLOAD} statefulset`"
         )
         yield Fault("workload", MISSING, rule)
     elif live.ranks and live.room is None:

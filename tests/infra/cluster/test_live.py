@@ -171,6 +171,9 @@ def test_what_an_older_version_made_is_taken_over_before_it_is_changed(mapping):
     assert faults(older, parse(mapping, nnodes=3)) == []
     (fault,) = faults(older, parse(mapping))
     assert "`pulumi up` once with workload: pod and nnodes: 3, then this edit" in fault
+    del mapping["workload"]
+    (fault,) = faults(older, parse(mapping, nnodes=3))
+    assert "meanwhile: that, `pulumi up`, then `pulumi config set" in fault
     (fault,) = faults(older, parse(mapping, nnodes=3, workload="statefulset"))
     assert fault.startswith(
         "workload = 'statefulset': the ranks that run were made by an older version"
