@@ -116,7 +116,7 @@ def _model(state: State, name: str) -> dict[str, Any]:
         "owned_by": "splitstack",
         "root": state.models.current().spec.model_name,
         "max_model_len": state.engine.max_model_len,
-        "generation_config": state.defaults.in_force(),
+        "generation_config": state.models.defaults.in_force(),
     }
 
 
