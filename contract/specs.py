@@ -195,6 +195,7 @@ class InferenceServerSpec(_File):
 
     With `discovery_namespace` the blocks are found in that namespace of the cluster and `blocks`
     is empty. `request_log_path` "" keeps no request log; `log_texts` writes messages into it.
+    Pages of `cors_origins` may ask, "*" is every one; without them only the server's own page may.
     """
 
     deployment_name: str
@@ -207,6 +208,7 @@ class InferenceServerSpec(_File):
     request_log_path: str = ""
     request_log_rows: int = 100_000
     log_texts: bool = False
+    cors_origins: tuple[str, ...] = ()
 
 
 AnySpec: TypeAlias = StageSpec | MasterSpec | GroupSpec | ProxySpec | InferenceServerSpec

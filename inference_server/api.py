@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from prometheus_client import CollectorRegistry, Gauge
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from contract.specs import InferenceServerSpec
 from inference_server.blocks.table import BlockTable
@@ -27,6 +28,8 @@ from web.errors import install_error_handlers
 from web.health import health_routes
 from web.middleware import RequestMetrics
 from web.openapi import openapi_route
+from web.request_id import HEADER as REQUEST_ID
+from web.serve import READINESS
 
 
 def build_app(
@@ -54,16 +57,32 @@ def build_app(
         *PipelineApi(server).routes(),
         *page_routes(),
         openapi_route(openapi_document(f"Splitstack {spec.deployment_name}")),
-        *health_routes(server.not_ready, registry),
+        *health_routes(server.not_ready, registry, READINESS),
     ]
     middleware = [
         Middleware(RequestMetrics, registry=registry, routes=[route.path for route in routes]),
+        *_cross_origin(spec.cors_origins),
         Middleware(Access, keys=keys, limited=(INFER_PATH, *OPENAI_PATHS)),
     ]
     app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
     # What who asks for another path is told.
     install_error_handlers(app, (INFER_PATH, *OPENAI_PATHS, "/v1/models", "/openapi.json"))
     return app
+
+
+def _cross_origin(origins: tuple[str, ...]) -> list[Middleware]:
+    """Before the key is asked for: a browser's preflight brings none, and is to read a refusal."""
+    if not origins:
+        return []
+    allowed = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        # OpenAI's client sends many of its own.
+        allow_headers=("*",),
+        expose_headers=(REQUEST_ID, "Retry-After"),
+    )
+    return [allowed]
 
 
 @asynccontextmanager

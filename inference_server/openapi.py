@@ -10,6 +10,7 @@ from inference_server.openai_api import MODEL_RULE
 from web.deadline import HEADER as TIMEOUT_HEADER
 from web.deadline import MAX_TIMEOUT_S
 from web.openapi import OBJECT, document, object_of, operation, readiness
+from web.serve import READINESS
 
 _REASONS = {
     400: "Something is wrong: the body names the field, its value and the rule.",
@@ -54,10 +55,13 @@ def openapi_document(title: str) -> dict[str, Any]:
         "/logs/session/{id}": {"get": _logs("The questions of one session.")},
         "/logs/block/{id}": {"get": _logs("The questions to one block.")},
         "/livez": {"get": _operation("Whether the process turns.")},
-        "/readyz": {
-            "get": readiness(
-                "Whether some block serves.", "It does.", "None does; reason says why."
-            )
+        **{
+            path: {
+                "get": readiness(
+                    "Whether some block serves.", "It does.", "None does; reason says why."
+                )
+            }
+            for path in READINESS
         },
     }
     described = document(title, paths, {})

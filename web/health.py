@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -14,8 +14,11 @@ from starlette.routing import Route
 NotReady = Callable[[bool], Awaitable[str]]
 
 
-def health_routes(not_ready: NotReady, registry: CollectorRegistry) -> list[Route]:
-    """/readyz is 200 where the process and what it needs serve; `?self` asks about it alone."""
+def health_routes(
+    not_ready: NotReady, registry: CollectorRegistry, readiness: Sequence[str] = ("/readyz",)
+) -> list[Route]:
+    """Those of `readiness` are 200 where the process and what it needs serve; `?self` asks about
+    it alone."""
 
     async def livez(_request: Request) -> Response:
         return JSONResponse({"live": True})
@@ -28,7 +31,8 @@ def health_routes(not_ready: NotReady, registry: CollectorRegistry) -> list[Rout
     async def metrics(_request: Request) -> Response:
         return metrics_response(registry)
 
-    return [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]
+    ready = [Route(path, readyz) for path in readiness]
+    return [Route("/livez", livez), *ready, Route("/metrics", metrics)]
 
 
 def metrics_response(

@@ -34,10 +34,9 @@ EXIT_USAGE = 2
 KEEP_ALIVE_S = 75
 # After the drain, what is left open (a stream past drain_s) has this long to notice.
 CLOSE_S = 2
+READINESS = ("/readyz", "/health")
 # Event streams without an end are not waited for either.
-ALWAYS_SERVED = frozenset(
-    {"/livez", "/readyz", "/metrics", "/topology", "/topology/events", "/v1/events"}
-)
+ALWAYS_SERVED = frozenset({"/livez", "/metrics", "/topology", "/topology/events", "/v1/events"})
 log = logging.getLogger("web.serve")
 
 OnDrain = Callable[[], Awaitable[None]]
@@ -54,8 +53,7 @@ class Drain:
         self.draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        if scope["type"] != "http" or (path in ALWAYS_SERVED and path != "/readyz"):
+        if scope["type"] != "http" or scope["path"] in ALWAYS_SERVED:
             await self._app(scope, receive, send)
             return
         if self.draining:
@@ -138,7 +136,9 @@ async def _serve(
     on_signal: Callable[[], None] | None,
 ) -> int:
     drain = Drain(config.app)  # type: ignore[arg-type]
-    config.app = RequestIdMiddleware(AccessLog(DeadlineMiddleware(drain), ALWAYS_SERVED))
+    config.app = RequestIdMiddleware(
+        AccessLog(DeadlineMiddleware(drain), {*ALWAYS_SERVED, *READINESS})
+    )
     server = _Server(config)
     loop = asyncio.get_running_loop()
     ending: list[asyncio.Task[None]] = []

@@ -19,9 +19,10 @@ from contract.api_keys import ApiKey
 from inference_server.keys.api_keys import ApiKeys
 from web.domain import domain_of, enter_domain
 from web.errors import ApiError
+from web.serve import READINESS
 
 # The page asks for the key itself; probes and Prometheus have none.
-PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/openapi.json"})
+PUBLIC_PATHS = frozenset({"/", "/livez", *READINESS, "/metrics", "/openapi.json"})
 PUBLIC_FOLDERS = ("/page/",)
 SCHEME = "bearer"
 MINUTE_S = 60.0

@@ -11,6 +11,7 @@ from contract.api_keys import ApiKeysError, read_api_keys
 from contract.faults import MISSING, Fault
 from contract.signature import management_key
 from contract.specs import MINIMUM_TOKEN_BYTES
+from infra.stack.config import DeploymentConfig
 
 NAMESPACE = "splitstack"
 _SET_LINES = {
@@ -51,6 +52,23 @@ def read_secrets() -> tuple[dict[str, str], list[Fault]]:
         if not _is_encrypted(key):
             faults.append(Fault(key, MISSING, f"is in plain text in the stack file; `{line}`"))
     return values, faults + list(_faults(values))
+
+
+def access_faults(deployment: DeploymentConfig, secrets: Mapping[str, str]) -> Iterator[Fault]:
+    """Where it is not said who may ask the public API."""
+    server, key = deployment.inference_server, "inference_server.anonymous"
+    if not server.enabled:
+        return
+    if server.anonymous and "api_keys" in secrets:
+        rule = f"is refused beside {NAMESPACE}:api_keys, which ask everybody for a key"
+        yield Fault(key, server.anonymous, rule)
+    elif not server.anonymous and "api_keys" not in secrets:
+        rule = (
+            "there are no API keys: everybody who reaches the inference server could ask; "
+            f"`splitstack api-key NAME` makes one and `{_SET_LINES['api_keys']}` keeps it, or set "
+            "this to true"
+        )
+        yield Fault(key, server.anonymous, rule)
 
 
 def secret_outputs(values: Mapping[str, str]) -> StackSecrets:

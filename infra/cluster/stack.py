@@ -23,7 +23,13 @@ from infra.cluster.live import (
     room_for,
 )
 from infra.cluster.rank_pod import CACHE_FOLDER
-from infra.cluster.secrets import NAMESPACE, StackSecrets, read_secrets, secret_outputs
+from infra.cluster.secrets import (
+    NAMESPACE,
+    StackSecrets,
+    access_faults,
+    read_secrets,
+    secret_outputs,
+)
 from infra.plan.applied import Applied, applied
 from infra.plan.edits import sort_edit
 from infra.plan.lock import model_reader
@@ -157,6 +163,8 @@ def _read(source: str) -> tuple[DeploymentConfig, dict[str, str], dict[str, Kube
         faults += problems
     values, problems = read_secrets()
     faults += problems
+    if deployment is not None:
+        faults += access_faults(deployment, values)
     if deployment is None or faults:
         raise StackConfigError(source, faults)
     return deployment, values, kubeconfigs

@@ -191,4 +191,5 @@ def inference_server_spec(
         request_log_path=request_log_path if server.request_log.enabled else "",
         request_log_rows=server.request_log.rows,
         log_texts=server.request_log.texts,
+        cors_origins=tuple(server.cors_origins),
     )

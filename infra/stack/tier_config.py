@@ -106,6 +106,10 @@ class InferenceServer(types.Section):
     """Host of the URLs that `pulumi up` prints; empty: that of the cluster's API server."""
     discovery: Literal["static", "kubernetes"] = "kubernetes"
     """kubernetes serves every block in namespaces.blocks; static those of this stack only."""
+    anonymous: bool = False
+    """Whether everybody may ask, in a cluster; needed where there is no splitstack:api_keys."""
+    cors_origins: list[types.Origin] = Field(default_factory=list)
+    """Origins of other web pages that may ask from a browser, as in https://chat.test; "*": all."""
     request_log: RequestLog = RequestLog()
     """What is kept of requests."""
     max_body_bytes: Annotated[types.Positive, Field(le=LARGEST_BODY_BYTES // 2)] = (

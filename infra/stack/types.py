@@ -22,6 +22,7 @@ _IMAGE = re.compile(
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
 )
 _ADDRESS = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?")
+_ORIGIN = re.compile(r"\*|https?://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 _INTERFACE = re.compile(r"[^\s/]{1,15}")
 _DEVICES = re.compile(r"[0-9A-Za-z-]+(?:,[0-9A-Za-z-]+)*")
 _ORDINALS = re.compile(r"[0-9]+(?:,[0-9]+)*")
@@ -152,6 +153,15 @@ Address = Annotated[
     str,
     _matching(_ADDRESS, "must be a host name or an IP address, without a port"),
     WithJsonSchema(_TEXT),
+]
+Origin = Annotated[
+    str,
+    _matching(
+        _ORIGIN,
+        'must be an origin, lower case and without a path, as in https://chat.test, or "*"',
+        False,
+    ),
+    WithJsonSchema({"type": "string"}),
 ]
 Interface = Annotated[
     str,

@@ -34,7 +34,7 @@ def stack_mapping(control_plane: ControlPlane, name: str, **changes: object) -> 
         },
         "namespace": f"{name}-splits",
         "namespaces": {"blocks": f"{name}-blocks", "inference_server": f"{name}-public"},
-        "inference_server": {"node_port": 30000 + sum(name.encode())},
+        "inference_server": {"node_port": 30000 + sum(name.encode()), "anonymous": True},
         "clusters": {"home": {"kubeconfig": str(control_plane.kubeconfig)}},
         "proxy_blocks": [{"block_id": "block"}],
     }

@@ -49,6 +49,7 @@ def seed_stack(control_plane) -> dict[str, Any]:
         "inference_server": f"registry.test/inference-server@{DIGEST}",
     }
     deployment["clusters"] = {"gcp-cluster-2": {"kubeconfig": str(control_plane.kubeconfig)}}
+    deployment["inference_server"] = {"anonymous": True}
     return deployment
 
 

@@ -131,10 +131,12 @@ def test_a_client_that_leaves_is_gone_behind_both_tiers(
 
 
 def test_readiness_is_that_of_some_block(server: TierProcess, upstream: SmallUpstream) -> None:
-    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    for path in ("/readyz", "/health"):  # the latter for clients of other engines
+        assert httpx.get(server.url + path).status_code == 200
     upstream.reason = "the group forms"
     try:
         answer = httpx.get(f"{server.url}/readyz")
+        assert httpx.get(f"{server.url}/health").json() == answer.json()
     finally:
         upstream.reason = ""
     assert answer.status_code == 503

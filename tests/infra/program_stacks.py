@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.infra.recorded_program import DIGEST, IMAGES, RUNNER, write_kubeconfig
+from tests.infra.recorded_program import API_KEYS, DIGEST, IMAGES, RUNNER, write_kubeconfig
 
 DEMO = "demo:smollm2-135m-instruct"
 SECRETS = {
     "hub_token": "hub-token-of-the-test",
-    "api_keys": '[{"name": "me", "sha256": "' + "0" * 64 + '"}]',
+    "api_keys": API_KEYS,
     "session_store_password": "password-of-the-test",
 }
 PINNINGS: dict[str, list[dict[str, Any]]] = {

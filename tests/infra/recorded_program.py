@@ -18,6 +18,7 @@ from pulumi.runtime.proto import alias_pb2, provider_pb2
 from infra.cluster.recorded import Recorder, Registration
 
 PROGRAM = Path(__file__).parents[2] / "infra" / "__main__.py"
+API_KEYS = '[{"name": "me", "sha256": "' + "0" * 64 + '"}]'
 TOKEN = "0123456789abcdef0123456789abcdef"
 DIGEST = "sha256:" + "a" * 64
 IMAGES = {
@@ -141,10 +142,11 @@ def run_program(
 ) -> Program:
     """Run the program for the value of splitstack:deployment.
 
-    `secrets` (the group's token unless given) are encrypted in the stack file, `plain` are not.
-    `state` is what the engine kept of the stack's resources. Raises what the program raises.
+    `secrets` (unless given, those that a stack must have) are encrypted in the stack file, `plain`
+    are not. `state` is what the engine kept of the stack's resources. Raises what the program
+    raises.
     """
-    secrets = {"group_token": TOKEN} if secrets is None else secrets
+    secrets = {"group_token": TOKEN, "api_keys": API_KEYS} if secrets is None else secrets
     values = {f"splitstack:{name}": value for name, value in {**secrets, **(plain or {})}.items()}
     if deployment:
         values["splitstack:deployment"] = json.dumps(deployment)

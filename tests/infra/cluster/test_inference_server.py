@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pulumi
 import pytest
 
 from contract.specs import InferenceServerSpec, load
@@ -13,6 +14,7 @@ from tests.infra.recorded_program import TOKEN, Program, changed_objects, run_pr
 
 NAME = "small-inference-server"
 WITH_KEYS = {"group_token": TOKEN, "api_keys": SECRETS["api_keys"]}
+WITHOUT_KEYS = {"group_token": TOKEN}
 
 
 def program(folder: Path, secrets: dict[str, str] | None = None, **server: Any) -> Program:
@@ -43,7 +45,7 @@ def test_it_is_on_a_port_of_every_node(tmp_path):
 
 
 def test_the_pod_starts_the_inference_server_as_on_one_machine(tmp_path):
-    found = program(tmp_path, max_body_bytes=1000)
+    found = program(tmp_path, WITHOUT_KEYS, anonymous=True, max_body_bytes=1000)
     (container,) = pod_of(found)["containers"]
     assert container["command"] == [
         "python", "-m", "inference_server", "--spec", "/etc/splitstack/inference_server.json",
@@ -111,10 +113,26 @@ def test_keys_are_a_mounted_secret(tmp_path):
 
 
 def test_without_keys_there_is_no_secret(tmp_path):
-    found = program(tmp_path)
+    found = program(tmp_path, WITHOUT_KEYS, anonymous=True)
     (container,) = pod_of(found)["containers"]
     assert "--api-keys-file" not in container["command"]
     assert NAME not in {item.name for item in found.of_kind("Secret")}
+
+
+def test_who_may_ask_is_said(tmp_path):
+    with pytest.raises(pulumi.RunError, match=r"inference_server\.anonymous = False: there are no"):
+        program(tmp_path, WITHOUT_KEYS)
+    with pytest.raises(pulumi.RunError, match=r"anonymous = True: is refused beside splits"):
+        program(tmp_path, WITH_KEYS, anonymous=True)
+    program(tmp_path, WITHOUT_KEYS, enabled=False)
+
+
+def test_other_pages_are_in_the_spec(tmp_path):
+    assert spec_of(program(tmp_path), tmp_path).cors_origins == ()
+    found = program(tmp_path, cors_origins=["https://chat.test", "http://[::1]:3000"])
+    assert spec_of(found, tmp_path).cors_origins == ("https://chat.test", "http://[::1]:3000")
+    with pytest.raises(pulumi.RunError, match=r"cors_origins\[0\] = 'https://chat.test/': must be"):
+        program(tmp_path, cors_origins=["https://chat.test/"])
 
 
 def test_revoking_a_key_rolls_nothing(tmp_path):

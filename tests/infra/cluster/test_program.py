@@ -21,6 +21,7 @@ from tests.infra.program_stacks import BARE, DEMO, FULL, NAMES, SECRETS, matrix,
 from tests.infra.recorded_program import PROGRAM, RUNNER, TOKEN, Program, Recorded, run_program
 
 ALL_SECRETS = {"group_token": TOKEN, **SECRETS}
+KEYS = {"api_keys": SECRETS["api_keys"]}
 
 
 @pytest.fixture(scope="module", params=["preview", "update"])
@@ -382,15 +383,16 @@ def test_a_system_message_is_the_proxys_business_only(tmp_path, full):
 
 
 def test_a_changed_token_replaces_every_rank_and_the_hubs_none(tmp_path):
-    before = run_program(stack(tmp_path), secrets={"group_token": TOKEN, "hub_token": "a"})
-    after = run_program(stack(tmp_path), secrets={"group_token": TOKEN[::-1], "hub_token": "a"})
+    before = run_program(stack(tmp_path), secrets=KEYS | {"group_token": TOKEN, "hub_token": "a"})
+    new_token = KEYS | {"group_token": TOKEN[::-1], "hub_token": "a"}
+    after = run_program(stack(tmp_path), secrets=new_token)
     # A block reads the key that is made of the token anew: its pods stay.
     ranks_and_secrets = {
         ("Secret", "small-ranks"), ("Secret", "small-proxy-block"),
         ("StatefulSet", "small-rank-0"), ("StatefulSet", "small-rank-1"),
     }  # fmt: skip
     assert changed(before, after) == ranks_and_secrets
-    other = run_program(stack(tmp_path), secrets={"group_token": TOKEN, "hub_token": "b"})
+    other = run_program(stack(tmp_path), secrets=KEYS | {"group_token": TOKEN, "hub_token": "b"})
     assert changed(before, other) == {("Secret", "small-ranks")}
 
 
@@ -425,7 +427,8 @@ def test_everything_off(tmp_path):
 
 
 def test_outputs(tmp_path):
-    program = run_program(stack(tmp_path))
+    anonymous = stack(tmp_path, inference_server={"anonymous": True})
+    program = run_program(anonymous, secrets={"group_token": TOKEN})
     assert program.outputs["ranks"] == [
         {"rank": 0, "devices": "cpu x2", "layers": [0, 18]},
         {"rank": 1, "devices": "cpu x2", "layers": [19, 29]},
@@ -491,7 +494,8 @@ def test_the_preview_asks_the_hub_with_the_stacks_token(tmp_path, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", url)
         with pytest.raises(pulumi.RunError, match=r"is gated \(401\): accept .* \(splitstack:hub_"):
             run_program(mapping)
-        program = run_program(mapping, secrets={"group_token": TOKEN, "hub_token": HUB_TOKEN})
+        secrets = KEYS | {"group_token": TOKEN, "hub_token": HUB_TOKEN}
+        program = run_program(mapping, secrets=secrets)
     assert len(ranks(program)) == 2
 
 
@@ -540,7 +544,7 @@ def test_five_mistakes_are_told_at_once(tmp_path):
 )
 def test_secrets_that_are_missing_or_wrong(tmp_path, given, plain, told):
     with pytest.raises(pulumi.RunError) as raised:
-        run_program(stack(tmp_path), secrets=given, plain=plain)
+        run_program(stack(tmp_path), secrets=KEYS | given, plain=plain)
     (line,) = str(raised.value).splitlines()[1:]
     assert line.strip().startswith(told)
     assert TOKEN not in line
