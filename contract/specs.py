@@ -195,6 +195,7 @@ class InferenceServerSpec(_File):
 
     With `discovery_namespace` the blocks are found in that namespace of the cluster and `blocks`
     is empty. `request_log_path` "" keeps no request log; `log_texts` writes messages into it.
+    `aliases` maps further names of models to the share of each block id, which may be 0.
     Pages of `cors_origins` may ask, "*" is every one; without them only the server's own page may.
     """
 
@@ -209,6 +210,7 @@ class InferenceServerSpec(_File):
     request_log_rows: int = 100_000
     log_texts: bool = False
     cors_origins: tuple[str, ...] = ()
+    aliases: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 AnySpec: TypeAlias = StageSpec | MasterSpec | GroupSpec | ProxySpec | InferenceServerSpec

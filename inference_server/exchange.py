@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 
+from inference_server.blocks.aliases import Choice
 from inference_server.blocks.attempts import Attempts
 from inference_server.blocks.block import Block
 from inference_server.keys.access import Caller
@@ -24,17 +25,18 @@ CHARACTERS_PER_TOKEN = 4
 
 
 class Exchange:
-    """From `ask` to `finish`, which is to be called once, whatever happens."""
+    """From `ask` to `finish`, which is to be called once, whatever happens. The row tells the
+    block that answered, where the choice has several."""
 
     def __init__(
         self,
-        block: Block,
+        choice: Choice,
         caller: Caller,
         carrier: Carrier,
         log: RequestLog | None,
         row: LogRow,
     ) -> None:
-        self.block, self.row = block, row
+        self._choice, self.row = choice, row
         self._carrier = carrier
         self._caller, self._log = caller, log
         self._attempts: Attempts | None = None
@@ -46,12 +48,20 @@ class Exchange:
     async def ask(self, path: str, document: dict[str, Any], affinity: str) -> Answer:
         """What the block answers, its refusals too. Raises ApiError."""
         self._question = document
-        self._attempts = Attempts(self.block, affinity)
+        choice = self._choice
+        self._attempts = Attempts(
+            choice.blocks, affinity, aliased=choice.aliased, patience_s=choice.patience_s
+        )
         answer = await self._carrier.ask(self._attempts, path, document)
         self.row.status = answer.status
         if answer.events is None:
             self.answer_began()
         return answer
+
+    @property
+    def block(self) -> Block:
+        """The one that was asked last, before that the one to be asked first."""
+        return self._choice.blocks[0] if self._attempts is None else self._attempts.block
 
     def answer_began(self) -> None:
         """The whole answer, or a stream's first event, is there; later calls change nothing."""
@@ -87,6 +97,7 @@ class Exchange:
     def finish(self, outcome: str, code: str | None = None) -> None:
         if self._attempts is not None:
             self._attempts.release()
+            self.row.block_id = self._attempts.block.block_id
             if self.row.status is not None:
                 self.row.replica = self._attempts.url
         self.row.duration_s = time.monotonic() - self._began

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from contract.carry import FIELD
 from contract.models import model_title
+from inference_server.blocks.aliases import Alias
 from inference_server.blocks.block import Block
 from inference_server.exchange import CANCELLED, FAILED, OK, Exchange
 from inference_server.server import InferenceServer
@@ -26,7 +27,7 @@ from web.errors import ApiError, invalid_field
 from web.events import ADMITTED, Events
 
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
-MODEL_RULE = "must be a string that names a block or its model"
+MODEL_RULE = "must be a string that names a block, its model or an alias"
 BROKE_OFF = "stream_broke_off"
 _DATA = b"data: "
 _END = b"\n\n"
@@ -51,13 +52,14 @@ class OpenAIApi:
         if FIELD in document:
             # Between the tiers alone: whoever held the connection says what was delivered.
             raise invalid_field(FIELD, "is not a field of this request", document[FIELD])
-        block = await self._server.table.by_model(name)
-        exchange = self._server.exchange(request, block, user=_user(document))
+        affinity = _affinity(document)
+        choice = await self._server.choose(name, affinity)
+        exchange = self._server.exchange(request, choice, user=_user(document))
         if self._server.spec.log_texts:
             asked = {key: document[key] for key in ("messages", "prompt") if key in document}
             exchange.row.question = json.dumps(asked, ensure_ascii=False)
         try:
-            work = exchange.ask(request.url.path, with_usage(document), _affinity(document))
+            work = exchange.ask(request.url.path, with_usage(document), affinity)
             answer = await until_disconnected(request.receive, work)
         except BaseException as error:
             exchange.failed(error)
@@ -72,14 +74,19 @@ class OpenAIApi:
         return answer.response()
 
     async def models(self, _request: Request) -> Response:
-        """The blocks, each under its id: what `model` may be."""
-        blocks = self._server.table.blocks()
-        entries = await asyncio.gather(*(self._model(block) for block in blocks))
+        """The aliases, then the blocks, each under its id: what `model` may be."""
+        aliases = self._server.aliases
+        blocks = [block for block in self._server.table.blocks() if not aliases.get(block.block_id)]
+        entries = await asyncio.gather(
+            *(self._aliased(alias) for alias in aliases), *(self._model(block) for block in blocks)
+        )
         return JSONResponse({"object": "list", "data": entries})
 
     async def model(self, request: Request) -> Response:
-        block = await self._server.table.by_model(request.path_params["name"])
-        return JSONResponse(await self._model(block))
+        name = request.path_params["name"]
+        if alias := self._server.aliases.get(name):
+            return JSONResponse(await self._aliased(alias))
+        return JSONResponse(await self._model(await self._server.table.by_model(name)))
 
     def routes(self) -> list[Route]:
         return [
@@ -93,17 +100,28 @@ class OpenAIApi:
         does not say gets."""
         model, component = await block.model(), await block.component()
         name = model.get("root") or model.get("id")
-        return {
-            "id": block.block_id,
-            "object": "model",
-            "created": self._server.started,
-            "owned_by": self._server.spec.deployment_name,
+        return self._entry(block.block_id, _whole(model.get("max_model_len"))) | {
             "names": sorted(await block.model_names() or ()),
             "root": name,
             "title": model_title(str(name)) if name else None,
-            "max_model_len": _whole(model.get("max_model_len")),
             "generation_config": _object(model.get("generation_config"))
             | _object(_object(component.get("componentParameters")).get("generation_config")),
+        }
+
+    async def _aliased(self, alias: Alias) -> dict[str, Any]:
+        """As long as a request may be that any of its blocks may get."""
+        models = await asyncio.gather(*(block.model() for block in alias.blocks()))
+        lengths = [_whole(model.get("max_model_len")) for model in models]
+        length = min((one for one in lengths if one is not None), default=None)
+        return self._entry(alias.name, length) | {"names": [], "blocks": list(alias.weights)}
+
+    def _entry(self, name: str, max_model_len: int | None) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._server.started,
+            "owned_by": self._server.spec.deployment_name,
+            "max_model_len": max_model_len,
         }
 
     def _finish(self, exchange: Exchange, answer: Answer) -> None:

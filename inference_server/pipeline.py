@@ -107,12 +107,16 @@ class PipelineApi:
         self._feeds: WeakKeyDictionary[Block, PipelineFeed] = WeakKeyDictionary()
 
     async def events(self, request: Request) -> Response:
-        """Raises ApiError: 400 without a name, 404 for an unknown one."""
+        """Of an alias the pipeline of its first block that serves.
+
+        Raises ApiError: 400 without a name, 404 for an unknown one.
+        """
         name = request.query_params.get("model", "")
         if not name:
             rule = "must be a block's id, as in /v1/events?model=BLOCK"
             raise invalid_field("model", rule, name)
-        block = await self._server.table.by_model(name)
+        alias = self._server.aliases.get(name)
+        block = await (alias.first() if alias else self._server.table.by_model(name))
         feed = self._feeds.setdefault(block, PipelineFeed(block))
         return EventStream(feed.watch())
 

@@ -99,6 +99,14 @@ class ProxyBlock:
         work = self.carrier.ask(self.master, path, document, passes_lines=passes_lines)
         return (await until_disconnected(request.receive, work)).response()
 
+    async def session(self, request: Request) -> Response:
+        """GET /sessions/{session_id}: whether it is here, and how far it is; never its texts."""
+        session_id = request.path_params["session_id"]
+        found = await self.store.read(session_id)
+        return JSONResponse(
+            {"session_id": session_id, "seq_no": found.seq_no, "turns": len(found.turns)}
+        )
+
     async def models(self, _request: Request) -> Response:
         return JSONResponse(await self.master.get("/v1/models"))
 
@@ -122,6 +130,7 @@ class ProxyBlock:
             Route("/management", self.management, methods=["POST"]),
             *(Route(path, self.openai, methods=["POST"]) for path in OPENAI_PATHS),
             Route("/v1/chat/", self.aios_chat, methods=["POST"]),
+            Route("/sessions/{session_id:path}", self.session),
             Route("/v1/models", self.models),
             Route("/component.json", self.component),
             openapi_route(openapi_document(self.spec)),

@@ -42,6 +42,7 @@ def openapi_document(spec: ProxySpec) -> dict[str, Any]:
         "/v1/completions": {"post": _openai("Complete as OpenAI does.", "model", "prompt")},
         "/v1/chat/": {"post": _openai("Chat as AIOS does, answered as OpenAI's.", "messages")},
         "/v1/models": {"get": _operation("The engine's models.", (404, 502, 503))},
+        "/sessions/{session_id}": {"get": _session()},
         "/component.json": {"get": _operation("What the block takes and gives.")},
         "/openapi.json": {"get": _operation("This document.")},
         "/livez": {"get": _operation("Whether the process turns.")},
@@ -88,6 +89,22 @@ def _management() -> dict[str, Any]:
         answer_is="The answer.",
     )
     return described | {"security": [{}, {MANAGEMENT_OUTPUT: []}]}
+
+
+def _session() -> dict[str, Any]:
+    fields = {
+        "session_id": {"type": "string"},
+        "seq_no": {"type": ["integer", "null"]},
+        "turns": {"type": "integer"},
+    }
+    named = {"type": "string", "minLength": 1}
+    place = {"name": "session_id", "in": "path", "required": True, "schema": named}
+    return _operation(
+        "How far a session is; without one seq_no is null.",
+        (503,),
+        answer=object_of(fields, *fields),
+        parameters=[place],
+    )
 
 
 def _openai(summary: str, *required: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -79,6 +80,12 @@ class Block:
     async def component(self) -> dict[str, Any]:
         """Its component.json; empty until it has answered once."""
         return await self._component.get() or {}
+
+    async def last_seq_no(self, session_id: str) -> int:
+        """The last one that it answered in a session; -1 where it has none, or does not say."""
+        document = await self._get(f"/sessions/{quote(session_id, safe='')}")
+        seq_no = (document or {}).get("seq_no")
+        return seq_no if isinstance(seq_no, int) else -1
 
     def choose(self, affinity: str, tried: Collection[Replica]) -> Replica:
         """The least loaded replica, if possible none of `tried`; `affinity` decides between equals.

@@ -11,12 +11,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from inference_server.blocks.aliases import Choice
 from inference_server.blocks.block import Block
 from inference_server.exchange import OK
 from inference_server.infer.graph import Data, Graph, NodeFailed, parse_graph, run_graph
 from inference_server.infer.query import parse_selection_query
 from inference_server.infer.request import InferRequest, parse_infer_request
 from inference_server.infer.selection import Selection
+from inference_server.infer.session_blocks import SessionBlocks
 from inference_server.server import InferenceServer
 from web import deadline
 from web.body import read_json_object
@@ -29,7 +31,8 @@ INFER_PATH = "/v1/infer"
 class InferApi:
     def __init__(self, server: InferenceServer) -> None:
         self._server = server
-        self._selection = Selection()
+        self._sessions = SessionBlocks()
+        self._selection = Selection(self._sessions)
 
     async def infer(self, request: Request) -> Response:
         """{model, session_id, seq_no, ts, data}; a block's refusal comes as the block says it."""
@@ -59,49 +62,66 @@ class InferApi:
             raise ApiError(504, message, code="deadline_exceeded") from error
 
     async def _answer(self, request: Request, asked: InferRequest) -> tuple[str, Data]:
-        """The entry block's id and the answer's data. Raises ApiError."""
-        table = self._server.table
+        """The id of the block that answered, of a graph its entry's, and the answer's data.
+
+        Raises ApiError.
+        """
+        table, aliases = self._server.table, self._server.aliases
         query = parse_selection_query(asked.selection_query or {})
         model = asked.model
         if query is not None:
             # With a model too, that block must match.
-            among = [table.by_id(model)] if model else table.blocks()
+            among = self._named(model) if model else table.blocks()
             session_id = request.state.caller.session_id(asked.session_id)
             block = await self._selection.choose(query, session_id, among)
             model = block.block_id
-        known = [block.block_id for block in table.blocks()]
+        known = [*aliases.names, *(block.block_id for block in table.blocks())]
         graph = parse_graph(asked.graph, model, known)
         if graph is None:
-            return model, await self._ask(request, asked, table.by_id(model), asked.data)
+            return await self._ask(request, asked, model, asked.data)
         return model, await self._run(request, asked, graph)
 
     async def _run(self, request: Request, asked: InferRequest, graph: Graph) -> Data:
-        blocks = {node: self._server.table.by_id(node) for node in graph.parents}
-
         async def ask(node: str, data: Data) -> Data:
-            return await self._ask(request, asked, blocks[node], data)
+            return (await self._ask(request, asked, node, data))[1]
 
         try:
             return await run_graph(graph, asked.data, ask)
         except NodeFailed as failure:
             raise _named(failure) from failure
 
-    async def _ask(self, request: Request, asked: InferRequest, block: Block, data: Data) -> Data:
+    def _named(self, name: str) -> list[Block]:
+        alias = self._server.aliases.get(name)
+        return alias.blocks() if alias else [self._server.table.by_id(name)]
+
+    async def _choose(self, name: str, session_id: str) -> Choice:
+        """A session of an alias stays with the block that holds it, while that is up."""
+        alias = self._server.aliases.get(name)
+        if alias is None:
+            return Choice([self._server.table.by_id(name)])
+        kept = self._sessions.get(name, session_id)
+        return await alias.for_session(session_id, kept)
+
+    async def _ask(
+        self, request: Request, asked: InferRequest, name: str, data: Data
+    ) -> tuple[str, Data]:
+        """The id of the block that answered, and what."""
+        session_id = request.state.caller.session_id(asked.session_id)
+        choice = await self._choose(name, session_id)
         exchange = self._server.exchange(
-            request, block, session_id=asked.session_id, seq_no=asked.seq_no
+            request, choice, session_id=asked.session_id, seq_no=asked.seq_no
         )
         keeps_text = self._server.spec.log_texts
         if keeps_text:
             exchange.row.question = json.dumps(data, ensure_ascii=False)
-        session_id = request.state.caller.session_id(asked.session_id)
         question = {"session_id": session_id, "seq_no": asked.seq_no, "data": data}
         try:
             answer = await exchange.ask("/infer", question, session_id)
             if answer.status != 200:
-                raise answer.refusal(f"block {block.block_id}")
+                raise answer.refusal(f"block {exchange.block.block_id}")
             found = answer.document().get("data")
             if not isinstance(found, dict | list):
-                raise ApiError(502, f"block {block.block_id} answered without data")
+                raise ApiError(502, f"block {exchange.block.block_id} answered without data")
         except BaseException as error:
             if request.state.limit.expired():
                 exchange.too_late()
@@ -112,7 +132,9 @@ class InferApi:
         if keeps_text:
             exchange.row.answer = json.dumps(found, ensure_ascii=False)
         exchange.finish(OK)
-        return found
+        if choice.aliased:
+            self._sessions.remember(name, session_id, exchange.block.block_id)
+        return exchange.block.block_id, found
 
 
 def _usages(data: Any) -> list[Any]:

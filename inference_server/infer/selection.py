@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
 
+from inference_server.blocks.aliases import READINESS_AGE_S
 from inference_server.blocks.block import Block, known_ids
 from inference_server.infer.query import PARAM, Tree, Variables
+from inference_server.infer.session_blocks import SessionBlocks
 from web.errors import ApiError
 
-MAX_SESSIONS = 10_000
 MAX_EXPLAINED = 10
-# Choosing does not ask for health more often than this.
-READINESS_AGE_S = 1.0
 
 
 class Selection:
-    """Remembers the block of each session, the last MAX_SESSIONS of them."""
+    """Remembers the block of each session in `sessions`."""
 
-    def __init__(self) -> None:
-        self._sessions: OrderedDict[str, str] = OrderedDict()
+    def __init__(self, sessions: SessionBlocks) -> None:
+        self._sessions = sessions
 
     async def choose(self, query: Tree, session_id: str, among: Sequence[Block]) -> Block:
         """The session's block while that matches and is healthy, else the least loaded one.
@@ -34,17 +32,11 @@ class Selection:
         if not healthy:
             message = f"{PARAM}: {known_ids(matching)} would match: {'; '.join(reasons)}"
             raise ApiError(503, message, code="block_not_ready", headers={"Retry-After": "1"})
-        kept = self._sessions.get(session_id)
+        kept = self._sessions.get("", session_id)
         block = next((one for one in healthy if one.block_id == kept), None)
         block = block or min(healthy, key=lambda one: one.load)
-        self._remember(session_id, block)
+        self._sessions.remember("", session_id, block.block_id)
         return block
-
-    def _remember(self, session_id: str, block: Block) -> None:
-        self._sessions[session_id] = block.block_id
-        self._sessions.move_to_end(session_id)
-        if len(self._sessions) > MAX_SESSIONS:
-            self._sessions.popitem(last=False)
 
 
 async def _matching(query: Tree, blocks: Sequence[Block]) -> list[Block]:

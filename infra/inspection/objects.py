@@ -7,8 +7,9 @@ from typing import Any
 
 from kubernetes import client
 
+from contract.names import BLOCK_ID_ANNOTATION
 from infra.cluster.fit import namespaces_on
-from infra.cluster.labels import INSTANCE
+from infra.cluster.labels import COMPONENT, INSTANCE, PROXY_BLOCK
 from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, Finding
 from infra.inspection.declared import DeclaredObject
 from infra.stack.config import DeploymentConfig
@@ -47,6 +48,7 @@ def check_needed(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterat
         yield from _check_host_path(cluster, deployment)
     with cluster.asked_to("list services"):
         yield from _check_node_port(cluster, deployment)
+        yield from _check_aliases(cluster, deployment)
 
 
 def _needed(cluster_id: str, deployment: DeploymentConfig) -> Iterator[tuple[str, str, str]]:
@@ -92,7 +94,7 @@ def _check_host_path(cluster: ClusterClient, deployment: DeploymentConfig) -> It
 
 def _check_node_port(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
     server = deployment.inference_server
-    if not server.enabled or cluster.cluster_id != deployment.cluster_of(0):
+    if not _has_front(cluster, deployment):
         return
     core = client.CoreV1Api(cluster.api)
     ours = (deployment.namespaces.inference_server, deployment.inference_server_name)
@@ -112,3 +114,30 @@ def _check_node_port(cluster: ClusterClient, deployment: DeploymentConfig) -> It
             rule = "choose another inference_server.node_port, or inference_server.enabled false"
             text = f"node port {server.node_port} is taken by service {name}; {rule}"
             yield cluster.finding("fault", text)
+
+
+def _check_aliases(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
+    """What other stacks' blocks are called, where aliases name blocks that are not ours."""
+    aliases = deployment.inference_server.aliases
+    if not aliases or not _has_front(cluster, deployment):
+        return
+    namespace = deployment.namespaces.blocks
+    own = {block.block_id for block in deployment.proxy_blocks}
+    core = client.CoreV1Api(cluster.api)
+    services: Any = core.list_namespaced_service(
+        namespace, label_selector=f"{COMPONENT}={PROXY_BLOCK}", _request_timeout=REQUEST_TIMEOUT
+    )
+    found = [(item.metadata.annotations or {}).get(BLOCK_ID_ANNOTATION) for item in services.items]
+    for name, shares in aliases.items():
+        path = f"inference_server.aliases.{name}"
+        if name in found:
+            text = f"{path}: there is a block of that name in namespace {namespace}; take another"
+            yield cluster.finding("fault", text)
+        for block_id in sorted(shares.keys() - own - set(found)):
+            text = f"{path}.{block_id}: there is no such block in namespace {namespace} yet"
+            yield cluster.finding("warning", text)
+
+
+def _has_front(cluster: ClusterClient, deployment: DeploymentConfig) -> bool:
+    on_it = cluster.cluster_id == deployment.cluster_of(0)
+    return deployment.inference_server.enabled and on_it

@@ -192,4 +192,5 @@ def inference_server_spec(
         request_log_rows=server.request_log.rows,
         log_texts=server.request_log.texts,
         cors_origins=tuple(server.cors_origins),
+        aliases={name: dict(shares) for name, shares in server.aliases.items()},
     )

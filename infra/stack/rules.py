@@ -9,6 +9,7 @@ from contract.faults import MISSING, Fault
 from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
 from infra.stack.config import DeploymentConfig
 from infra.stack.device_rules import device_faults
+from infra.stack.front_rules import front_faults
 from infra.stack.image_names import registry_of
 
 NAME_LIMIT = 63
@@ -38,6 +39,7 @@ def deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     yield from _cluster_faults(deployment)
     yield from _layer_faults(deployment)
     yield from _block_faults(deployment)
+    yield from front_faults(deployment)
     yield from _session_store_faults(deployment)
     yield from _cache_faults(deployment)
     port = deployment.common_params.master_port

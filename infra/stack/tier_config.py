@@ -110,6 +110,8 @@ class InferenceServer(types.Section):
     """Whether everybody may ask, in a cluster; needed where there is no splitstack:api_keys."""
     cors_origins: list[types.Origin] = Field(default_factory=list)
     """Origins of other web pages that may ask from a browser, as in https://chat.test; "*": all."""
+    aliases: dict[types.ModelName, dict[types.Label, types.Share]] = Field(default_factory=dict)
+    """Further names of models: name -> {block_id: share}, as in {chat: {blue: 9, green: 1}}."""
     request_log: RequestLog = RequestLog()
     """What is kept of requests."""
     max_body_bytes: Annotated[types.Positive, Field(le=LARGEST_BODY_BYTES // 2)] = (

@@ -32,6 +32,7 @@ _KEY = re.compile(rf"(?:{_SUBDOMAIN}/)?[A-Za-z0-9](?:[-._A-Za-z0-9]{{0,61}}[A-Za
 _PATH_PART = r"(?!\.\.?(?:/|$))[^/\0]+"
 _RELATIVE_PATH = re.compile(rf"{_PATH_PART}(?:/{_PATH_PART})*/?")
 _ABSOLUTE_PATH = re.compile(rf"(?:/{_PATH_PART})+/?")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -178,6 +179,15 @@ Ordinals = Annotated[
     _matching(_ORDINALS, "must list CUDA ordinals, counted from 0 within the visible devices"),
     WithJsonSchema(_TEXT),
 ]
+ModelName = Annotated[
+    str,
+    _matching(
+        _MODEL_NAME,
+        "must be a model's name, as in chat or gpt-4.1: letters, digits and . _ : / -, at most 128",
+        False,
+    ),
+]
+Share = Annotated[Integer, Field(ge=0, le=1_000_000)]
 EnvironmentName = Annotated[
     str, _matching(_ENVIRONMENT_NAME, "must be an environment variable's name", False)
 ]

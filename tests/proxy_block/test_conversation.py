@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -52,6 +53,16 @@ def test_completions_takes_the_template_without_history(
         "max_tokens": 9,
         "temperature": 0,
     }
+
+
+def test_how_far_a_session_is(proxy: TierProcess) -> None:
+    """Asked by who looks for the block that holds it; names may have anything in them."""
+    name = "ann/a session, 100 %?"
+    url = f"{proxy.url}/sessions/{quote(name, safe='')}"
+    assert httpx.get(url).json() == {"session_id": name, "seq_no": None, "turns": 0}
+    answer = ask(proxy, {"message": "one"}, 7, name)
+    assert answer.status_code == 200
+    assert httpx.get(url).json() == {"session_id": name, "seq_no": 7, "turns": 1}
 
 
 def test_chat_history_survives_a_restart(

@@ -135,6 +135,15 @@ def test_other_pages_are_in_the_spec(tmp_path):
         program(tmp_path, cors_origins=["https://chat.test/"])
 
 
+def test_an_alias_is_edited_without_touching_a_rank_or_a_block(tmp_path):
+    before, after = (
+        program(tmp_path, aliases={"chat": {"block": 9, "green": share}}) for share in (1, 9)
+    )
+    assert changed_objects(before, after) == {("ConfigMap", NAME), ("Deployment", NAME)}
+    assert spec_of(after, tmp_path).aliases == {"chat": {"block": 9, "green": 9}}
+    assert before.outputs["spec_hash"] == after.outputs["spec_hash"]
+
+
 def test_revoking_a_key_rolls_nothing(tmp_path):
     before, after = (
         program(tmp_path, {"group_token": TOKEN, "api_keys": keys})
