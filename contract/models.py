@@ -36,6 +36,12 @@ UNSPLITTABLE = {
     "falcon_h1": "keeps a running state beside its keys and values",
 }
 
+# Files of a model, as transformers' save_pretrained names them.
+CONFIG = "config.json"
+TENSOR_INDEX = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+
 # Of a weight that can be served as it lies in its file; safetensors' names. Other types are numbers
 # that mean something with a scale only.
 WEIGHT_DTYPES = ("F16", "BF16", "F32", "F64")

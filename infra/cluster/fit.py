@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from contract.models import DEMO_PREFIX
 from contract.specs import INFERENCE_PORT, MASTER_HTTP_PORT
 from infra.plan.applied import Applied
 from infra.plan.layers import RankPlan
 from infra.plan.lock import ModelReader
-from infra.plan.model_config import is_hub_id
+from infra.plan.model_config import is_fetched
 from infra.plan.process_specs import Addresses, StagePorts
 from infra.plan.stack_plan import StackPlan, plan_stack
 from infra.plan.table import byte_size
@@ -115,8 +114,7 @@ def _fit_cache(deployment: DeploymentConfig, plan: Sequence[RankPlan]) -> ModelC
     cache = deployment.model_cache
     sizes = [rank.file_bytes for rank in plan if rank.file_bytes is not None]
     name = deployment.common_params.model_name
-    fetched = name.startswith(DEMO_PREFIX) or is_hub_id(name)
-    if cache.mode != "empty-dir" or cache.size or not fetched or len(sizes) < len(plan):
+    if cache.mode != "empty-dir" or cache.size or not is_fetched(name) or len(sizes) < len(plan):
         return cache
     needed = math.ceil((max(sizes) + _BESIDE_MODEL) / _GIB)
     return cache.model_copy(update={"size": 2 * _GIB * 2 ** math.ceil(math.log2(needed))})

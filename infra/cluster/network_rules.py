@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from contract.specs import INFERENCE_PORT, MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
+from contract.web_model import is_address
 from infra.cluster import labels
 from infra.cluster.fit import rank_clusters, stack_places
 from infra.plan.model_config import is_hub_id
@@ -183,15 +184,19 @@ def _spread(deployment: DeploymentConfig) -> bool:
 
 
 def _hub_ports(deployment: DeploymentConfig) -> tuple[int, ...]:
-    """Ports at which ranks reach the hub; empty where the model is in the image or a volume."""
-    if not is_hub_id(deployment.common_params.model_name):
+    """Ports at which ranks reach the hub, or the address that the model has; empty where it is in
+    the image or a volume."""
+    model = deployment.common_params.model_name
+    if not is_hub_id(model) and not is_address(model):
         return ()
-    ports = {HTTPS_PORT}
-    for name, value in deployment.extra_env.items():
-        if name.upper() in _HUB_VARIABLES:
-            scheme = value.partition("://")[0].lower()
-            ports.add(_port_of(value) or _DEFAULT_PORTS.get(scheme, HTTPS_PORT))
-    return tuple(sorted(ports))
+    variables = deployment.extra_env.items()
+    urls = [value for name, value in variables if name.upper() in _HUB_VARIABLES]
+    ports = {_port_or_default(url) for url in (*urls, *([model] if is_address(model) else []))}
+    return tuple(sorted(ports | (set() if is_address(model) else {HTTPS_PORT})))
+
+
+def _port_or_default(url: str) -> int:
+    return _port_of(url) or _DEFAULT_PORTS.get(url.partition("://")[0].lower(), HTTPS_PORT)
 
 
 def _port_of(url: str) -> int | None:

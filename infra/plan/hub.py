@@ -12,9 +12,8 @@ from urllib.parse import quote
 import httpx
 
 from contract.hub import hub_endpoint, read_refusal, unreachable
+from contract.models import CONFIG, TENSOR_INDEX
 from infra.plan.model_files import (
-    CONFIG,
-    TENSOR_INDEX,
     BadModel,
     indexed_files,
     parse_config,

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from contract.models import DEMO_MODEL, DEMO_PREFIX
-from infra.plan.hub import HubSilent, ask_hub
+from contract.models import CONFIG, DEMO_MODEL, DEMO_PREFIX, TENSOR_INDEX
+from contract.web_model import is_address
+from infra.plan.hub import HubFiles, HubSilent, ask_hub
 from infra.plan.model_families import Config
 from infra.plan.model_files import (
-    CONFIG,
     QUANTIZED,
-    TENSOR_INDEX,
     BadModel,
     indexed_files,
     parse_config,
     weight_file_names,
 )
 from infra.plan.quantized_files import quantization_sign
+from infra.plan.web_model import ask_address
 
 _DEMO_CONFIG = Path(__file__).with_name("demo_model_config.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -46,10 +46,15 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
+def is_fetched(name: str) -> bool:
+    """Whether the ranks fetch a model of this name, where they have no folder of this name."""
+    return name.startswith(DEMO_PREFIX) or is_address(name) or is_hub_id(name)
+
+
 def read_model_config(
     name: str, revision: str = "", hub_token: str = "", *, newest: bool = False
 ) -> ModelConfig:
-    """The config.json of a demo model, a folder or a hub id; raises BadModel.
+    """The config.json of a demo model, a folder, an address or a hub id; raises BadModel.
 
     With `newest` the hub is asked what the revision is now, whatever the cache has. `hub_token` is
     the stack's, as ask_hub takes it.
@@ -58,6 +63,11 @@ def read_model_config(
         if name != DEMO_MODEL:
             raise BadModel(f"is no demo model; there is {DEMO_MODEL}")
         return ModelConfig(parse_config(_DEMO_CONFIG.read_text("utf-8")))
+    if is_address(name):
+        found = _asked(lambda: ask_address(name))
+        if found.commit and revision not in ("", found.commit):
+            raise BadModel(f"is {found.commit} now, and model_revision says {revision!r}")
+        return found
     try:
         folder = Path(name).expanduser()
         is_folder = folder.is_dir()
@@ -69,7 +79,7 @@ def read_model_config(
         # The folder may be there where the ranks run, so that this is not an error yet.
         return ModelConfig(None, f"there is no folder {name} here")
     cached = None if newest else _cached(name, revision)
-    return cached or _on_hub(name, revision, hub_token)
+    return cached or _asked(lambda: ask_hub(name, revision, hub_token))
 
 
 def _in_folder(folder: Path) -> ModelConfig:
@@ -108,9 +118,9 @@ def _cached(name: str, revision: str) -> ModelConfig | None:
     return _config_in(Path(found).parent) if isinstance(found, str) else None
 
 
-def _on_hub(name: str, revision: str, hub_token: str) -> ModelConfig:
+def _asked(ask: Callable[[], HubFiles]) -> ModelConfig:
     try:
-        found = ask_hub(name, revision, hub_token)
+        found = ask()
     except HubSilent as error:
         return ModelConfig(None, str(error))
     return ModelConfig(found.config, commit=found.commit, weight_files=found.weight_files)

@@ -6,13 +6,9 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from contract.models import QUANTIZATION_FILES
+from contract.models import CONFIG, QUANTIZATION_FILES, SINGLE_FILE, TENSOR_INDEX, TOKENIZER
 from infra.plan.quantized_files import sign_in_names
 
-CONFIG = "config.json"
-TENSOR_INDEX = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
-TOKENIZER = "tokenizer.json"
 QUANTIZED = "has quantized weights, which are not served: {}"
 _CONVERT = "load it with transformers and write it with save_pretrained"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".ckpt")

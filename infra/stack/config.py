@@ -30,13 +30,13 @@ class CommonParams(types.Section):
     """What all ranks share."""
 
     model_name: types.NonEmptyText
-    """Hub id, folder, or `demo:smollm2-135m-instruct`."""
+    """Hub id, folder, https:// address of a folder, or `demo:smollm2-135m-instruct`."""
     image: types.Image = ""
     """Runner image: where it is pushed (builder docker) or its digest reference."""
     master_port: types.Port = RANK_MASTER_PORT
     """Port on which the master waits for stages."""
     model_revision: types.Text = GroupSpec.model_revision
-    """Branch, tag or commit of a hub id; empty: the main branch."""
+    """Branch, tag or commit of a hub id, digest of an address; empty: main, what it is now."""
     dtype: Dtype = "auto"
     """Type of weights and KV; auto: the checkpoint's on GPUs, float32 on CPU."""
     max_model_len: types.Positive | None = None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from contract.faults import MISSING, Fault
 from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
+from contract.web_model import is_address
 from infra.stack.config import DeploymentConfig
 from infra.stack.device_rules import device_faults
 from infra.stack.front_rules import front_faults
@@ -41,6 +43,7 @@ def deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     yield from _block_faults(deployment)
     yield from front_faults(deployment)
     yield from _session_store_faults(deployment)
+    yield from _model_faults(deployment)
     yield from _cache_faults(deployment)
     port = deployment.common_params.master_port
     if port in _TAKEN_PORTS:
@@ -209,6 +212,21 @@ def _layer_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
             rule = f"leaves no layer for each of the {params.rank} ranks before"
             yield Fault(path, params.layers, rule)
         expected = layers[1]
+
+
+def _model_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    name = deployment.common_params.model_name
+    if not is_address(name):
+        return
+    try:
+        parts = urlsplit(name)
+        plain = parts.hostname and (parts.port or 1) and not parts.query and not parts.fragment
+    except ValueError:
+        plain = False
+    if not plain or "@" in name:
+        # What lies before an @ or behind a ? may be a secret.
+        rule = "must be https://HOST/PATH of a folder, without a user, a password or a query"
+        yield Fault("common_params.model_name", MISSING, rule)
 
 
 def _cache_faults(deployment: DeploymentConfig) -> Iterator[Fault]:

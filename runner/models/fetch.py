@@ -110,7 +110,7 @@ class Fetcher:
         self._check_room(missing)
         with (
             self.progress.logged(self.model),
-            _client() as client,
+            http_client() as client,
             ThreadPoolExecutor(FILES_AT_A_TIME, "fetch") as pool,
         ):
             running = [pool.submit(self._one, client, file) for file in missing]
@@ -258,7 +258,8 @@ class Fetcher:
         return f"model_name = {self.model!r}: {reason}"
 
 
-def _client() -> httpx2.Client:
+def http_client() -> httpx2.Client:
+    """Follows redirects. Raises httpx2.HTTPError where a connection is silent for SILENCE_S."""
     import httpx2
 
     timeout = httpx2.Timeout(SILENCE_S, connect=CONNECT_TIMEOUT_S)

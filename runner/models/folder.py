@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder, a demo model, or a hub repository.
+"""Where a model's files are: a folder, a demo model, a web server, or a hub repository.
 
 Imports neither torch nor transformers: the master reads configuration and tokenizer through it.
 `python -m runner.models.folder NAME` prints one line of JSON: the folder and the commit, or the
@@ -17,17 +17,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from contract.models import DEMO_PREFIX
+from contract.models import CONFIG, DEMO_PREFIX, TENSOR_INDEX
+from contract.web_model import is_address
 from runner.errors import ModelUnavailable
 from runner.models import demo as demo_model
 from runner.models.hub import Choice, HubModel
 from runner.models.progress import FetchProgress
+from runner.models.web_folder import WebModel
 
-CONFIG = "config.json"
-TENSOR_INDEX = "model.safetensors.index.json"
-# Who waits at a terminal is told soon; a rank that nobody watches goes on trying.
+# Who waits at a terminal is told soon.
 ASKING_PATIENCE_S = 8.0
-LOADING_PATIENCE_S = 300.0
 _TEXT_PATTERNS = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 _TENSOR_PATTERN = "*.safetensors"
 # Copies of the same weights in other layouts: sub-folders, and Mistral's own file names.
@@ -54,18 +53,19 @@ def resolve_model(
 ) -> ModelFolder:
     """The model's files on this machine, fetched if need be.
 
-    `name` is "demo:NAME", a folder, or a hub id; `cache` "" is the user's cache. Without `weights`
-    only configuration, tokenizer and tensor index are fetched; `tensor_files` names the weight
-    files that are wanted beside them, in the order in which they are read. `revision` may be the
-    commit that an earlier call returned, for every kind of name. `progress` counts the bytes. What
-    may be mended by trying again is tried until no byte has come for `patience_s` seconds.
+    `name` is "demo:NAME", a folder, an http address, or a hub id; `cache` "" is the user's cache.
+    Without `weights` only configuration, tokenizer and tensor index are fetched; `tensor_files`
+    names the weight files that are wanted beside them, in the order in which they are read.
+    `revision` may be the commit that an earlier call returned, for every kind of name. `progress`
+    counts the bytes. What may be mended by trying again is tried until no byte has come for
+    `patience_s` seconds.
 
     Raises ModelUnreachable for that, ModelUnavailable for what stays so, with one sentence.
     """
     wanted = tuple(tensor_files or ())
     if name.startswith(DEMO_PREFIX):
         demo = demo_model.find_demo_model(name)
-        found = ModelFolder(demo_model.prepare(demo, _demo_cache(cache)), demo.digest)
+        found = ModelFolder(demo_model.prepare(demo, _own_cache(cache)), demo.digest)
         _check_revision(name, revision, found.commit)
     elif (folder := Path(name).expanduser()).is_dir():
         found = ModelFolder(folder.resolve(), _folder_commit(name, folder))
@@ -73,14 +73,18 @@ def resolve_model(
     elif name.startswith(("/", "./", "../", "~")):
         raise ModelUnavailable(f"model_name = {name!r}: there is no such folder")
     else:
-        model = HubModel(name, revision, cache, patience_s)
+        model: HubModel | WebModel
+        if is_address(name):
+            model = WebModel(name, revision, _own_cache(cache), patience_s)
+        else:
+            model = HubModel(name, revision, cache, patience_s)
         choice = _choice(weights, wanted)
         found = ModelFolder(*model.fetch(choice, progress or FetchProgress()))
     _check_files(name, found.path, wanted, weights)
     return found
 
 
-def _demo_cache(cache: str) -> Path:
+def _own_cache(cache: str) -> Path:
     if cache:
         return Path(cache)
     user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -20,6 +20,7 @@ from typing import Any
 from contract.hub import is_transient, read_refusal, unreachable
 from runner.errors import ModelUnavailable, ModelUnreachable
 from runner.models.fetch import CONNECT_TIMEOUT_S, PARTIAL, Fetcher, RemoteFile
+from runner.models.kept import read_json, write_text
 from runner.models.progress import FetchProgress
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -197,9 +198,9 @@ class HubModel:
 
     def _read_listing(self, commit: str) -> Listing | None:
         try:
-            rows = json.loads(self._listing_file(commit).read_text("utf-8"))
+            rows = read_json(self._listing_file(commit))
             return {name: ListedFile(**row) for name, row in rows.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (TypeError, AttributeError):
             return None
 
     def _keep(self, commit: str, listing: Listing) -> None:
@@ -207,9 +208,9 @@ class HubModel:
         without."""
         rows = {name: asdict(file) for name, file in listing.items()}
         with contextlib.suppress(OSError):
-            _write(self._listing_file(commit), json.dumps(rows, indent=1))
+            write_text(self._listing_file(commit), json.dumps(rows, indent=1))
             if commit != self._revision:
-                _write(self._storage / "refs" / (self._revision or "main"), commit)
+                write_text(self._storage / "refs" / (self._revision or "main"), commit)
 
     def _clean(self, wanted: set[str]) -> None:
         """What nobody will take up: the library's own partial files, and ours of other commits."""
@@ -257,11 +258,4 @@ def _link(blob: Path, path: Path) -> None:
         made.symlink_to(os.path.relpath(blob, path.parent))
     except OSError:
         made = blob
-    made.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    made.write_text(text, "utf-8")
     made.replace(path)

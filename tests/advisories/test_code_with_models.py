@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from contract.models import TENSOR_INDEX
 from runner.errors import InvalidField, ModelUnavailable, UnsupportedModel
 from runner.master.text.model_text import ModelText
-from runner.models.folder import TENSOR_INDEX
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel
 from tests.advisories.conftest import Trap

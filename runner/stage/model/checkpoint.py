@@ -13,13 +13,18 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from contract.models import UNSPLITTABLE, WEIGHT_DTYPES, needs_own_code, quantization_file
+from contract.models import (
+    CONFIG,
+    SINGLE_FILE,
+    TENSOR_INDEX,
+    UNSPLITTABLE,
+    WEIGHT_DTYPES,
+    needs_own_code,
+    quantization_file,
+)
 from runner.errors import ModelUnavailable, UnsupportedModel
-from runner.models.folder import CONFIG, TENSOR_INDEX
 from runner.stage.model.layout import read_layout
 from runner.stage.model.stored_names import StoredNames
-
-SINGLE_FILE = "model.safetensors"
 
 _LAYER_KINDS = {"full_attention", "sliding_attention"}
 

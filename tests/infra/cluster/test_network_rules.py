@@ -134,6 +134,20 @@ def test_a_mirror_or_a_web_proxy_is_reached_where_it_listens(variable, value, po
     assert open_ports == {tuple(sorted({443, port}))}
 
 
+@pytest.mark.parametrize(
+    ("address", "port"),
+    [
+        ("https://models.example/mine", 443),
+        ("https://models.example:8443/mine", 8443),
+        ("http://minio.storage:9000/models/mine", 9000),
+    ],
+)
+def test_a_model_below_an_address_is_reached_there(address, port):
+    deployment = parsed(common_params={"model_name": address})
+    rule = next(rule for rule in network_rules(deployment) if rule.name == "ranks")
+    assert {item.ports for item in rule.egress if not item.peers} == {(port,)}
+
+
 def test_without_a_metrics_namespace_nobody_reads_metrics():
     deployment = parsed(
         network_policies={"metrics_namespace": ""}, session_store=VALKEY, inference_server=STATIC
