@@ -20,6 +20,7 @@ from kubernetes import client
 from pulumi.runtime.proto import provider_pb2 as wire
 from pulumi.runtime.proto.provider_pb2_grpc import ResourceProviderStub
 
+from tests.cluster.kubernetes_plugin.jobs import REPLACE_UNREADY
 from tests.cluster.kubernetes_plugin.object_diff import diff
 from tests.cluster.kubernetes_plugin.property_values import from_wire, has_unknown, to_wire
 from tests.cluster.kubernetes_plugin.readiness import SKIP
@@ -43,6 +44,13 @@ def pod(name: str = "pod", image: str = "registry.test/image:1", **spec: Any) ->
     container = {"name": "main", "image": image, **spec.pop("container", {})}
     labels = {"labels": {"app": name}}
     return manifest("Pod", name, metadata=labels, spec={"containers": [container], **spec})
+
+
+def job(name: str, image: str = "registry.test/image:1", **parts: Any) -> dict[str, Any]:
+    template = {"spec": {**pod(image=image)["spec"], "restartPolicy": "Never"}}
+    metadata = {"annotations": {REPLACE_UNREADY: "true"}}
+    spec = {"backoffLimit": 0, "template": template} | parts
+    return manifest("Job", name, "batch/v1", metadata=metadata, spec=spec)
 
 
 def struct(values: Mapping[str, Any]) -> Struct:
@@ -277,6 +285,46 @@ def test_deployments_are_waited_for(provider):
     assert created["status"]["availableReplicas"] == 2
     delete(provider, values)  # in the foreground: with its pods
     assert read(provider, pod("set")).id == ""
+
+
+@needs_control_plane
+def test_a_job_is_waited_for_until_it_has_succeeded(provider):
+    values = job("succeeds")
+    created = from_wire(create(provider, values).properties)
+    assert created["status"]["succeeded"] == 1
+    assert not replaces(provider, values)
+    delete(provider, values)
+
+
+@needs_control_plane
+def test_a_failed_job_ends_the_wait_with_its_pods_words_and_is_made_anew(provider):
+    values = job("fails", "failing.test/image:1")
+    with pytest.raises(grpc.RpcError, match="9 GB of 4 GB") as refused:
+        create(provider, values, timeout_s=600)
+    (reason,) = init_failure(refused).reasons
+    assert "[Error] rank 1: its weights take 9 GB of 4 GB" in reason
+    assert "[BackoffLimitExceeded]" in reason
+    assert replaces(provider, values) == ['metadata.annotations["pulumi.com/replaceUnready"]']
+    delete(provider, values)
+
+
+@needs_control_plane
+def test_a_job_that_does_not_start_says_why(provider):
+    values = job("waits", "missing.test/image:1")
+    with pytest.raises(grpc.RpcError, match="ImagePullBackOff"):
+        create(provider, values, timeout_s=3)
+    delete(provider, values)
+
+
+def test_another_template_is_another_job():
+    found = diff(job("a"), job("a", "registry.test/image:2"))
+    assert [path.partition(".template")[0] for path in found.replaces] == ["spec"]
+    assert not diff(job("a"), job("a", ttlSecondsAfterFinished=9)).replaces
+
+
+def replaces(provider, values: Mapping[str, Any]) -> list[str]:
+    given = struct(values)
+    return list(provider.Diff(wire.DiffRequest(old_inputs=given, news=given)).replaces)
 
 
 def test_a_cluster_that_does_not_answer():

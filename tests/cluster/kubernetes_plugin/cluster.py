@@ -51,6 +51,18 @@ class Cluster:
         except _Missing:
             return None
 
+    def pods_of(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The pods that an object of the server has made."""
+        metadata = owner["metadata"]
+        found = self._connected().resources.get(api_version="v1", kind="Pod")
+        pods = found.get(namespace=metadata["namespace"]).to_dict()["items"]
+        uid = metadata["uid"]
+        return [
+            pod
+            for pod in pods
+            if any(item["uid"] == uid for item in pod["metadata"].get("ownerReferences") or [])
+        ]
+
     def delete(self, manifest: Mapping[str, Any], timeout_s: float) -> None:
         """Ends when the object is gone."""
         try:
@@ -64,10 +76,20 @@ class Cluster:
                 f"{manifest['kind']} {metadata['name']} was not gone in {timeout_s:g} s"
             )
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Whether the condition came true within the time, and before the engine gave up."""
-        deadline = time.monotonic() + timeout_s
+    def wait(
+        self,
+        condition: Callable[[], bool],
+        timeout_s: float,
+        seen: Callable[[], object] = lambda: None,
+    ) -> bool:
+        """Whether the condition came true within the time, and before the engine gave up.
+
+        The time begins anew when another thing is `seen`.
+        """
+        last, deadline = None, time.monotonic() + timeout_s
         while not condition():
+            if (now := seen()) != last:
+                last, deadline = now, time.monotonic() + timeout_s
             if time.monotonic() > deadline or self._cancelled():
                 return False
             time.sleep(_POLL_S)

@@ -23,6 +23,7 @@ _BY_KIND = {
         r"spec\.(podManagementPolicy|revisionHistoryLimit|selector|serviceName"
         r"|volumeClaimTemplates)"
     ),
+    "Job": r"spec\.(completions|parallelism|selector|template)",
     "PersistentVolumeClaim": r"spec\.(accessModes|selector|storageClassName|volumeName)",
     "RoleBinding": r"roleRef",
     "ClusterRoleBinding": r"roleRef",

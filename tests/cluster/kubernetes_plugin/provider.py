@@ -21,6 +21,12 @@ from pulumi.runtime.proto import provider_pb2 as wire
 from pulumi.runtime.proto.provider_pb2_grpc import ResourceProviderServicer
 
 from tests.cluster.kubernetes_plugin.cluster import Cluster, ClusterError
+from tests.cluster.kubernetes_plugin.jobs import (
+    REPLACE_UNREADY,
+    job_failure,
+    pod_messages,
+    wants_replacement,
+)
 from tests.cluster.kubernetes_plugin.object_diff import diff
 from tests.cluster.kubernetes_plugin.property_values import from_wire, has_unknown, to_wire
 from tests.cluster.kubernetes_plugin.readiness import NOT_ON_READ, awaited, why_not_ready
@@ -94,8 +100,13 @@ class KubernetesProvider(ResourceProviderServicer):
         return wire.CheckResponse(inputs=to_wire(news, request.news))
 
     def Diff(self, request: Any, context: Any) -> Any:  # noqa: N802
-        news = from_wire(request.news)
-        return diff(from_wire(request.old_inputs), news, self._immutable)
+        olds, news = from_wire(request.old_inputs), from_wire(request.news)
+        found = diff(olds, news, self._immutable)
+        if wants_replacement(news) and self._has_not_succeeded(olds):
+            found.changes = wire.DiffResponse.DIFF_SOME
+            found.replaces.append(f'metadata.annotations["{REPLACE_UNREADY}"]')
+            found.deleteBeforeReplace = olds["metadata"]["name"] == news["metadata"]["name"]
+        return found
 
     @_explained
     def Create(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -146,17 +157,28 @@ class KubernetesProvider(ResourceProviderServicer):
         found = self._cluster.read(manifest) or manifest
         if not awaited(manifest):
             return found
-        reason = ""
+        is_job, pods, reason, failure = manifest["kind"] == "Job", [], "", ""
 
-        def ready() -> bool:
-            nonlocal found, reason
+        def ended() -> bool:
+            nonlocal found, pods, reason, failure
             found = self._cluster.read(manifest) or manifest
             reason = self._why_not_ready(found)
-            return not reason
+            if is_job and reason:
+                pods, failure = self._cluster.pods_of(found), job_failure(found)
+            return bool(failure) or not reason
 
-        if not self._cluster.wait(ready, timeout_s or _DEFAULT_TIMEOUT_S):
-            _abort(context, given, found, reason)
+        def versions() -> object:
+            """A Job's time begins anew with each event of it or of its pods."""
+            return [item["metadata"]["resourceVersion"] for item in [found, *pods] if is_job]
+
+        in_time = self._cluster.wait(ended, timeout_s or _DEFAULT_TIMEOUT_S, versions)
+        if not in_time or failure:
+            _abort(context, given, found, "; ".join([*pod_messages(pods), failure or reason]))
         return found
+
+    def _has_not_succeeded(self, manifest: Mapping[str, Any]) -> bool:
+        found = self._cluster.read(manifest)
+        return found is not None and bool(self._why_not_ready(found))
 
     def _why_not_ready(self, found: Mapping[str, Any]) -> str:
         endpoints = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tests.cluster.kubernetes_plugin.jobs import job_not_complete
+
 SKIP = "pulumi.com/skipAwait"
 # Waited for when it is created; a refresh takes it as it is.
 NOT_ON_READ = frozenset({"PersistentVolumeClaim"})
@@ -77,4 +79,5 @@ _WHY_NOT: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any] | None], str]
     "StatefulSet": _stateful_set,
     "PersistentVolumeClaim": _claim,
     "Service": _service,
+    "Job": job_not_complete,
 }
