@@ -59,6 +59,12 @@ class ModelChanged(InvalidField):
     status, code = 409, "model_changed"
 
 
+class ModelSwapped(RunnerError):
+    """Another model took the place of the one that computed the request."""
+
+    status, code = 409, "model_changed"
+
+
 class EngineFull(RunnerError):
     """The queue is full."""
 

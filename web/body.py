@@ -65,7 +65,7 @@ async def read_json_object(request: Request, limit: int = LARGEST_BODY_BYTES) ->
     pass; a body that is a file does not.
     """
     _check_content_type(request)
-    document = parse_json(await _read(request, limit))
+    document = parse_json(await read_body(request, limit))
     if not isinstance(document, dict):
         raise ApiError(400, f"the body must be a JSON object, not {type(document).__name__}")
     return document
@@ -78,7 +78,8 @@ def _check_content_type(request: Request) -> None:
         raise ApiError(415, f"Content-Type is {kind[:80]}; it must be application/json")
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int) -> bytes:
+    """As it was sent; raises ApiError 413 beyond `limit` bytes, ClientDisconnect."""
     too_large = f"the body is larger than {limit} bytes; send a shorter one"
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > limit):

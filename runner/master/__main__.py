@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
 
-from contract.signature import management_key
+from contract.signature import management_key, signing_key
+from contract.signed_request import Verifier
 from contract.specs import GroupSpec, MasterSpec, SpecError, load, read_token
 from runner.errors import ModelUnavailable
 from runner.master.api.app import create_app
@@ -87,7 +89,14 @@ def _serve(spec: MasterSpec, token: bytes, group_spec: GroupSpec | None, texts: 
         await group.stop()
 
     key = management_key(token)
-    app = create_app(spec, engine, texts, lifespan, lambda: key)
+    app = create_app(
+        spec,
+        engine,
+        texts,
+        lifespan,
+        lambda: key,
+        Verifier(signing_key(token), time.time),
+    )
 
     def drain_s() -> float:
         return group.served.spec.request_deadline_s if group.served else 0.0

@@ -218,6 +218,11 @@ class EngineCollector(Collector):
             "splitstack_epoch": ("Life of the rank group in force", now.epoch),
             "splitstack_micro_batches": ("Micro-batches kept in flight", now.micro_batches),
             "splitstack_steps_in_flight": ("Steps in the pipeline", now.steps_in_flight),
+            "splitstack_requests_held": ("Requests that wait for other weights", now.held),
+            "splitstack_swap_running": (
+                "1 while another spec is brought in",
+                now.swap is not None and now.swap.running,
+            ),
         }
         counters = {
             "splitstack_steps": ("Steps sent into the pipeline", now.steps),
@@ -229,6 +234,20 @@ class EngineCollector(Collector):
             yield self._family(GaugeMetricFamily, name, text, [((), float(value))])
         for name, (text, value) in counters.items():
             yield self._family(CounterMetricFamily, name, text, [((), float(value))])
+        swaps = [((outcome,), float(count)) for outcome, count in now.swaps.items()]
+        yield self._family(
+            CounterMetricFamily, "splitstack_swaps", "Specs pushed, by outcome", swaps, "outcome"
+        )
+        if now.swap is not None:
+            for name, text, bytes_of in (
+                ("splitstack_swap_fetched_bytes", "Bytes of the new spec that are here", 0),
+                ("splitstack_swap_wanted_bytes", "Bytes of the new spec that are wanted", 1),
+            ):
+                sizes = [
+                    ((str(item.rank),), float((item.fetched_bytes, item.wanted_bytes)[bytes_of]))
+                    for item in now.swap.ranks
+                ]
+                yield self._family(GaugeMetricFamily, name, text, sizes)
         for name, (text, of) in _RANK_GAUGES.items():
             yield self._family(GaugeMetricFamily, name, text, _by_rank(now, of))
         for name, (text, of) in _RANK_COUNTERS.items():
@@ -240,11 +259,12 @@ class EngineCollector(Collector):
         name: str,
         text: str,
         samples: Iterable[tuple[tuple[str, ...], float]],
+        label: str = "rank",
     ) -> Metric:
-        """Each sample has no label values of its own, or its rank."""
+        """Each sample has no label values of its own, or its rank, or what `label` names."""
         found = list(samples)
-        ranked = bool(found and found[0][0])
-        family = kind(name, text, labels=("model_name", "rank") if ranked else ("model_name",))
+        labelled = bool(found and found[0][0])
+        family = kind(name, text, labels=("model_name", label) if labelled else ("model_name",))
         for labels, value in found:
             family.add_metric([self._model_name(), *labels], value)
         return family

@@ -17,10 +17,12 @@ from typing import Any
 import httpx
 
 from contract.specs import GroupSpec, MasterSpec, RankPart, StageSpec, render
+from runner.errors import RunnerError
 from runner.master.group.formation import Formation
 from runner.master.group.group import Group
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, Segment, Step, StepResult
+from runner.transport.control import Served
 from tests.waiting import free_ports
 
 _DEADLY = """
@@ -59,6 +61,18 @@ class Recorder:
     def group_lost(self, reason: str, *, announced: bool) -> None:
         self.losses.append(reason)
         self.announced.append(announced)
+
+    def requests_wait(self, waits: bool) -> None:
+        """There are none."""
+
+    def must_be_waited_for(self, in_time: bool) -> bool:
+        return False
+
+    def end_open(self, error: RunnerError) -> None:
+        """There are none."""
+
+    def take(self, served: Served) -> None:
+        """Nothing depends on it."""
 
 
 class Master:
@@ -119,8 +133,8 @@ class Master:
 
 
 class Stages:
-    """One process per entry of `layers`. Extra keywords go into the GroupSpec; `advertise` maps a
-    rank to the address that it announces."""
+    """One process per entry of `layers`, and `spare` ones without a part. Extra keywords go into
+    the GroupSpec; `advertise` maps a rank to the address that it announces."""
 
     def __init__(
         self,
@@ -130,9 +144,11 @@ class Stages:
         *,
         advertise: dict[int, str] | None = None,
         master_host: str = "127.0.0.1",
+        spare: int = 0,
         **settings: object,
     ) -> None:
-        ports = free_ports(2 + 2 * len(layers))
+        processes = len(layers) + spare
+        ports = free_ports(2 + 2 * processes)
         self.master_spec = MasterSpec(
             "stages", bind_address="127.0.0.1", master_port=ports[0], http_port=ports[1]
         )
@@ -149,7 +165,7 @@ class Stages:
                 health_port=ports[3 + 2 * rank],
                 advertise_address=(advertise or {}).get(rank, ""),
             )
-            for rank in range(len(layers))
+            for rank in range(processes)
         ]
         fields = {"dtype": "float32", "request_deadline_s": 60.0}
         self.spec = GroupSpec(
@@ -184,7 +200,10 @@ class Stages:
 
     def start_deadly(self, rank: int, token_id: int) -> None:
         """A stage whose process ends at once when it is to compute a step with `token_id`."""
-        program = _DEADLY.format(token_id=token_id)
+        self.start_program(rank, _DEADLY.format(token_id=token_id))
+
+    def start_program(self, rank: int, program: str) -> None:
+        """A stage's process that runs this instead of `python -m runner.stage`."""
         command = [sys.executable, "-c", program]
         command += ["--spec", str(self.spec_file(rank)), "--token-file", str(self.token_file)]
         with (self.state / f"stage-{rank}.log").open("ab") as log:

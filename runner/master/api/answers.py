@@ -44,25 +44,28 @@ class Answer(Protocol):
         """What a stream ends with once all pieces have come."""
 
 
+def begin(request: Request, model: ServedModel, requests: Sequence[TextRequest]) -> TextStream:
+    """Enter them; whoever gets the stream closes it. Raises what Engine.generate does."""
+    state = request.app.state
+    return TextStream(state.engine, model.text, state.models.metrics, requests)
+
+
 async def respond(
     request: Request,
-    model: ServedModel,
-    requests: Sequence[TextRequest],
+    text: TextStream,
     answer: Answer,
+    deadline_s: float,
     *,
     stream: bool,
     lines: IdLines | None = None,
 ) -> Response:
-    """Generate and answer. Raises what Engine.generate does, and ClientDisconnect.
+    """Answer with what comes. Raises what the engine's tokens do, and ClientDisconnect.
 
     With `lines` a whole answer is a stream too, of one event.
     """
-    state = request.app.state
     if stream:
-        _pass_over(requests, answer)
-    text = TextStream(state.engine, model.text, state.models.metrics, requests)
+        _pass_over(text.requests, answer)
     if stream or lines is not None:
-        deadline_s = model.spec.request_deadline_s
         return event_stream(text, answer, deadline_s, whole=not stream, lines=lines)
     with closing(text):
         choices = await until_disconnected(request.receive, text.collect())

@@ -16,10 +16,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from contract.signed_request import Verifier
 from contract.specs import MasterSpec
 from runner.master.api.chat import aios_chat, chat_completions
 from runner.master.api.completions import completions, generate, get_config, set_config
 from runner.master.api.errors import install_failure_handler
+from runner.master.api.group_spec import PATH as GROUP_SPEC
+from runner.master.api.group_spec import get_group_spec, put_group_spec
 from runner.master.api.served_models import ServedModels, Texts
 from runner.master.engine.engine import Engine
 from web.domain import DomainMiddleware
@@ -43,19 +46,20 @@ def create_app(
     texts: Texts,
     lifespan: Lifespan | None = None,
     management_key: Callable[[], str] | None = None,
+    verifier: Verifier | None = None,
 ) -> Starlette:
     """`lifespan` starts and ends what lives beside the API, on the same event loop.
 
-    `management_key` as in Proof.
+    `management_key` as in Proof; `verifier` takes the signatures of who pushes a spec.
     """
     proof = Proof(spec.bind_address, management_key)
     app = Starlette(
-        routes=proof.guard(_routes(), GENERATING),
+        routes=proof.guard(_routes(), (*GENERATING, GROUP_SPEC)),
         middleware=[Middleware(DomainMiddleware)],
         lifespan=lifespan,
     )
     state = app.state
-    state.spec, state.engine = spec, engine
+    state.spec, state.engine, state.verifier = spec, engine, verifier
     state.models = ServedModels(engine, texts)
     state.created = int(time.time())
     install_error_handlers(app, SERVED)
@@ -76,6 +80,8 @@ def _routes() -> list[Route]:
         Route("/livez", livez, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
+        Route(GROUP_SPEC, get_group_spec, methods=["GET"]),
+        Route(GROUP_SPEC, put_group_spec, methods=["PUT"]),
         Route("/topology", topology, methods=["GET"]),
         Route("/topology/events", topology_events, methods=["GET"]),
     ]
@@ -88,7 +94,8 @@ async def livez(_request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """200 while requests are served; 503 with the reason and Retry-After while not."""
     engine: Engine = request.app.state.engine
-    if engine.ready:
+    # Requests that come while the weights are exchanged are held, not refused.
+    if engine.ready or engine.gate.closed:
         return JSONResponse({"ready": True})
     state = {"ready": False, "state": engine.state, "reason": engine.reason}
     headers = {"Retry-After": str(engine.retry_after_s)}
@@ -150,6 +157,7 @@ def _topology(state: State) -> dict[str, Any]:
         "deployment_name": state.spec.deployment_name,
         "model_name": None if served is None else served.spec.model_name,
         "spec_hash": None if served is None else served.spec_hash,
+        "swap": None if state.engine.swap is None else state.engine.swap.describe(),
         "ready": state.engine.ready,
         **state.engine.topology(),
     }

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runner.master.api.answers import Document, OpenAIAnswer, chat_logprobs, respond
+from runner.master.api.answers import Document, OpenAIAnswer, begin, chat_logprobs, respond
 from runner.master.api.bodies import AiosChatBody, ChatBody, parse_body
 from runner.master.api.id_lines import asked_lines
+from runner.master.api.served_models import entering
 from runner.master.engine.requests import TokenEvent
 from runner.master.text.choice import TextPiece, TextRequest
 from runner.master.text.model_text import ModelText
@@ -31,11 +32,13 @@ async def aios_chat(request: Request) -> Response:
 
 async def _answer(request: Request, body: ChatBody) -> Response:
     state = request.app.state
-    model = state.models.current()
-    requests = await model.prompts.to_answer(body)
-    answer = ChatAnswer(body, requests, model.text)
-    lines = asked_lines(request, body, requests, answer.head, state.engine)
-    return await respond(request, model, requests, answer, stream=body.stream, lines=lines)
+    async with entering(request) as model:
+        requests = await model.prompts.to_answer(body)
+        answer = ChatAnswer(body, requests, model.text)
+        lines = asked_lines(request, body, requests, answer.head, state.engine)
+        text = begin(request, model, requests)
+    deadline_s = model.spec.request_deadline_s
+    return await respond(request, text, answer, deadline_s, stream=body.stream, lines=lines)
 
 
 class ChatAnswer(OpenAIAnswer):

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from runner.master.api.answers import (
     Document,
     OpenAIAnswer,
+    begin,
     completion_logprobs,
     prompt_tokens,
     respond,
@@ -17,6 +18,7 @@ from runner.master.api.answers import (
 )
 from runner.master.api.bodies import CompletionBody, GenerateBody, parse_body
 from runner.master.api.id_lines import asked_lines
+from runner.master.api.served_models import entering
 from runner.master.text.choice import Offsets, TextPiece, TextRequest
 from runner.master.text.model_text import ModelText
 from web.body import read_json_object
@@ -25,21 +27,24 @@ from web.body import read_json_object
 async def completions(request: Request) -> Response:
     body = parse_body(CompletionBody, await read_json_object(request))
     state = request.app.state
-    model = state.models.current()
-    requests = await model.prompts.to_complete(body)
-    answer = CompletionAnswer(body, requests, model.text)
-    lines = asked_lines(request, body, requests, answer.head, state.engine)
-    return await respond(request, model, requests, answer, stream=body.stream, lines=lines)
+    async with entering(request) as model:
+        requests = await model.prompts.to_complete(body)
+        answer = CompletionAnswer(body, requests, model.text)
+        lines = asked_lines(request, body, requests, answer.head, state.engine)
+        text = begin(request, model, requests)
+    deadline_s = model.spec.request_deadline_s
+    return await respond(request, text, answer, deadline_s, stream=body.stream, lines=lines)
 
 
 async def generate(request: Request) -> Response:
     """{"output": text, ...}; with enable_streaming events {"output": piece}, the last one with
     finish_reason and usage."""
     body = parse_body(GenerateBody, await read_json_object(request))
-    model = request.app.state.models.current()
-    requests = await model.prompts.to_complete(body)
-    answer = GenerateAnswer(requests)
-    return await respond(request, model, requests, answer, stream=body.enable_streaming)
+    async with entering(request) as model:
+        requests = await model.prompts.to_complete(body)
+        text = begin(request, model, requests)
+    answer, deadline_s = GenerateAnswer(requests), model.spec.request_deadline_s
+    return await respond(request, text, answer, deadline_s, stream=body.enable_streaming)
 
 
 class CompletionAnswer(OpenAIAnswer):

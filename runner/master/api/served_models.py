@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from starlette.requests import Request
 
 from contract.specs import GroupSpec
 from runner.errors import NotServing
@@ -14,6 +18,8 @@ from runner.master.engine.engine import Engine
 from runner.master.metrics import Metrics
 from runner.master.text.model_text import ModelText
 from runner.transport.control import Served
+from web.deadline import remaining_s
+from web.disconnect import until_disconnected
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,22 @@ class Texts:
 
     def of(self, served: Served) -> ModelText:
         return self._known[served.spec.model_name, served.commit]
+
+
+@asynccontextmanager
+async def entering(request: Request) -> AsyncIterator[ServedModel]:
+    """What a request is judged and made into ids by, until it is entered. While the weights are
+    exchanged it waits before, within its deadline.
+
+    Raises NotServing, DeadlineExceeded, EngineFull, and ClientDisconnect.
+    """
+    engine: Engine = request.app.state.engine
+    models: ServedModels = request.app.state.models
+    while engine.gate.closed:
+        limit_s = remaining_s(models.current().spec.request_deadline_s)
+        await until_disconnected(request.receive, engine.let_in(limit_s))
+    with engine.gate.passing():
+        yield models.current()
 
 
 class ServedModels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import closing
 from dataclasses import replace
 
 from contract.specs import GroupSpec
@@ -17,6 +18,7 @@ from runner.errors import (
     RequestEndsTheGroup,
     RunnerError,
 )
+from runner.master.engine.gate import Gate
 from runner.master.engine.micro_batches import MicroBatches
 from runner.master.engine.report import EngineStatistics, describe_topology, take_statistics
 from runner.master.engine.requests import (
@@ -31,7 +33,9 @@ from runner.master.engine.step_cost import StepCost
 from runner.master.engine.tokens import Tokens
 from runner.master.engine.watch import Watch
 from runner.master.group.formation import Formation, RankGroup
+from runner.master.group.swap import Swap
 from runner.master.own_fault import OnFault, own_work, raise_fault
+from runner.sampling_parameters import SamplingParameters
 from runner.steps import Step, StepResult
 from runner.transport.control import Served, StageInfo
 
@@ -57,6 +61,8 @@ class Engine:
         self._watch = Watch(group, submit=self._submit, on_fault=on_fault)
         self._turned = False
         self._pump_due = False
+        self.gate = Gate()
+        self._proof: asyncio.Task[None] | None = None
         self.max_model_len: int | None = None
 
     # What the API asks
@@ -103,6 +109,21 @@ class Engine:
         raises NotServing before the first group has formed."""
         return min(stage.vocab_size for stage in self._stages())
 
+    @property
+    def swap(self) -> Swap | None:
+        """Of the group's spec: the one that runs, or the last one."""
+        return self._group.swap
+
+    async def push(self, spec: GroupSpec) -> Swap | None:
+        """Serve another spec: the swap that is made of it, None where it is in force now; raises
+        SwapRunning, NotServing."""
+        return await self._group.push(spec)
+
+    async def let_in(self, limit_s: float) -> None:
+        """Wait while the weights are exchanged; raises DeadlineExceeded, EngineFull."""
+        while self.gate.closed:
+            await self.gate.opened(limit_s, (1 + WAITING_PER_RUNNING) * self._running)
+
     def validate(self, request: GenerationRequest) -> None:
         """What the formed group cannot compute; raises InvalidField, PromptTooLong, NotServing.
 
@@ -137,7 +158,7 @@ class Engine:
         """
         if self._group.state == "failed" or self._watch.forming_for_too_long:
             raise NotServing(self.reason, self.retry_after_s)
-        running = self._spec.max_concurrent_requests
+        running = self._running
         waiting = running * WAITING_PER_RUNNING
         if choices > running + waiting:
             rule = (
@@ -193,6 +214,7 @@ class Engine:
             ready=self.ready,
             failed=self.state == "failed",
             waiting=len(self._ledger.open),
+            held=self.gate.waiting,
         )
         return take_statistics(known, self._group, self._cost, self._scheduler)
 
@@ -205,6 +227,31 @@ class Engine:
         }
 
     # What the group tells
+
+    def requests_wait(self, waits: bool) -> None:
+        if waits:
+            self.gate.close()
+        else:
+            self.gate.open()
+
+    def must_be_waited_for(self, in_time: bool) -> bool:
+        return self.gate.entering > 0 or (in_time and bool(self._ledger.open))
+
+    def end_open(self, error: RunnerError) -> None:
+        for entry in list(self._ledger.open.values()):
+            self._end(entry)
+            entry.deliver(error)
+
+    def take(self, served: Served) -> None:
+        """Limits only: weights, context and what is in the pipeline stay as they are."""
+        if self._formation is None or self._scheduler is None:
+            return
+        self._formation = replace(self._formation, served=served)
+        self._scheduler.take(
+            prefill_token_budget=served.spec.prefill_token_budget,
+            max_concurrent_requests=served.spec.max_concurrent_requests,
+        )
+        self._pump_soon()
 
     def group_formed(self, formation: Formation) -> None:
         stages, spec = formation.stages, formation.served.spec
@@ -236,6 +283,8 @@ class Engine:
         self._submit(self._scheduler.probe(time.monotonic()))
         self._pump()
         self._watch.formed(self._scheduler)
+        if formation.trial:
+            self._proof = asyncio.get_running_loop().create_task(self._prove())
 
     @own_work
     def step_returned(self, result: StepResult) -> None:
@@ -264,11 +313,36 @@ class Engine:
             for entry in self._ledger.blame(self._scheduler.being_computed()):
                 self._end_culprit(entry)
         self._scheduler, self._turned = None, False
+        if self._proof is not None:
+            self._proof.cancel()
+            self._proof = None
         for entry in self._ledger.open.values():
             entry.start_over()
         self._watch.lost()
 
     # Inside
+
+    async def _prove(self) -> None:
+        """New weights compute one token before they are in force."""
+        sampling = SamplingParameters(temperature=0, seed=0)
+        try:
+            with closing(self.generate(GenerationRequest((0,), 1, sampling))) as tokens:
+                async for _ in tokens:
+                    pass
+        except RunnerError as error:
+            self._group.not_answered(f"its first token could not be computed: {error}")
+        else:
+            self._group.answered()
+
+    @property
+    def _running(self) -> int:
+        """How many requests run at the same time, by the spec in force."""
+        served = self._group.served
+        return (
+            self._spec.max_concurrent_requests
+            if served is None
+            else (served.spec.max_concurrent_requests)
+        )
 
     @property
     def _spec(self) -> GroupSpec:

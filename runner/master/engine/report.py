@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from contract.specs import RankPart
 from runner.master.engine.scheduler import Scheduler
 from runner.master.engine.step_cost import StageCost, StepCost
 from runner.master.group.formation import RankGroup
+from runner.master.group.swap import Swap
 from runner.transport.control import Join, StageInfo
 
 
@@ -42,9 +43,13 @@ class EngineStatistics:
     formations: int = 0
     steps_in_flight: int = 0
     micro_batches: int = 0
+    held: int = 0
     ready: bool = False
     failed: bool = False
     ranks: Sequence[RankStatistics] = ()
+    swaps: Mapping[str, int] = field(default_factory=dict)
+    """Specs that were brought in, and that failed, by these words."""
+    swap: Swap | None = None
 
 
 def take_statistics(
@@ -65,6 +70,8 @@ def take_statistics(
         losses=history.losses,
         replays=history.replays,
         ranks=ranks,
+        swaps=group.history.swaps,
+        swap=group.swap,
     )
     if scheduler is None:
         return present

@@ -88,6 +88,11 @@ class Scheduler:
                 f"places in the KV cache; the smallest rank has {self.kv_tokens}",
             )
 
+    def take(self, *, prefill_token_budget: int, max_concurrent_requests: int) -> None:
+        """Other limits from the next step on."""
+        self._limits = ObservedLimits(prefill_token_budget, self.kv_tokens)
+        self._max_running = max_concurrent_requests
+
     def submit(self, request: OpenRequest) -> None:
         """Enter a request: a new one, or one that is replayed."""
         self.waiting.add(request)

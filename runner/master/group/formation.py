@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from contract.specs import GroupSpec
+from runner.errors import RunnerError
 from runner.master.group.history import History
+from runner.master.group.swap import Swap
 from runner.steps import Step, StepResult
 from runner.transport.control import Join, Served, StageInfo
 
@@ -13,11 +16,12 @@ from runner.transport.control import Join, Served, StageInfo
 @dataclass(frozen=True, slots=True)
 class Formation:
     """A formed group: the epoch (counter of this master's life), its stages by rank, and what they
-    serve."""
+    serve. A `trial` is of a spec that is not in force yet: it gets there by one token."""
 
     epoch: int
     stages: tuple[StageInfo, ...]
     served: Served
+    trial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,20 @@ class GroupListener(Protocol):
     def group_lost(self, reason: str, *, announced: bool) -> None:
         """The epoch is over; the group forms again by itself. Open requests wait for replay.
 
-        `announced`: a stage said that it is ending, which is no request's doing.
+        `announced`: it was ended on purpose, which is no request's doing.
         """
+
+    def requests_wait(self, waits: bool) -> None:
+        """Whether new requests are to be held: the weights are exchanged."""
+
+    def must_be_waited_for(self, in_time: bool) -> bool:
+        """Before the weights go: a request is on its way in, or open while there is time for it."""
+
+    def end_open(self, error: RunnerError) -> None:
+        """End every open request with it."""
+
+    def take(self, served: Served) -> None:
+        """The group goes on with other limits, between two steps."""
 
 
 class RankGroup(Protocol):
@@ -57,6 +73,11 @@ class RankGroup(Protocol):
     def history(self) -> History: ...
     @property
     def served(self) -> Served | None: ...
+    @property
+    def swap(self) -> Swap | None: ...
+    async def push(self, spec: GroupSpec) -> Swap | None: ...
+    def answered(self) -> None: ...
+    def not_answered(self, reason: str) -> None: ...
     def submit(self, step: Step) -> None: ...
     def abandon_epoch(self, reason: str) -> None: ...
     def note_progress(self) -> None: ...

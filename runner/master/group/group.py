@@ -16,11 +16,13 @@ from typing import Literal
 
 from contract.specs import GroupSpec, MasterSpec
 from runner.master.group.barren_epochs import BarrenEpochs
+from runner.master.group.exchange import Exchange
 from runner.master.group.formation import Formation, GroupListener, Loss
 from runner.master.group.history import History
 from runner.master.group.keeper import MakeReady, SpecKeeper, nothing_more
 from runner.master.group.membership import Member, Membership
 from runner.master.group.pipeline_ends import PipelineEnds
+from runner.master.group.swap import Swap, alike
 from runner.master.own_fault import OnFault, own_work, raise_fault
 from runner.steps import Step, StepResult
 from runner.transport.connection import Proven, ProvingListener
@@ -58,6 +60,7 @@ class Group:
     `on_fault`."""
 
     _listener: GroupListener
+    _exchange: Exchange
 
     def __init__(
         self,
@@ -74,7 +77,15 @@ class Group:
         self.history = History(time.time())
         self._master_id = secrets.randbits(64)
         self._change = asyncio.Event()
-        self._keeper = SpecKeeper(spec, file, make_ready=make_ready, changed=self._change.set)
+        self._keeper = SpecKeeper(
+            spec,
+            file,
+            make_ready=make_ready,
+            changed=self._specs_changed,
+            taken=self._taken,
+            ended=self.history.swap_ended,
+            on_fault=on_fault,
+        )
         self._membership = Membership(
             self.history,
             joined=self._keeper.joined,
@@ -94,6 +105,7 @@ class Group:
     async def start(self, listener: GroupListener) -> None:
         """Listen on master_port, and tell `listener`; raises PortError naming the port."""
         self._listener = listener
+        self._exchange = Exchange(self._keeper, self.history, listener)
         listening = bind(self._master.bind_address, self._master.master_port)
         incoming = ProvingListener(listening, self._token, self._judge, self._deliver)
         for work in (
@@ -113,6 +125,7 @@ class Group:
         for member in members:
             member.channel.send(Released("drained"))
             member.channel.close()
+        await self._keeper.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -150,6 +163,25 @@ class Group:
         """What is in force, None while nothing is."""
         return self._keeper.specs.in_force
 
+    @property
+    def swap(self) -> Swap | None:
+        """The one that runs, or the last one."""
+        return self._keeper.specs.swap
+
+    async def push(self, spec: GroupSpec) -> Swap | None:
+        """Serve another spec; as SpecKeeper.push."""
+        return await self._keeper.push(spec)
+
+    def answered(self) -> None:
+        """The epoch of a spec that is not in force yet has computed a token: it is now."""
+        self._keeper.answered()
+        self._remember()
+
+    def not_answered(self, reason: str) -> None:
+        """It has not."""
+        if self._forming is not None:
+            self._keeper.not_answered(self._forming, reason)
+
     def stages(self) -> tuple[StageInfo | None, ...]:
         """By rank of the spec in force; None where a rank has not joined or loaded."""
         return self._membership.stages(self._ranks)
@@ -166,6 +198,29 @@ class Group:
     def epoch(self) -> int:
         """The counter of the epoch in force or last tried."""
         return self.history.epoch
+
+    @own_work
+    def _specs_changed(self) -> None:
+        """Do what follows from what the keeper has heard; called again and again."""
+        self._change.set()
+        specs = self._keeper.specs
+        self.history.serves(specs.in_force)
+        self._exchange.follow()
+        wanted, formed = specs.to_form, self._forming
+        if formed is None or wanted is None or formed is wanted:
+            return
+        if not alike(formed, wanted):
+            self._lose("another spec is loaded", announced=True)
+            return
+        self._forming = wanted
+        if self._ends is not None:
+            self._ends.accept(self._limits(wanted))
+
+    @own_work
+    def _taken(self) -> None:
+        """Every stage accepts what the spec in force allows."""
+        if self.state == "ready" and self.served is not None:
+            self._listener.take(self.served)
 
     async def _live(self) -> None:
         back_off = BackOff(FIRST_DELAY_S, LAST_DELAY_S)
@@ -215,20 +270,16 @@ class Group:
         unformed = sorted({*range(len(served.spec.ranks))} - self._formed)
         self._lose(f"not formed within {FORMING_LIMIT_S:g} s: ranks {unformed} did not answer")
         why = self._loss.result().reason
+        if served is not self.served:
+            self._keeper.not_answered(served, why)
         self._set_state("forming", f"epoch {self.epoch} was not formed: {why}")
         return False
 
     async def _form(self, epoch: Epoch, served: Served) -> None:
-        spec, digest = served.spec, served.spec_hash
-        found = self._membership.stages(len(spec.ranks))
-        stages = [stage for stage in found if stage is not None]
-        positions = max([stage.max_positions for stage in stages])
-        limits = Limits.of_master(
-            spec,
-            vocab=stages[-1].vocab_size,
-            positions=max(positions, spec.max_model_len or 0),
+        digest, stages = served.spec_hash, self._loaded(served)
+        self._ends = PipelineEnds(
+            epoch, self._limits(served), deliver=self._listener_result, broken=self._lose
         )
-        self._ends = PipelineEnds(epoch, limits, deliver=self._listener_result, broken=self._lose)
         addresses = tuple((stage.address, stage.data_port) for stage in stages)
         self._membership.tell_ranks(
             len(stages), Form(epoch.master, epoch.counter, digest, addresses)
@@ -239,6 +290,20 @@ class Group:
             self._change.clear()
             await self._change.wait()
 
+    def _loaded(self, served: Served) -> tuple[StageInfo, ...]:
+        """Those of the spec, which have all loaded."""
+        found = self._membership.stages(len(served.spec.ranks))
+        return tuple(stage for stage in found if stage is not None)
+
+    def _limits(self, served: Served) -> Limits:
+        stages, spec = self._loaded(served), served.spec
+        positions = max([stage.max_positions for stage in stages])
+        return Limits.of_master(
+            spec,
+            vocab=stages[-1].vocab_size,
+            positions=max(positions, spec.max_model_len or 0),
+        )
+
     async def _serve(self) -> None:
         """From formed to lost, and the pause after a loss too many."""
         assert self._loss is not None
@@ -247,11 +312,13 @@ class Group:
         self._set_state("ready", "")
         served = self._forming
         assert served is not None
-        stages = self._membership.stages(len(served.spec.ranks))
-        known = tuple(stage for stage in stages if stage is not None)
-        self._listener.group_formed(Formation(self.epoch, known, served))
+        trial = served is not self.served
+        self._listener.group_formed(Formation(self.epoch, self._loaded(served), served, trial))
+        self._keeper.formed()
         self._remember()
         loss = await self._loss
+        if trial:
+            self._keeper.not_answered(served, loss.reason)
         self.history.epoch_lost(loss.reason, time.time())
         self._remember()
         self._listener.group_lost(loss.reason, announced=loss.announced)
@@ -271,7 +338,11 @@ class Group:
         self._remember()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                while self._membership.instances() <= processes:
+                failed_of = self._forming
+                while (
+                    self._membership.instances() <= processes
+                    and self._keeper.specs.to_form is failed_of
+                ):
                     self._change.clear()
                     await self._change.wait()
         self._set_state("forming", failed)
@@ -282,6 +353,7 @@ class Group:
 
     def _lose_rank(self, rank: int, how: str, why: str) -> None:
         if not (self._draining or self._ending):
+            self._keeper.lost(rank, why)
             self.history.rank_lost(rank, how, time.time())
         self._lose(f"rank {rank}: {why}")
 

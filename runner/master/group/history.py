@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
+from runner.master.group.swap import Swap
 from runner.transport.control import GroupEvent, GroupMemory, Served
 
 EVENTS = 50
@@ -24,6 +25,7 @@ class History:
         self._before = GroupMemory(0, 0, 0, 0, 0, (), (), ())
         self._version = 0
         self._served: Served | None = None
+        self.swaps = {"served": 0, "failed": 0}
         self._processes: dict[int, list[str]] = {}
         self._events = [GroupEvent(now, "start", None, "started", None)]
 
@@ -92,6 +94,22 @@ class History:
         if not any(e.duration_s is None for e in self.totals().events):
             what = f"epoch {self.epoch} lost ({_shortened(reason)})"
             self._events.append(GroupEvent(now, "epoch", None, what, None))
+
+    def swap_began(self, what: str, now: float) -> None:
+        """Nothing is served until the next group forms; `what` is changed."""
+        self._events.append(GroupEvent(now, "swap", None, what, None))
+        self._version += 1
+
+    def swap_failed(self, reason: str) -> None:
+        """What served before is coming back."""
+        failed = f" and back ({_shortened(reason)})"
+        self._amend(
+            lambda e: e.kind == "swap" and not e.what.endswith(failed),
+            lambda e: replace(e, what=e.what + failed),
+        )
+
+    def swap_ended(self, swap: Swap) -> None:
+        self.swaps["served" if swap.phase == "serving" else "failed"] += 1
 
     def rank_lost(self, rank: int, how: str, now: float) -> None:
         """`how`: "gone", "silent", "was asked to end". Once until the group serves again."""
@@ -166,6 +184,8 @@ def _describe(event: GroupEvent) -> dict[str, object]:
     served = "ready" if event.kind == "start" else "back"
     over = event.duration_s is not None
     end = f"{served} after {event.duration_s:.1f} s" if over else f"not {served} yet"
+    if over and event.kind == "swap":
+        end = f"away {event.duration_s:.1f} s"
     duration_s = None if event.duration_s is None else round(event.duration_s, 3)
     told = asdict(event) | {"text": f"{event.what}, {end}", "duration_s": duration_s}
     return {name: told[name] for name in ("at", "kind", "rank", "text", "duration_s")}

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
 from contract.specs import GroupSpec, MasterSpec
-from runner.errors import ModelUnavailable
+from runner.errors import ModelUnavailable, NotServing, RunnerError
 from runner.master.group.membership import Member, Membership
-from runner.master.group.swap import Specs
+from runner.master.group.swap import Specs, Swap, changed_keys
+from runner.master.own_fault import OnFault
 from runner.models.folder import resolve_model
 from runner.transport.control import (
     Load,
@@ -28,11 +29,16 @@ from runner.transport.control import (
     PrepareFailed,
     Progress,
     Served,
+    Take,
+    Taken,
     Welcome,
 )
 
 logger = logging.getLogger(__name__)
 
+KNOWN_WITHIN_S = 5.0  # after that a push is put off
+LOOK_EACH_S = 0.5
+LOG_EACH_TURNS = 20
 PATIENCE_S = 1.5  # a new master waits so long for stages that know what was served
 RESOLVE_AGAIN_S = 5.0
 
@@ -45,8 +51,10 @@ async def nothing_more(_served: Served, _folder: Path) -> None:
 
 
 class SpecKeeper:
-    """`specs` says what is served and what is on its way in. `changed` is called after all that
-    was heard; `file` is the spec that counts where no stage knows of one."""
+    """`specs` says what is served and what is on its way in; `file` is the spec that counts where
+    no stage knows of one. `changed` is called after all that was heard, `ended` once a swap has,
+    `taken` once every stage goes by a spec with other limits. A fault in its own tasks goes to
+    `on_fault`."""
 
     def __init__(
         self,
@@ -55,7 +63,13 @@ class SpecKeeper:
         *,
         make_ready: MakeReady,
         changed: Callable[[], None],
+        taken: Callable[[], None],
+        ended: Callable[[Swap], None],
+        on_fault: OnFault,
     ) -> None:
+        self._taken, self._ended, self._on_fault = taken, ended, on_fault
+        self._untaken: set[int] = set()
+        self._processes: dict[int, str] = {}
         self._spec, self._file, self._make_ready = spec, file, make_ready
         self._changed = changed
         self.specs = Specs(spec.stall_s)
@@ -63,8 +77,10 @@ class SpecKeeper:
         """Why the master does not know what to load, where it should."""
         self._members: Membership
         self._remembered: tuple[int, Served] | None = None
-        self._decided = False
+        self._decided = self._formed = False
         self._first, self._all = asyncio.Event(), asyncio.Event()
+        self._known = asyncio.Event()  # what was served, or that nothing was
+        self._work: set[asyncio.Task[None]] = set()
 
     def attach(self, members: Membership) -> None:
         self._members = members
@@ -97,6 +113,7 @@ class SpecKeeper:
         self.failure = ""
         if (served := self.specs.in_force) is not None:
             logger.info("the model's commit is %s", served.commit)
+        self._known.set()
         for member in self._members.members.values():
             self._greet(member)
         self._changed()
@@ -118,6 +135,88 @@ class SpecKeeper:
         await self._make_ready(served, folder.path)
         return served
 
+    # A spec is pushed
+
+    async def push(self, spec: GroupSpec) -> Swap | None:
+        """As Specs.push; raises NotServing where nobody has joined yet who may know what is served.
+        What is taken from one step to the next is in Specs.in_force then."""
+        try:
+            await asyncio.wait_for(self._known.wait(), KNOWN_WITHIN_S)
+        except TimeoutError:
+            raise NotServing("no stage has joined this master yet: push again") from None
+        before, old = self.specs.swap, self.specs.in_force
+        swap = self.specs.push(spec, time.time())
+        if old is not None and self.specs.in_force is not old:
+            self._take(old)
+        if swap is not None and swap is not before:
+            logger.info("spec %s (%s) is prepared", swap.spec_hash[:12], spec.model_name)
+            for member in self._members.members.values():
+                member.told = member.prepared = ""
+            self.start(self._look_for_model(swap))
+            self.start(self._watch(swap))
+        self._heard()
+        return swap
+
+    def _take(self, old: Served) -> None:
+        """Who holds the old spec's weights goes by the new one with them."""
+        served = self.specs.in_force
+        assert served is not None
+        before, digest = old.spec_hash, served.spec_hash
+        logger.info("spec %s is taken, its limits are others", digest[:12])
+        for rank, member in self._members.members.items():
+            if member.holds == before:
+                member.holds = digest
+                self._untaken.add(rank)
+                member.channel.send(Take(served.spec))
+
+    async def _look_for_model(self, swap: Swap) -> None:
+        """The master's own part of preparing."""
+        old, spec = self.specs.in_force, swap.spec
+        same = old is not None and not changed_keys(old.spec, spec) & {
+            "model_name",
+            "model_revision",
+        }
+        try:
+            served = await self._ready(spec, old.commit if old is not None and same else "")
+        except Exception as error:  # whatever reads a tokenizer
+            if not isinstance(error, RunnerError):
+                logger.exception("the model's text cannot be read")
+            self.specs.fail(swap, str(error) or type(error).__name__, time.time())
+        else:
+            self.specs.commit_known(swap, served.commit, time.time())
+        self._heard()
+
+    async def _watch(self, swap: Swap) -> None:
+        """Limits of time, and a log line now and then."""
+        turn = 0
+        while swap.running:
+            await asyncio.sleep(LOOK_EACH_S)
+            self.specs.look(time.time())
+            self._heard()
+            turn += 1
+            if swap.running and turn % LOG_EACH_TURNS == 0:
+                logger.info("spec %s: %s", swap.spec_hash[:12], swap.line)
+        self._ended(swap)
+        if swap.phase == "failed":
+            logger.error("spec %s is not served: %s", swap.spec_hash[:12], swap.reason)
+        else:
+            logger.info("spec %s is served", swap.spec_hash[:12])
+
+    def start(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._work.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_fault(error)
+
+    async def close(self) -> None:
+        for task in self._work:
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+
     # What is heard
 
     def joined(self, member: Member) -> None:
@@ -126,13 +225,63 @@ class SpecKeeper:
             known = self._remembered
             if known is None or memory.version > known[0]:
                 self._remembered = memory.version, memory.served
+        instance, before = member.join.instance, self._processes.get(member.rank)
+        self._processes[member.rank] = instance
+        self.specs.rank_joined(member.rank, same_process=instance == before, now=time.time())
         self._first.set()
         expected = self._remembered[1].spec if self._remembered else self._file
         if expected is not None and len(self._members.members) >= len(expected.ranks):
             self._all.set()
         if self._decided:
             self._greet(member)
+            self._change_mind()
         self._changed()
+
+    def formed(self) -> None:
+        """An epoch of what was to be formed."""
+        self._formed = True
+        self.specs.formed()
+        self._heard()
+
+    def drained(self) -> None:
+        """No request runs that could end."""
+        self.specs.drained(time.time())
+        self._heard()
+
+    def answered(self) -> None:
+        """The new weights have computed a token."""
+        self.specs.answered(time.time())
+        self._heard()
+
+    def not_answered(self, served: Served, reason: str) -> None:
+        """They have not."""
+        self.specs.not_answered(served, reason, time.time())
+        self._heard()
+
+    def lost(self, rank: int, why: str) -> None:
+        """A member is gone."""
+        self._untaken.discard(rank)
+        self.specs.rank_lost(rank, why, time.time())
+        self._heard()
+
+    def _change_mind(self) -> None:
+        """A stage came late that knows better what was served: as long as nothing was."""
+        known = self._remembered
+        if known is None or self._formed or self.specs.swap is not None:
+            return
+        if known[1] != self.specs.in_force:
+            self.start(self._adopt(known[1]))
+
+    async def _adopt(self, served: Served) -> None:
+        try:
+            await self._ready(served.spec, served.commit)
+        except ModelUnavailable as error:
+            logger.error("%s", error)
+            return
+        if not self._formed and self.specs.swap is None:
+            logger.info("spec %s was served before: it is again", served.spec_hash[:12])
+            self.specs.in_force = served
+            self._heard()
 
     def received(self, member: Member, message: Message) -> bool:
         """Whether the message was about specs."""
@@ -154,22 +303,27 @@ class SpecKeeper:
             if member.told == message.spec_hash:
                 member.told = member.prepared = ""
             specs.rank_failed(rank, message.spec_hash, message.reason, now)
+        elif isinstance(message, Taken):
+            if message.spec_hash == member.holds:
+                self._untaken.discard(rank)
+            if not self._untaken:
+                self._taken()
         else:
             return False
-        self.tell()
-        self._changed()
+        self._heard()
         return True
+
+    def _heard(self) -> None:
+        """Tell every member what it is to have, where it does not know."""
+        for member in self._members.members.values():
+            self._tell(member)
+        self._changed()
 
     # What is told
 
     def _greet(self, member: Member) -> None:
         member.channel.send(Welcome(part=self.specs.order(member.rank) is not None))
         self._tell(member)
-
-    def tell(self) -> None:
-        """Every member what it is to have, where it does not know."""
-        for member in self._members.members.values():
-            self._tell(member)
 
     def _tell(self, member: Member) -> None:
         order = self.specs.order(member.rank)

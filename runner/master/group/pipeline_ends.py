@@ -71,6 +71,10 @@ class PipelineEnds:
         self._from_last, _ = await loop.create_connection(lambda: self._last_stage, sock=returning)
         self._watching = asyncio.create_task(self._watch(self._to_first))
 
+    def accept(self, limits: Limits) -> None:
+        """Results within these limits too, from now on."""
+        self._last_stage.accept(limits)
+
     def send(self, step: Step) -> None:
         assert self._to_first is not None
         self._to_first.write(encode_step(step, self.epoch))
@@ -128,6 +132,10 @@ class FrameReader(asyncio.Protocol):
         self._header: Header | None = None
         self._over = False
         self.silence = Silence()
+
+    def accept(self, limits: Limits) -> None:
+        """What is within these limits or those before."""
+        self._limits = self._limits.or_within(limits)
 
     def connection_made(self, _transport: asyncio.BaseTransport) -> None:
         self.silence.heard()

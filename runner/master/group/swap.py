@@ -29,6 +29,8 @@ FREE_KEYS = (
     "load_timeout_s",
     "swap_drain_s",
 )
+# A process whose connection is gone may only be cut off: it dials again each second.
+BACK_WITHIN_S = 10.0
 _MAIN = "main"  # what a hub's model without a revision is
 
 
@@ -38,40 +40,47 @@ class SwapRunning(Exception):
 
 @dataclass(slots=True)
 class RankOfSwap:
-    """How far one rank of the new spec is; sizes in bytes, None where not known. `since` it was
-    told to fetch or to load, `moved` when something was heard of that last."""
+    """How far one rank of the new spec is; sizes in bytes, 0 where not known. `since` it was
+    told to fetch or to load, `moved` when something was heard of that last, and `lost` (when, and
+    how it was told) is set while its process is not there."""
 
     rank: int
     moved: float
     since: float
     state: RankState = "waiting"
-    fetched_bytes: int | None = None
-    wanted_bytes: int | None = None
+    fetched_bytes: int = 0
+    wanted_bytes: int = 0
     reason: str = ""
+    lost: tuple[float, str] | None = None
 
 
 class Swap:
-    """One spec on its way in, or the last one that was. `commit` is None while the master looks
-    for it. Times are unix seconds."""
+    """One spec on its way in, or the last one that was. `served` is None while the master looks for
+    the commit of its model. Times are unix seconds."""
 
     def __init__(self, spec: GroupSpec, now: float) -> None:
         self.spec, self.since = spec, now
         self.spec_hash = spec_hash(spec)
         self.phase: Phase = "preparing"
         self.reason = ""
-        self.commit: str | None = None
+        self.served: Served | None = None
         self.ranks = [RankOfSwap(rank, now, now) for rank in range(len(spec.ranks))]
 
     @property
     def running(self) -> bool:
         return self.phase in RUNNING
 
-    @property
-    def served(self) -> Served | None:
-        return None if self.commit is None else Served(self.spec, self.commit)
-
     def enter(self, phase: Phase, now: float, reason: str = "") -> None:
         self.phase, self.reason, self.since = phase, reason, now
+
+    @property
+    def line(self) -> str:
+        """How far it is, for the log."""
+        ranks = (
+            f"rank {item.rank} {item.state}, {item.fetched_bytes} of {item.wanted_bytes} bytes"
+            for item in self.ranks
+        )
+        return f"{self.phase}: {'; '.join(ranks)}"
 
     def describe(self) -> dict[str, object]:
         """As GET /group/spec tells it."""
@@ -141,7 +150,8 @@ class Specs:
         return (
             old is not None
             and swap is not None
-            and swap.commit == old.commit
+            and swap.served is not None
+            and swap.served.commit == old.commit
             and swap.spec.model_name == old.spec.model_name
         )
 
@@ -159,12 +169,13 @@ class Specs:
 
     # A spec is pushed
 
-    def push(self, spec: GroupSpec, now: float) -> bool:
-        """Whether a swap is to be made of it; else it is in force now. Raises SwapRunning."""
+    def push(self, spec: GroupSpec, now: float) -> Swap | None:
+        """The swap that is made of it, or that is made of it already; None where it is in force
+        now. Raises SwapRunning."""
         digest, old = spec_hash(spec), self.in_force
         if (swap := self.running) is not None:
             if swap.spec_hash == digest:
-                return True
+                return swap
             if swap.phase != "preparing" or old is None or not is_free(old.spec, spec):
                 raise SwapRunning(
                     f"spec {swap.spec_hash[:12]} ({swap.spec.model_name}) is being brought in, its"
@@ -173,15 +184,16 @@ class Specs:
             # Nothing was touched yet, and what serves is asked for.
             swap.enter("failed", now, f"taken back: spec {digest[:12]} was pushed")
         if old is not None and is_free(old.spec, spec):
-            self.in_force = Served(spec, old.commit)
-            return False
+            if old.spec_hash != digest:
+                self.in_force = Served(spec, old.commit)
+            return None
         self.swap = Swap(spec, now)
-        return True
+        return self.swap
 
     def commit_known(self, of: Swap, commit: str, now: float) -> None:
         """The master has what it needs of the new model itself."""
-        if of is self.running and of.commit is None:
-            of.commit = commit
+        if of is self.running and of.served is None:
+            of.served = Served(of.spec, commit)
             for item in of.ranks:
                 item.moved = now
             self._next_of_prepared(of, now)
@@ -219,15 +231,26 @@ class Specs:
             item.state, item.moved = "loaded", now
 
     def rank_failed(self, rank: int, digest: str, reason: str, now: float) -> None:
-        """It cannot prepare or load its part, or was lost (`digest` "": whatever it did)."""
+        """It cannot prepare or load its part."""
         swap = self.running
-        if swap is None or rank >= len(swap.ranks) or digest not in ("", swap.spec_hash):
+        if swap is not None and (item := self._rank(rank, digest)):
+            self._give_up(swap, item, f": {reason}", now)
+
+    def rank_lost(self, rank: int, reason: str, now: float) -> None:
+        """Its process is gone, or cut off."""
+        swap = self.running
+        if swap is not None and rank < len(swap.ranks):
+            swap.ranks[rank].lost = now, reason
+
+    def rank_joined(self, rank: int, *, same_process: bool, now: float) -> None:
+        """A process that is another one has nothing of what the one before had prepared."""
+        swap = self.running
+        if swap is None or rank >= len(swap.ranks):
             return
         item = swap.ranks[rank]
-        if not digest and item.state == "waiting":
-            return
-        item.state, item.reason = "failed", reason
-        self.fail(swap, f"rank {rank}: {reason}", now)
+        if item.lost is not None and not same_process and item.state != "waiting":
+            self._give_up(swap, item, f": {item.lost[1]}", now)
+        item.lost = None
 
     # What becomes of the group
 
@@ -248,15 +271,23 @@ class Specs:
             self.in_force = swap.served
             swap.enter("serving", now)
 
-    def epoch_lost(self, reason: str, now: float) -> None:
+    def not_answered(self, served: Served, reason: str, now: float) -> None:
+        """What was to be formed did not form, was lost, or could compute nothing."""
         swap = self.running
-        if swap is not None and swap.phase == "loading":
+        if swap is not None and swap.phase == "loading" and swap.served == served:
             self.fail(swap, reason, now)
 
     def look(self, now: float) -> None:
         """End a swap in which a rank is not heard of, or takes longer than it may."""
         swap = self.running
-        if swap is None or swap.phase == "draining" or swap.commit is None:
+        if swap is None or swap.served is None:
+            return
+        for item in swap.ranks:
+            gone = item.lost is not None and now - item.lost[0] > BACK_WITHIN_S
+            if gone and item.lost is not None and item.state != "waiting":
+                self._give_up(swap, item, f": {item.lost[1]}", now)
+                return
+        if swap.phase == "draining":
             return
         done: tuple[RankState, ...] = ("prepared",) if swap.phase == "preparing" else ("loaded",)
         limit = swap.spec.load_timeout_s
@@ -265,15 +296,15 @@ class Specs:
                 continue
             if swap.phase == "preparing" and now - item.moved > self._stall_s:
                 missing = "has not joined" if item.state == "waiting" else "got no byte"
-                self._give_up(swap, item, f"{missing} for {self._stall_s:g} s", now)
+                self._give_up(swap, item, f" {missing} for {self._stall_s:g} s", now)
                 return
             if limit is not None and item.state != "waiting" and now - item.since > limit:
-                self._give_up(swap, item, f"took longer than load_timeout_s, {limit:g} s", now)
+                self._give_up(swap, item, f" took longer than load_timeout_s, {limit:g} s", now)
                 return
 
     def _give_up(self, swap: Swap, item: RankOfSwap, reason: str, now: float) -> None:
-        item.state, item.reason = "failed", reason
-        self.fail(swap, f"rank {item.rank} {reason}", now)
+        item.state, item.reason = "failed", reason.removeprefix(": ").strip()
+        self.fail(swap, f"rank {item.rank}{reason}", now)
 
     # Inside
 
@@ -283,9 +314,14 @@ class Specs:
         return swap.ranks[rank] if swap is not None and mine else None
 
     def _next_of_prepared(self, swap: Swap, now: float) -> None:
-        if swap.commit is not None and all(item.state == "prepared" for item in swap.ranks):
+        if swap.served is not None and all(item.state == "prepared" for item in swap.ranks):
             # With nothing in force there is nothing to drain.
             swap.enter("draining" if self.in_force is not None else "loading", now)
+
+
+def alike(one: Served, other: Served) -> bool:
+    """Whether the weights of one serve the other."""
+    return one.commit == other.commit and is_free(one.spec, other.spec)
 
 
 def is_free(old: GroupSpec, new: GroupSpec) -> bool:
@@ -302,3 +338,10 @@ def changed_keys(old: GroupSpec, new: GroupSpec) -> set[str]:
     old, new = main(old), main(new)
     differs: Callable[[str], bool] = lambda name: getattr(old, name) != getattr(new, name)  # noqa: E731
     return {item.name for item in fields(GroupSpec) if differs(item.name)}
+
+
+def what_changes(old: GroupSpec, new: GroupSpec) -> str:
+    """For who looks at it later."""
+    if old.model_name != new.model_name:
+        return f"model changed from {old.model_name} to {new.model_name}"
+    return f"{', '.join(sorted(changed_keys(old, new)))} changed"

@@ -27,7 +27,7 @@ class TextStream:
     def __init__(
         self, engine: Engine, text: ModelText, metrics: Metrics, requests: Sequence[TextRequest]
     ) -> None:
-        self._requests = requests
+        self.requests = requests
         self._choices: list[_Choice] = []
         try:
             for request in requests:
@@ -45,7 +45,7 @@ class TextStream:
 
     def parts(self) -> list[list[TextPiece]]:
         """By choice, what was delivered before; those of `pieces` go on from there."""
-        return [list(request.delivered) for request in self._requests]
+        return [list(request.delivered) for request in self.requests]
 
     async def collect(self) -> list[TextPiece]:
         """Every choice as one piece, in order, with what was delivered before."""

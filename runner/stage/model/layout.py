@@ -103,7 +103,9 @@ def read_layout(model_class: type[Any], config: Any) -> tuple[ModelLayout, Any]:
     config._experts_implementation = _SHAPE_EXPERTS
     try:
         with torch.device("meta"):
-            model = model_class._from_config(config, dtype=torch.bfloat16).eval()
+            # With a dtype it would be the process's default meanwhile, and another thread may be
+            # computing.
+            model = model_class._from_config(config, dtype=None).to(torch.bfloat16).eval()
         return _Trace(name, model).run(), model
     except UnsupportedModel as error:
         raise UnsupportedModel(f"model_type {name} cannot be split: {error}") from error

@@ -223,12 +223,14 @@ class ControlThread(threading.Thread):
         self.inbox.put(Exchange(part))
 
     def _give_up(self, code: int) -> None:
-        """The master is told why before the process ends."""
+        """The master is told why before the process ends; the main thread may hang."""
 
         async def end() -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._link.flush(), 2)
-            self.inbox.put(Stop(code))
+            logger.error("%s", self._orders.failure)
+            logging.shutdown()
+            os._exit(code)
 
         task = self._loop.create_task(end())
         self._tasks.add(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from contract.specs import GroupSpec, StageSpec, spec_hash
 from runner.errors import RunnerError
 from runner.models.progress import FetchProgress
+from runner.stage.process.stall import Stall
 from runner.transport.control import (
     Holding,
     Loaded,
@@ -91,22 +93,28 @@ class Orders:
             self._prepared(order, replace(self._held, spec=order.spec, sharing=order.sharing))
             return
         progress, loop = FetchProgress(), asyncio.get_running_loop()
-        threading.Thread(
+        thread = threading.Thread(
             target=self._work, args=(order, progress, loop), name="prepare", daemon=True
-        ).start()
-        self._report(order, progress)
+        )
+        thread.start()
+        assert thread.native_id is not None
+        self._report(order, progress, Stall(thread.native_id, self._spec.stall_s))
 
     def load(self, digest: str) -> None:
         """The part that is prepared goes into the place of what is held."""
         holding, part = self.holding, self._part
         if holding is not None and holding.spec_hash == digest:
             self._send(Loaded(digest, holding.stage))
+        elif part is not None and part is self._loading and holding is None:
+            pass  # the master was cut off meanwhile, and is told when it is loaded
         elif part is None or spec_hash(part.spec) != digest:
             self._send(LoadFailed(digest, "this spec is not prepared"))
         else:
             self._held = self._info = None
             self._loading = part
             self._exchange(part)
+            # The main thread's id is the process's.
+            self._watch_load(part, Stall(os.getpid(), self._spec.stall_s))
 
     def take(self, spec: GroupSpec) -> None:
         """What is held goes by another spec, of which it has the same part."""
@@ -141,15 +149,36 @@ class Orders:
             self._part = part
             self._send(Prepared(spec_hash(order.spec)))
 
-    def _report(self, order: Prepare, progress: FetchProgress) -> None:
+    def _report(self, order: Prepare, progress: FetchProgress, stall: Stall) -> None:
         """Each second while it is prepared, and once more at the end."""
-        if order is not self._order:
+        if order is not self._order or self.failure:
             return
         digest = spec_hash(order.spec)
         self._send(Progress(digest, progress.fetched_bytes, progress.wanted_bytes))
-        if self._part is None and not self.failure:
+        if self._part is not None:
+            return
+        if stall.over(progress.fetched_bytes) and self.imported.is_set():
+            self._failed(order, self._stalled())
+            self._order = None  # what its thread says later is not waited for
+            if self._held is None:
+                self._give_up(1)
+        else:
             loop = asyncio.get_running_loop()
-            loop.call_later(REPORT_EACH_S, self._report, order, progress)
+            loop.call_later(REPORT_EACH_S, self._report, order, progress, stall)
+
+    def _stalled(self) -> RunnerError:
+        return RunnerError(f"no byte came for {self._spec.stall_s:g} s")
+
+    def _watch_load(self, part: PreparedPart, stall: Stall) -> None:
+        """Each second while the main thread loads: nobody else can end it."""
+        if part is not self._loading or self._held is not None:
+            return
+        if stall.over():
+            self.load_failed(part, self._stalled())
+            self._give_up(1)
+        else:
+            loop = asyncio.get_running_loop()
+            loop.call_later(REPORT_EACH_S, self._watch_load, part, stall)
 
     def _failed(self, order: Prepare, error: Exception) -> None:
         if order is self._order:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from runner.errors import NotServing, RunnerError
+from runner.master.engine.gate import Gate
 from runner.master.engine.report import EngineStatistics
 from runner.master.engine.requests import (
     FINISHED_BY_LENGTH,
@@ -35,12 +36,16 @@ class ScriptedEngine:
         self.max_model_len: int | None = 512
         self.model_commit, self.vocabulary_size = "a-commit", 49152
         self.in_force = Served(group_spec(), self.model_commit)
+        self.gate, self.swap = Gate(), None
         self.requests: list[GenerationRequest] = []
         self.open = 0
         self.delay_s = 0.0
         self.allowed: float = math.inf
         self.failure: RunnerError | None = None
         self.fail_after = 0
+
+    async def let_in(self, limit_s: float) -> None:
+        await self.gate.opened(limit_s, 100)
 
     def check_place(self, choices: int = 1, *, domain: str = "", carried: bool = False) -> None:
         """There is always one."""

@@ -13,6 +13,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from contract.signed_request import Verifier
 from contract.specs import GroupSpec, MasterSpec, RankPart
 from runner.master.api.app import Lifespan, create_app
 from runner.master.api.served_models import Texts
@@ -49,9 +50,10 @@ def master_app(
     lifespan: Lifespan | None = None,
     management_key: Callable[[], str] | None = None,
     bind_address: str = "127.0.0.1",
+    verifier: Verifier | None = None,
 ) -> Starlette:
     spec = MasterSpec(DEPLOYMENT, bind_address)
-    return create_app(spec, engine, OneText(text), lifespan, management_key)
+    return create_app(spec, engine, OneText(text), lifespan, management_key, verifier)
 
 
 @contextmanager

@@ -109,13 +109,13 @@ class SimulatedGroup(StandInGroup):
         self._squeezed_until = self._slow_until = 0
         self.squeeze = 1.0
 
-    def form(self) -> None:
+    def form(self, *, trial: bool = False) -> None:
         self._life += 1
         self._stages = [self._new_stage() for _ in range(self.ranks)]
         self._ids: dict[int, tuple[int, int]] = {}
         self._stuck = False
         self._last_back = 0.0
-        super().form()
+        super().form(trial=trial)
 
     def _new_stage(self) -> SimulatedStage:
         return SimulatedStage(self.kv_tokens, self.rope_boundary, free_at=self._loop.time())

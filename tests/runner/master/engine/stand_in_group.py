@@ -8,6 +8,7 @@ import hashlib
 from contract.specs import GroupSpec, RankPart
 from runner.master.group.formation import Formation, GroupListener
 from runner.master.group.history import History
+from runner.master.group.swap import Swap
 from runner.steps import Admission, SampledToken, StageTime, Step, StepResult
 from runner.transport.control import Join, Served, StageInfo
 
@@ -87,6 +88,8 @@ class StandInGroup:
     ) -> None:
         parts = tuple(RankPart((rank, rank + 1)) for rank in range(ranks))
         self.served = Served(spec or GroupSpec("test", "model", parts), COMMIT)
+        self.swap: Swap | None = None
+        self.proofs: list[str] = []
         self.ranks, self.delay_s = ranks, delay_s
         self.kv_tokens, self.rope_boundary = kv_tokens, rope_boundary
         self.max_positions = max_positions or kv_tokens
@@ -101,6 +104,15 @@ class StandInGroup:
         self.deadly: set[int] = set()  # token ids; a stage dies of a step that has one
         self._queue: list[Step] = []
         self._running: asyncio.Task[None] | None = None
+
+    async def push(self, spec: GroupSpec) -> Swap | None:
+        raise NotImplementedError
+
+    def answered(self) -> None:
+        self.proofs.append("")
+
+    def not_answered(self, reason: str) -> None:
+        self.proofs.append(reason)
 
     def joins(self) -> tuple[Join | None, ...]:
         return tuple(
@@ -130,13 +142,13 @@ class StandInGroup:
             for rank in range(self.ranks)
         )
 
-    def form(self) -> None:
+    def form(self, *, trial: bool = False) -> None:
         self.history.trying()
         self.history.formed(0.0)
         self.state, self.reason = "ready", ""
         self.pipeline = Pipeline(self.kv_tokens)
         stages = tuple(stage for stage in self.stages() if stage is not None)
-        self.listener.group_formed(Formation(self.history.epoch, stages, self.served))
+        self.listener.group_formed(Formation(self.history.epoch, stages, self.served, trial))
 
     def lose(self, reason: str = "rank 1: killed", *, announced: bool = False) -> None:
         self.state, self.reason = "starting", reason

@@ -52,6 +52,7 @@ def test_it_lives_before_it_is_ready_and_is_ready_once_loaded(stages: Stages) ->
 
     stages.start()
     wait_for(lambda: answers(stages, "/livez"), 20, "alive without a master")
+    assert answers(stages, "/startedz")
     answer = stages.health(0, "/readyz")
     assert answer.status_code == 503
     assert answer.json() == {"status": "unavailable", "reason": "the master has not let it in yet"}
