@@ -42,6 +42,7 @@ async def _describe(block: Block) -> dict[str, Any]:
         "component": block.spec.component,
         "labels": block.spec.labels,
         "tags": component.get("tags", []),
+        "merges_system_messages": (await block.model()).get("merges_system_messages") is True,
         "healthy": "" in reasons,
         "reason": "" if "" in reasons else await block.not_ready(),
         "load": {

@@ -44,7 +44,7 @@ REQUEST: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[SmallUpstream]:
     with SmallUpstream() as upstream:
-        upstream.max_model_len = 100_000
+        upstream.max_model_len, upstream.merges_system = 100_000, True
         yield upstream
 
 
@@ -115,6 +115,12 @@ def test_models_say_what_stands_behind_a_block(server: TierProcess) -> None:
     assert (first["root"], first["title"]) == (MODEL, MODEL)
     assert first["generation_config"] == {"min_p": 0.5}
     assert (dead["root"], dead["title"], dead["generation_config"]) == (None, None, {})
+
+
+def test_blocks_say_whose_model_reads_no_system_messages(server: TierProcess) -> None:
+    blocks = httpx.get(f"{server.url}/v1/blocks").json()["data"]
+    found = {block["id"]: block["merges_system_messages"] for block in blocks}
+    assert found == {BLOCK: True, "dead-block": False}
 
 
 @pytest.mark.parametrize("path", ["/v1/infer", "/v1/chat/completions"])

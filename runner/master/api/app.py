@@ -116,14 +116,17 @@ async def model(request: Request) -> Response:
 
 
 def _model(state: State, name: str) -> dict[str, Any]:
+    served = state.models.current()
+    template = served.text.chat_template
     return {
         "id": name,
         "object": "model",
         "created": state.created,
         "owned_by": "splitstack",
-        "root": state.models.current().spec.model_name,
+        "root": served.spec.model_name,
         "max_model_len": state.engine.max_model_len,
         "generation_config": state.models.defaults.in_force(),
+        "merges_system_messages": template is not None and template.merges_system,
     }
 
 

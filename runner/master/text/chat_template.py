@@ -120,11 +120,16 @@ class ChatTemplate:
             ) from error
         self._special_tokens = dict(special_tokens)
         self._forms = MessageForms.found(self._rendered)
-        if not self._forms.takes_system:
+        if self.merges_system:
             _log.warning(
                 "the model's chat template reads no system messages: "
                 "they are put before the first user message, as a part of it"
             )
+
+    @property
+    def merges_system(self) -> bool:
+        """System messages that lead become part of the user's message after them."""
+        return not self._forms.takes_system
 
     def render(
         self,

@@ -147,6 +147,7 @@ def test_a_template_without_system_messages_gets_them_before_the_first_users(
     merged = {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
     template = ChatTemplate(REFUSES_SYSTEM, SPECIAL_TOKENS)
     assert "reads no system messages" in caplog.text
+    assert template.merges_system
     expected = rendered_by_transformers(REFUSES_SYSTEM, [merged, answer, last])
     assert template.render(CONVERSATION) == expected
     assert template.render([user]) == rendered_by_transformers(REFUSES_SYSTEM, [user])
