@@ -2,7 +2,7 @@
 
 import pytest
 
-from contract.specs import GroupSpec
+from contract.specs import GroupSpec, MasterSpec
 from tests.infra.deployments import fault_lines, parsed
 
 
@@ -10,7 +10,7 @@ def test_defaults_are_those_of_the_process_contract():
     common = parsed().common_params
     assert common.max_concurrent_requests == GroupSpec.max_concurrent_requests
     assert common.request_deadline_s == GroupSpec.request_deadline_s
-    assert common.master_port == GroupSpec.master_port == 3000
+    assert common.master_port == MasterSpec.master_port == 3000
     assert parsed().inference_server.node_port == 31504
 
 
