@@ -38,13 +38,15 @@ def deploy(stack: ClusterStack) -> None:
             ProxyBlockArgs(clusters, block, addresses, image, store, proof),
         )
 
+    balancer: pulumi.Input[str] = ""
     if deployment.inference_server.enabled:
         image = images["inference_server"]
-        InferenceServerTier(name, InferenceServerArgs(clusters, addresses, image, secrets.api_keys))
+        args = InferenceServerArgs(clusters, addresses, image, secrets.api_keys)
+        balancer = InferenceServerTier(name, args).balancer
 
     Observability(name, clusters)
 
-    for key, value in stack.outputs(images, model.ranks).items():
+    for key, value in stack.outputs(images, model.ranks, balancer).items():
         pulumi.export(key, value)
 
 

@@ -159,9 +159,19 @@ def _inference_server(deployment: DeploymentConfig) -> NetworkRule:
         deployment.cluster_of(0),
         deployment.namespaces.inference_server,
         labels.selector(deployment, labels.INFERENCE_SERVER),
-        ingress=(Allowed((INFERENCE_PORT,)),),
+        ingress=_clients(deployment),
         egress=tuple(egress),
     )
+
+
+def _clients(deployment: DeploymentConfig) -> tuple[Allowed, ...]:
+    """Of the inference server. What a port-forward brings comes from the pod's own node."""
+    expose = deployment.inference_server.expose
+    if expose.mode != "none" and not expose.client_namespace:
+        return (Allowed((INFERENCE_PORT,)),)
+    clients = (Peer(expose.client_namespace),) if expose.client_namespace else ()
+    allowed = (Allowed((INFERENCE_PORT,), clients),) if clients else ()
+    return (*allowed, *_metrics(deployment, INFERENCE_PORT))
 
 
 def _metrics(deployment: DeploymentConfig, *ports: int) -> tuple[Allowed, ...]:

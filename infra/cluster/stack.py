@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pulumi
@@ -12,7 +12,9 @@ import pulumi
 from contract.faults import MISSING, Fault
 from contract.signature import MANAGEMENT_OUTPUT
 from contract.specs import GroupSpec, MasterSpec, StageSpec, spec_hash
+from infra.cluster.cluster_lookup import lacks_secret, node_address
 from infra.cluster.fit import addresses, plan_on_clusters, rank_clusters
+from infra.cluster.front_url import forward_line, front_url, needs_forward
 from infra.cluster.kubeconfig import PROJECT_ROOT, Kubeconfig, KubeconfigError, read_kubeconfig
 from infra.cluster.live import (
     APPLIED_OUTPUT,
@@ -46,7 +48,8 @@ from infra.stack.file import lock_name, parse_deployment
 class ClusterStack:
     """`deployment` names cores and memory for every rank; `kubeconfigs` has one per cluster.
 
-    `applied` is what will be in force.
+    `applied` is what will be in force. `node` is the address of one of rank 0's cluster, "" where
+    it is not known or not needed.
     """
 
     deployment: DeploymentConfig
@@ -54,6 +57,7 @@ class ClusterStack:
     secrets: StackSecrets
     kubeconfigs: Mapping[str, Kubeconfig]
     applied: Applied
+    node: str = ""
 
     @cached_property
     def addresses(self) -> Addresses:
@@ -78,20 +82,14 @@ class ClusterStack:
             for params in self.deployment.ranks
         ]
 
-    @property
-    def url(self) -> str:
-        """The inference server from outside the cluster; "" where the stack has none."""
-        server = self.deployment.inference_server
-        if not server.enabled:
-            return ""
-        host = server.public_host or self.kubeconfigs[self.deployment.cluster_of(0)].host
-        host = f"[{host}]" if ":" in host else host
-        return f"http://{host}:{server.node_port}"
-
     def outputs(
-        self, images: Mapping[Any, pulumi.Input[str]], served: Sequence[pulumi.CustomResource]
+        self,
+        images: Mapping[Any, pulumi.Input[str]],
+        served: Sequence[pulumi.CustomResource],
+        balancer: pulumi.Input[str],
     ) -> dict[str, Any]:
-        """What `pulumi stack output` shows; `images` are digest references by tier.
+        """What `pulumi stack output` shows; `images` are digest references by tier, `balancer` is
+        the address of the inference server's load balancer.
 
         They are the old ones until all of `served` is there.
         """
@@ -109,11 +107,14 @@ class ClusterStack:
             MANAGEMENT_OUTPUT: self.secrets.management_key,
             APPLIED_OUTPUT: applied_output(self.applied, [item.id for item in served]),
         }
-        if self.url:
-            urls["inference_server"] = self.url
+        if self.deployment.inference_server.enabled:
+            url = front_url(self.deployment, self.node, balancer)
+            urls["inference_server"] = url
             block = self.deployment.proxy_blocks[0].block_id
-            with_key = self.secrets.api_keys is not None
-            found["curl"] = curl_line(self.url, block, with_key=with_key)
+            asked = partial(curl_line, block_id=block, with_key=self.secrets.api_keys is not None)
+            found["curl"] = pulumi.Output.from_input(url).apply(asked)
+            if needs_forward(self.deployment, self.node):
+                found["port_forward"] = forward_line(self.deployment)
         return found
 
 
@@ -138,12 +139,29 @@ def read_stack() -> ClusterStack:
     if changes:
         pulumi.log.info(f"\n{render_edit(changes, deployment.nnodes)}\n")
     new = replace(new, room=room)
-    return ClusterStack(deployment, plan, secret_outputs(values), kubeconfigs, new)
+    kubeconfig = kubeconfigs[deployment.cluster_of(0)]
+    _warn_of_certificate(deployment, kubeconfig)
+    server = deployment.inference_server
+    at_node = server.enabled and server.expose.mode == "node_port" and not server.public_host
+    node = node_address(kubeconfig) if at_node else ""
+    return ClusterStack(deployment, plan, secret_outputs(values), kubeconfigs, new, node)
 
 
 def _refuse(source: str, faults: Iterable[Fault]) -> None:
     if found := list(faults):
         raise StackConfigError(source, found)
+
+
+def _warn_of_certificate(deployment: DeploymentConfig, kubeconfig: Kubeconfig) -> None:
+    """No fault: a certificate's Secret may be made once its Ingress or Gateway is there."""
+    server = deployment.inference_server
+    secret = server.expose.tls_secret if server.enabled else ""
+    namespace = deployment.namespaces.inference_server
+    if secret and lacks_secret(kubeconfig, namespace, secret):
+        pulumi.log.warn(
+            f"inference_server.expose.tls_secret: there is no Secret {secret} in namespace "
+            f"{namespace} yet; clients get no certificate of yours before it is there"
+        )
 
 
 def _read(source: str) -> tuple[DeploymentConfig, dict[str, str], dict[str, Kubeconfig]]:

@@ -83,6 +83,23 @@ class Tier(Component):
             opts=self._options(),
         )
 
+    def _load_balancer(
+        self, port: core.ServicePortArgs, class_name: str, annotations: dict[str, str]
+    ) -> core.Service:
+        """Waited for: its address is known when somebody has made it."""
+        timeouts = pulumi.ResourceOptions(custom_timeouts=waited_for(self._deployment, 0))
+        return core.Service(
+            self.name,
+            metadata=self._metadata(self.name, annotations=annotations or None),
+            spec=core.ServiceSpecArgs(
+                type="LoadBalancer",
+                load_balancer_class=class_name or None,
+                selector=self._selector,
+                ports=[port],
+            ),
+            opts=pulumi.ResourceOptions.merge(self._options(), timeouts),
+        )
+
     def _workload(self, pods: TierPods, mounted: Sequence[pulumi.Resource]) -> None:
         """A Deployment that is waited for as long as the stack file says; after what it mounts."""
         deployment = self._deployment

@@ -20,7 +20,10 @@ from infra.stack.config import DeploymentConfig
 PLURALS = {
     "ConfigMap": "configmaps",
     "Deployment": "deployments",
+    "Gateway": "gateways",
+    "HTTPRoute": "httproutes",
     "HorizontalPodAutoscaler": "horizontalpodautoscalers",
+    "Ingress": "ingresses",
     "Namespace": "namespaces",
     "NetworkPolicy": "networkpolicies",
     "PersistentVolumeClaim": "persistentvolumeclaims",

@@ -46,6 +46,7 @@ def check_needed(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterat
                 yield cluster.finding("fault", f"there is no {what} ({key})")
     with cluster.asked_to(f"get namespace {deployment.namespace}"):
         yield from _check_host_path(cluster, deployment)
+    yield from _check_certificate(cluster, deployment)
     with cluster.asked_to("list services"):
         yield from _check_node_port(cluster, deployment)
         yield from _check_aliases(cluster, deployment)
@@ -71,6 +72,8 @@ def _needed(cluster_id: str, deployment: DeploymentConfig) -> Iterator[tuple[str
         name, namespace = deployment.model_cache.claim_name, deployment.namespace
         path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}"
         yield f"claim {name} in namespace {namespace}", path, "model_cache.claim_name"
+    if deployment.inference_server.enabled and cluster_id == deployment.cluster_of(0):
+        yield from _needed_in_front(deployment)
     scaled = any(block.max_instances > block.min_instances for block in deployment.proxy_blocks)
     if scaled and cluster_id == deployment.cluster_of(0):
         path = "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io"
@@ -92,9 +95,25 @@ def _check_host_path(cluster: ClusterClient, deployment: DeploymentConfig) -> It
         yield cluster.finding("fault", text)
 
 
+def _needed_in_front(deployment: DeploymentConfig) -> Iterator[tuple[str, str, str]]:
+    expose, key = deployment.inference_server.expose, "inference_server.expose"
+    name = expose.class_name
+    if expose.mode == "ingress" and name:
+        path = f"/apis/networking.k8s.io/v1/ingressclasses/{name}"
+        yield f"ingress class {name}", path, f"{key}.class_name"
+    if expose.mode == "gateway":
+        root = "/apis/gateway.networking.k8s.io/v1"
+        if name:
+            yield f"gateway class {name}", f"{root}/gatewayclasses/{name}", f"{key}.class_name"
+        else:
+            where, _, gateway = expose.gateway.partition("/")
+            path = f"{root}/namespaces/{where}/gateways/{gateway}"
+            yield f"gateway {gateway} in namespace {where}", path, f"{key}.gateway"
+
+
 def _check_node_port(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
     server = deployment.inference_server
-    if not _has_front(cluster, deployment):
+    if not _has_front(cluster, deployment) or server.expose.mode != "node_port":
         return
     core = client.CoreV1Api(cluster.api)
     ours = (deployment.namespaces.inference_server, deployment.inference_server_name)
@@ -114,6 +133,20 @@ def _check_node_port(cluster: ClusterClient, deployment: DeploymentConfig) -> It
             rule = "choose another inference_server.node_port, or inference_server.enabled false"
             text = f"node port {server.node_port} is taken by service {name}; {rule}"
             yield cluster.finding("fault", text)
+
+
+def _check_certificate(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
+    """No fault: cert-manager makes the Secret when its Ingress or Gateway is there."""
+    secret = deployment.inference_server.expose.tls_secret
+    namespace = deployment.namespaces.inference_server
+    if not secret or not _has_front(cluster, deployment):
+        return
+    with cluster.asked_to(f"get secret {secret}"):
+        there = cluster.metadata(f"/api/v1/namespaces/{namespace}/secrets/{secret}")
+    if there is None:
+        key = "inference_server.expose.tls_secret"
+        text = f"there is no secret {secret} in namespace {namespace} yet, or you may not see it"
+        yield cluster.finding("warning", f"{text} ({key}); until then there is no certificate")
 
 
 def _check_aliases(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
 from contract.web_model import is_address
 from infra.stack.config import DeploymentConfig
 from infra.stack.device_rules import device_faults
-from infra.stack.front_rules import front_faults
+from infra.stack.front_rules import cluster_front_faults, front_faults
 from infra.stack.image_names import registry_of
 
 NAME_LIMIT = 63
@@ -62,15 +62,13 @@ def cluster_deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     if not deployment.clusters:
         rule = "must declare each cluster, as in {my-cluster: {context: my-context}}"
         yield Fault("clusters", {}, rule)
+    yield from cluster_front_faults(deployment)
     yield from _cluster_tier_faults(deployment)
     yield from _meeting_point_faults(deployment)
     yield from _image_faults(deployment)
 
 
 def _cluster_tier_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
-    if not 30000 <= deployment.inference_server.node_port <= 32767:
-        port = deployment.inference_server.node_port
-        yield Fault("inference_server.node_port", port, "must be from 30000 to 32767 in a cluster")
     for index, block in enumerate(deployment.proxy_blocks):
         if deployment.session_store.mode == "sqlite" and block.max_instances > 1:
             rule = (

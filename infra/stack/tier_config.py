@@ -15,6 +15,7 @@ from contract.specs import (
     SessionsSpec,
 )
 from infra.stack import types
+from infra.stack.expose_config import Expose
 from infra.stack.generation_config import GenerationConfig
 
 
@@ -103,7 +104,9 @@ class InferenceServer(types.Section):
     node_port: types.Port = INFERENCE_PORT
     """Port on every node; on one machine the port itself."""
     public_host: types.Address = ""
-    """Host of the URLs that `pulumi up` prints; empty: that of the cluster's API server."""
+    """Host of the URLs that `pulumi up` prints; empty: a node's or the load balancer's address."""
+    expose: Expose = Expose()
+    """How it is reached from outside of the cluster."""
     discovery: Literal["static", "kubernetes"] = "kubernetes"
     """kubernetes serves every block in namespaces.blocks; static those of this stack only."""
     anonymous: bool = False

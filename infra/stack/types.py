@@ -28,6 +28,7 @@ _DEVICES = re.compile(r"[0-9A-Za-z-]+(?:,[0-9A-Za-z-]+)*")
 _ORDINALS = re.compile(r"[0-9]+(?:,[0-9]+)*")
 _SUBDOMAIN = r"[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?"
 _NODE = re.compile(_SUBDOMAIN)
+_NAMESPACED = re.compile(rf"{_LABEL.pattern}/{_SUBDOMAIN}")
 _KEY = re.compile(rf"(?:{_SUBDOMAIN}/)?[A-Za-z0-9](?:[-._A-Za-z0-9]{{0,61}}[A-Za-z0-9])?")
 _PATH_PART = r"(?!\.\.?(?:/|$))[^/\0]+"
 _RELATIVE_PATH = re.compile(rf"{_PATH_PART}(?:/{_PATH_PART})*/?")
@@ -154,6 +155,21 @@ Address = Annotated[
     str,
     _matching(_ADDRESS, "must be a host name or an IP address, without a port"),
     WithJsonSchema(_TEXT),
+]
+ControllerClass = Annotated[
+    str,
+    _matching(_KEY, "must be a class's name, as in nginx or service.k8s.aws/nlb"),
+    WithJsonSchema(_TEXT),
+]
+HostName = Annotated[
+    str,
+    _matching(_NODE, "must be a DNS name in lower case, as in chat.example.com"),
+    WithJsonSchema(_TEXT),
+]
+NamespacedName = Annotated[
+    str,
+    _matching(_NAMESPACED, "must be NAMESPACE/NAME, as in gateways/public"),
+    WithJsonSchema({"type": "string"}),
 ]
 Origin = Annotated[
     str,

@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).parents[2]
 ALL_SECRETS = {"group_token": TOKEN, **SECRETS}
 SPEC_FILES = ("group.json", "master.json", "stage.json", "proxy.json", "inference_server.json")
 # `outputs` of a recorded program has those of its components too, one over the other.
-OUTPUTS = ("curl", "images", "management_key", "ranks", "spec_hash", "urls")
+OUTPUTS = ("curl", "images", "management_key", "port_forward", "ranks", "spec_hash", "urls")
 # The dashboard, which is a file of the repository already.
 LONGEST_TEXT = 20_000
 
@@ -87,6 +87,9 @@ def as_recorded(program: Program) -> dict[str, Any]:
     }
     assert program.outputs["spec_hash"] in digests.values()
     outputs = {name: readable(program.outputs.get(name)) for name in OUTPUTS}
+    if line := outputs["port_forward"]:
+        # Before it are the test's own paths.
+        outputs["port_forward"] = line[line.index("port-forward") :]
     return {"outputs": outputs, "resources": resources, "spec_hashes": digests}
 
 

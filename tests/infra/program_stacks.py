@@ -26,6 +26,12 @@ PINNINGS: dict[str, list[dict[str, Any]]] = {
         {"rank": 1, "device_uuid": "GPU-2c3d"},
     ],
 }
+EXPOSED: dict[str, dict[str, Any]] = {
+    "load_balancer": {"class_name": "test/balancer", "annotations": {"test/scheme": "internal"}},
+    "ingress": {"host": "chat.test", "class_name": "test", "tls_secret": "chat-tls"},
+    "gateway": {"host": "chat.test", "class_name": "test", "client_namespace": "gateways"},
+    "none": {},
+}
 # Everything optional switched on.
 FULL: dict[str, Any] = {
     "proxy_blocks": [
@@ -111,6 +117,10 @@ def matrix(folder: Path) -> Mapping[str, dict[str, Any]]:
         "everything on": stack(folder, **FULL),
     }
     found |= {
+        f"exposed {mode}": stack(folder, inference_server={"expose": {"mode": mode} | expose})
+        for mode, expose in EXPOSED.items()
+    }
+    found |= {
         f"pinning {mode}": stack(folder, gpu_pinning=mode, per_rank_params=ranks)
         for mode, ranks in PINNINGS.items()
     }
@@ -120,5 +130,6 @@ def matrix(folder: Path) -> Mapping[str, dict[str, Any]]:
 NAMES = (
     "1 rank", "4 ranks", "bare pods", "existing claim", "session store elsewhere",
     "prometheus operator", "built images", "two clusters", "everything off", "everything on",
+    *(f"exposed {mode}" for mode in EXPOSED),
     *(f"pinning {mode}" for mode in PINNINGS),
 )  # fmt: skip

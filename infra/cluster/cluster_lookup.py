@@ -1,0 +1,67 @@
+"""What the program asks a cluster before it declares anything. Nothing of it is ever required."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import urllib3.exceptions
+from kubernetes import client, config
+
+from infra.cluster.kubeconfig import Kubeconfig
+
+# Seconds to connect, and to wait for an answer.
+_TIMEOUT = (3, 5)
+_NOT_FOUND = 404
+# An address that is reached from anywhere goes first.
+_ADDRESS_TYPES = ("ExternalIP", "InternalIP")
+_UNANSWERED = (
+    client.ApiException,
+    config.ConfigException,
+    urllib3.exceptions.HTTPError,
+    OSError,
+    ValueError,
+)
+
+
+def node_address(kubeconfig: Kubeconfig) -> str:
+    """Of a node that is ready; "" where the cluster does not tell."""
+    try:
+        with _api(kubeconfig) as api:
+            nodes: Any = client.CoreV1Api(api).list_node(_request_timeout=_TIMEOUT)
+    except _UNANSWERED:
+        return ""
+    found = sorted(_addresses(nodes.items))
+    return found[0][-1] if found else ""
+
+
+def lacks_secret(kubeconfig: Kubeconfig, namespace: str, name: str) -> bool:
+    """Whether the cluster says that there is no such Secret."""
+    try:
+        with _api(kubeconfig) as api:
+            core = client.CoreV1Api(api)
+            core.read_namespaced_secret(name, namespace, _request_timeout=_TIMEOUT)
+    except client.ApiException as error:
+        return bool(error.status == _NOT_FOUND)
+    except _UNANSWERED:
+        pass
+    return False
+
+
+def _api(kubeconfig: Kubeconfig) -> client.ApiClient:
+    configuration = client.Configuration()
+    config.load_kube_config_from_dict(  # type: ignore[no-untyped-call]
+        json.loads(kubeconfig.contents), client_configuration=configuration
+    )
+    configuration.retries = False
+    return client.ApiClient(configuration)
+
+
+def _addresses(nodes: list[Any]) -> Iterator[tuple[int, str, str]]:
+    """Sortable: the kind of address, the node's name, the address."""
+    for node in nodes:
+        ready = any(one.type == "Ready" and one.status == "True" for one in node.status.conditions)
+        for item in node.status.addresses or [] if ready else []:
+            if item.type in _ADDRESS_TYPES:
+                yield _ADDRESS_TYPES.index(item.type), node.metadata.name, item.address
