@@ -93,8 +93,8 @@ class SpecKeeper:
         if self.failure:
             return self.failure
         if self._file is not None:
-            # Stages that outlived a master hold it all, before this one has its own part.
-            return self._members.missing(Served(self._file, "")) or "the master reads its model"
+            missing = self._members.missing(Served(self._file, ""))
+            return missing or "it is not known yet what stages served before"
         return "no spec is served yet: one is to be pushed"
 
     async def decide(self) -> None:

@@ -217,22 +217,28 @@ def test_limits_are_taken_from_one_step_to_the_next(stages: Stages, first: list[
     run(work())
 
 
-def test_what_runs_ends_in_its_time_and_then_for_the_change(
-    stages: Stages, other_model: Path, second: list[int]
+def test_what_runs_is_waited_for_and_ends_for_the_change_when_its_time_is_up(
+    stages: Stages, other_model: Path, first: list[int], second: list[int]
 ) -> None:
     async def work() -> None:
         async with serving(stages) as group:
             await group.until_ready()
-            short = asyncio.create_task(group.generate(30))
-            long = asyncio.create_task(group.generate(240))
+            running = asyncio.create_task(group.generate(100))
             await asyncio.sleep(0)
-            spec = replace(other_spec(stages, other_model), swap_drain_s=0.2)
-            ended = await group.until_ended(await group.engine.push(spec))
+            ended = await group.until_ended(
+                await group.engine.push(other_spec(stages, other_model))
+            )
             assert ended.phase == "serving"
-            assert len(await short) == 30
-            with contextlib.suppress(ModelSwapped):
-                assert len(await long) == 240  # a quick machine
-            assert await group.generate() == second
+            assert (await running)[:COUNT] == first
+            assert len(running.result()) == 100
+            running = asyncio.create_task(group.generate(240))
+            await asyncio.sleep(0)
+            back = replace(stages.spec, swap_drain_s=0.0)
+            ended = await group.until_ended(await group.engine.push(back))
+            assert ended.phase == "serving"
+            with contextlib.suppress(ModelSwapped):  # a quick machine has finished it before
+                assert (await running)[:COUNT] == second
+            assert await group.generate() == first
 
     run(work())
 
