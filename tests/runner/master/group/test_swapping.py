@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from contract.specs import GroupSpec, RankPart, spec_hash
-from runner.errors import ModelSwapped
+from runner.errors import ModelSwapped, NotServing
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import GenerationRequest, TokenEvent
 from runner.master.group.swap import Swap, SwapRunning
@@ -83,6 +83,12 @@ class Group:
         assert swap is not None
         await self.until(lambda: not swap.running, "the swap has ended")
         return swap
+
+    async def push(self, spec: GroupSpec) -> Swap | None:
+        """As whoever pushes does: again while the master knows nobody."""
+        while True:
+            with contextlib.suppress(NotServing):
+                return await self.engine.push(spec)
 
     def request(self, count: int = COUNT) -> GenerationRequest:
         return GenerationRequest(PROMPT, count, SamplingParameters(temperature=0, seed=1))
@@ -333,7 +339,7 @@ def test_a_group_without_a_file_waits_for_a_spec(
         async with serving(stages) as group:
             await group.until(lambda: "to be pushed" in group.engine.reason, "waits")
             bad = replace(spec, model_name="/no/such/folder")
-            ended = await group.until_ended(await group.engine.push(bad))
+            ended = await group.until_ended(await group.push(bad))
             assert ended.phase == "failed"
             assert group.engine.in_force is None
             ended = await group.until_ended(await group.engine.push(spec))
