@@ -14,6 +14,8 @@ from rollout.swap import DRAINING, FAILED, GroupState, Swap
 POLL_S = 0.5
 # A master that forgets a spec as often ends each time that it is brought in.
 MOST_HAND_OVERS = 5
+# Where nothing is served nothing is lost by it: a stage that died meanwhile gets its next chance.
+TRIES_OF_THE_FIRST = 3
 
 
 def bring_in(group: Group, spec: GroupSpec, stall_s: float, say: Callable[[str], None]) -> None:
@@ -21,30 +23,41 @@ def bring_in(group: Group, spec: GroupSpec, stall_s: float, say: Callable[[str],
 
     It is handed over again when the master has forgotten it: that one was restarted.
     """
-    stall, line = Stall(stall_s), ""
+    stall, failures = Stall(stall_s), 0
     for _ in range(MOST_HAND_OVERS):
         if _handed_over(group, spec, stall, say):
             return
-        while True:
-            try:
-                state = group.state()
-            except NotNow as reason:
-                line, more_s = f"waiting: {reason}", 0.0
-            else:
-                swap = state.swap_to(spec_hash(spec))
-                if state.serves(spec_hash(spec)):
-                    return
-                if swap is None:
-                    break
-                line, more_s = _progress(swap, state), _drain_s(swap, spec)
-                stall.note(state)
-            say(line)
-            _check(stall, line, more_s)
-            time.sleep(POLL_S)
+        state = _ended(group, spec, stall, say)
+        if state.serves(spec_hash(spec)):
+            return
+        if swap := state.swap_to(spec_hash(spec)):
+            failures += 1
+            why = f"{swap.model_name}: {swap.why_failed}; {state.goes_on}"
+            if state.serving is not None or failures == TRIES_OF_THE_FIRST:
+                raise RolloutFailed(why)
+            say(f"trying again: {why}")
     raise RolloutFailed(
         f"the master has forgotten the spec {MOST_HAND_OVERS} times: it ends while "
         f"{spec.model_name} is brought in, and its log says why"
     )
+
+
+def _ended(group: Group, spec: GroupSpec, stall: Stall, say: Callable[[str], None]) -> GroupState:
+    """Follows the swap until the spec serves, has failed, or is forgotten."""
+    while True:
+        try:
+            state = group.state()
+        except NotNow as reason:
+            line, more_s = f"waiting: {reason}", 0.0
+        else:
+            swap = state.swap_to(spec_hash(spec))
+            if state.serves(spec_hash(spec)) or swap is None or swap.phase == FAILED:
+                return state
+            line, more_s = swap.line, _drain_s(swap, spec)
+            stall.note(state)
+        say(line)
+        _check(stall, line, more_s)
+        time.sleep(POLL_S)
 
 
 def still_serves(group: Group, spec: GroupSpec, stall_s: float, say: Callable[[str], None]) -> None:
@@ -80,15 +93,10 @@ def _handed_over(group: Group, spec: GroupSpec, stall: Stall, say: Callable[[str
         time.sleep(POLL_S)
 
 
-def _progress(swap: Swap, state: GroupState) -> str:
-    if swap.phase == FAILED:
-        raise RolloutFailed(f"{swap.model_name}: {swap.why_failed}; {state.goes_on}")
-    return swap.line
-
-
 def _drain_s(swap: Swap, spec: GroupSpec) -> float:
     """Requests that run may take their own time, in which nothing moves."""
-    return spec.request_deadline_s if swap.phase == DRAINING else 0.0
+    limit_s = spec.request_deadline_s if spec.swap_drain_s is None else spec.swap_drain_s
+    return limit_s if swap.phase == DRAINING else 0.0
 
 
 def _check(stall: Stall, line: str, more_s: float = 0.0) -> None:

@@ -23,7 +23,8 @@ Answer = tuple[int, Mapping[str, Any]]
 class SmallMaster:
     """Each GET of /group/spec goes one step on in `steps`, the swap's documents without its spec.
 
-    The last one stays. `serving` is what answers; a step of phase serving makes the pushed spec it.
+    The last one stays; `scripts` come before them, one for each push. `serving` is what answers; a
+    step of phase serving makes the pushed spec it.
     `forgets` restarts it before as many steps. `refusal` is the answer to a push instead.
     """
 
@@ -34,11 +35,13 @@ class SmallMaster:
         self.answer: Answer = (200, {"choices": [{"text": " Paris."}]})
         self.busy: list[Answer] = []
         self.forgets = 0
+        self.scripts: list[list[dict[str, Any]]] = []
         self.pushed: list[dict[str, Any]] = []
         self.questions: list[tuple[str, dict[str, Any], str]] = []
         self._verifier = Verifier(signing_key(TOKEN), time.time)
         self._swap: dict[str, Any] | None = None
         self._step = 0
+        self._script = steps
 
     def put(self, header: str, body: bytes) -> Answer:
         try:
@@ -53,6 +56,7 @@ class SmallMaster:
         if self.serving and self.serving["spec_hash"] == known["spec_hash"]:
             return 200, {"spec_hash": known["spec_hash"], "phase": "serving"}
         self._swap, self._step = known, 0
+        self._script = self.scripts.pop(0) if self.scripts else self.steps
         return 202, {"spec_hash": known["spec_hash"], "phase": "preparing"}
 
     def get(self) -> Answer:
@@ -63,7 +67,7 @@ class SmallMaster:
             self._swap = None
         if self._swap is None:
             return 200, {"serving": self.serving, "swap": None}
-        step = self.steps[min(self._step, len(self.steps) - 1)]
+        step = self._script[min(self._step, len(self._script) - 1)]
         self._step += 1
         if step["phase"] == "serving":
             self.serving = dict(self._swap)

@@ -110,6 +110,25 @@ def test_the_reason_is_that_of_the_rank_and_says_what_goes_on(
     assert not master.questions
 
 
+def test_a_first_spec_is_tried_again_where_a_stage_has_died(
+    rollout: Rollout, master: SmallMaster
+) -> None:
+    master.serving, failed = None, step("failed", "failed", reason="rank 0: silent for 3 s")
+    master.scripts = [[failed], [failed]]
+    run = rollout.run(master.url)
+    assert (run.code, len(master.pushed)) == (0, 3)
+    assert run.lines[0] == ("trying again: demo:wanted: rank 0: silent for 3 s; nothing is served")
+
+
+def test_a_first_spec_that_fails_each_time_is_given_up(
+    rollout: Rollout, master: SmallMaster
+) -> None:
+    master.serving, master.steps = None, [step("failed", "failed", reason="no such model")]
+    run = rollout.run(master.url)
+    assert (run.code, run.reason) == (1, "demo:wanted: no such model; nothing is served")
+    assert len(master.pushed) == 3
+
+
 def test_what_the_master_refuses_ends_at_once_in_its_words(
     rollout: Rollout, master: SmallMaster
 ) -> None:
