@@ -5,6 +5,7 @@ these neither the token nor another one is to be had.
 
 management  a key that a person presents: `Authorization: Bearer KEY`
 signing     what whole requests are signed with (signed_request); it never travels either
+rollout     the API key with which an edit is proved; the inference server knows its hash
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ MANAGEMENT_OUTPUT: Final = "management_key"
 """The stack's output that has the key, and the name of the file that has it in a pod."""
 _MANAGEMENT = b"splitstack management key 1"
 _SIGNING = b"splitstack signing key 1"
+_ROLLOUT = b"splitstack rollout key 1"
+ROLLOUT_KEY_NAME: Final = "splitstack-rollout"
+"""The name of its entry in the list of API keys."""
 
 
 def management_key(token: bytes) -> str:
@@ -28,6 +32,11 @@ def signing_key(token: bytes) -> bytes:
     """32 bytes; `token` as read_token gives it. Not the management key: that one can be read on a
     network which does not encrypt."""
     return _derived(token, _SIGNING)
+
+
+def rollout_key(token: bytes) -> str:
+    """64 hexadecimal digits; `token` as read_token gives it."""
+    return _derived(token, _ROLLOUT).hex()
 
 
 def same(given: str, expected: str) -> bool:

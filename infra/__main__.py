@@ -11,6 +11,7 @@ from infra.cluster.observability.component import Observability
 from infra.cluster.providers import stack_clusters
 from infra.cluster.proxy_block import ProxyBlockArgs, ProxyBlockTier
 from infra.cluster.ranks import RankSpecs, SplitModel, SplitModelArgs
+from infra.cluster.rollout import Rollout, RolloutArgs
 from infra.cluster.session_store import SessionStore, SessionStoreArgs
 from infra.cluster.stack import ClusterStack, read_stack
 
@@ -23,30 +24,33 @@ def deploy(stack: ClusterStack) -> None:
     images = ContainerImages(deployment).references
     clusters = stack_clusters(deployment, stack.kubeconfigs)
 
-    NetworkPolicies(name, clusters)
+    policies = NetworkPolicies(name, clusters)
 
     specs = RankSpecs(stack.group, stack.master, stack.stages)
     runner = SplitModelArgs(clusters, specs, images["runner"], secrets, stack.applied.room)
     model = SplitModel(name, runner)
+    tiers: list[pulumi.Resource] = [policies, model]
 
     if deployment.proxy_blocks:
         store = SessionStore(name, SessionStoreArgs(clusters, secrets.session_store_password))
     for block in deployment.proxy_blocks:
         image, proof = images["proxy_block"], secrets.management_key
-        ProxyBlockTier(
-            deployment.proxy_name(block.block_id),
-            ProxyBlockArgs(clusters, block, addresses, image, store, proof),
-        )
+        block_args = ProxyBlockArgs(clusters, block, addresses, image, store, proof)
+        tiers.append(ProxyBlockTier(deployment.proxy_name(block.block_id), block_args))
 
     balancer: pulumi.Input[str] = ""
     if deployment.inference_server.enabled:
-        image = images["inference_server"]
-        args = InferenceServerArgs(clusters, addresses, image, secrets.api_keys)
-        balancer = InferenceServerTier(name, args).balancer
+        image, keys = images["inference_server"], secrets.served_api_keys
+        server = InferenceServerTier(name, InferenceServerArgs(clusters, addresses, image, keys))
+        tiers.append(server)
+        balancer = server.balancer
+
+    rollout_args = RolloutArgs(clusters, stack.group, addresses, images, secrets, tiers)
+    rollout = Rollout(name, rollout_args)
 
     Observability(name, clusters)
 
-    for key, value in stack.outputs(images, model.ranks, balancer).items():
+    for key, value in stack.outputs(images, [*model.ranks, rollout.job], balancer).items():
         pulumi.export(key, value)
 
 

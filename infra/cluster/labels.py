@@ -19,6 +19,7 @@ RANK_MASTER = "rank-master"
 PROXY_BLOCK = names.PROXY_BLOCK
 INFERENCE_SERVER = "inference-server"
 SESSION_STORE = "session-store"
+ROLLOUT = "rollout"
 
 
 def labels(

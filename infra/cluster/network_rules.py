@@ -62,6 +62,7 @@ def network_rules(deployment: DeploymentConfig) -> Iterator[NetworkRule]:
     for cluster in rank_clusters(deployment):
         yield _ranks(deployment, cluster)
     yield _rank_master(deployment)
+    yield _rollout(deployment)
     if deployment.proxy_blocks:
         yield _proxy_blocks(deployment)
         if deployment.session_store.mode == "valkey":
@@ -99,6 +100,7 @@ def _ranks(deployment: DeploymentConfig, cluster: str) -> NetworkRule:
 def _rank_master(deployment: DeploymentConfig) -> NetworkRule:
     ranks = _own(deployment, deployment.namespace, labels.RANK_COMPONENT)
     proxies = _own(deployment, deployment.namespaces.blocks, labels.PROXY_BLOCK)
+    rollout = _own(deployment, deployment.namespace, labels.ROLLOUT)
     peers = () if _spread(deployment) else (ranks,)
     return NetworkRule(
         "rank-master",
@@ -107,9 +109,29 @@ def _rank_master(deployment: DeploymentConfig) -> NetworkRule:
         labels.selector(deployment, labels.RANK_COMPONENT, 0),
         ingress=(
             Allowed((deployment.common_params.master_port,), peers),
-            Allowed((MASTER_HTTP_PORT,), (proxies,)),
+            Allowed((MASTER_HTTP_PORT,), (proxies, rollout)),
             *_metrics(deployment, MASTER_HTTP_PORT),
         ),
+    )
+
+
+def _rollout(deployment: DeploymentConfig) -> NetworkRule:
+    """To the master, and to the outermost tier, which it asks."""
+    rank_0 = labels.selector(deployment, labels.RANK_COMPONENT, 0)
+    egress = [Allowed((MASTER_HTTP_PORT,), (Peer(deployment.namespace, tuple(rank_0.items())),))]
+    if deployment.proxy_blocks and deployment.inference_server.enabled:
+        namespace = deployment.namespaces.inference_server
+        server = _own(deployment, namespace, labels.INFERENCE_SERVER)
+        egress.append(Allowed((INFERENCE_PORT,), (server,)))
+    elif deployment.proxy_blocks:
+        blocks = _own(deployment, deployment.namespaces.blocks, labels.PROXY_BLOCK)
+        egress.append(Allowed((deployment.proxy_blocks[0].port,), (blocks,)))
+    return NetworkRule(
+        "rollout",
+        deployment.cluster_of(0),
+        deployment.namespace,
+        labels.selector(deployment, labels.ROLLOUT),
+        egress=tuple(egress),
     )
 
 
@@ -118,6 +140,8 @@ def _proxy_blocks(deployment: DeploymentConfig) -> NetworkRule:
     # Another stack's inference server that discovers blocks serves these too.
     server = _any(deployment.namespaces.inference_server, labels.INFERENCE_SERVER)
     rank_0 = labels.selector(deployment, labels.RANK_COMPONENT, 0)
+    rollout = _own(deployment, deployment.namespace, labels.ROLLOUT)
+    peers = (server,) if deployment.inference_server.enabled else (server, rollout)
     egress = [Allowed((MASTER_HTTP_PORT,), (Peer(deployment.namespace, tuple(rank_0.items())),))]
     store = deployment.session_store
     if store.mode == "valkey":
@@ -130,7 +154,7 @@ def _proxy_blocks(deployment: DeploymentConfig) -> NetworkRule:
         deployment.cluster_of(0),
         deployment.namespaces.blocks,
         labels.selector(deployment, labels.PROXY_BLOCK),
-        ingress=(Allowed(ports, (server,)), *_metrics(deployment, *ports)),
+        ingress=(Allowed(ports, peers), *_metrics(deployment, *ports)),
         egress=tuple(egress),
     )
 
@@ -170,8 +194,8 @@ def _clients(deployment: DeploymentConfig) -> tuple[Allowed, ...]:
     if expose.mode != "none" and not expose.client_namespace:
         return (Allowed((INFERENCE_PORT,)),)
     clients = (Peer(expose.client_namespace),) if expose.client_namespace else ()
-    allowed = (Allowed((INFERENCE_PORT,), clients),) if clients else ()
-    return (*allowed, *_metrics(deployment, INFERENCE_PORT))
+    rollout = _own(deployment, deployment.namespace, labels.ROLLOUT)
+    return (Allowed((INFERENCE_PORT,), (*clients, rollout)), *_metrics(deployment, INFERENCE_PORT))
 
 
 def _metrics(deployment: DeploymentConfig, *ports: int) -> tuple[Allowed, ...]:

@@ -61,17 +61,17 @@ class Container:
     """One container. `cpu` is in cores, `memory` in bytes, both request and limit.
 
     `ports` maps a name to a number; `devices` are extended resources, as in {"nvidia.com/gpu": 1};
-    `claims` are names out of the pod's resource claims. `disk` is requested, in bytes: what the
-    container writes on its node, empty-dirs too, whose own limits are what ends it. `quiet_s`
-    seconds go by before SIGTERM, in which Services stop sending connections: a process that drains
-    refuses new requests at once.
+    `claims` are names out of the pod's resource claims. `probes` None: it ends by itself. `disk` is
+    requested, in bytes: what the container writes on its node, empty-dirs too, whose own limits are
+    what ends it. `quiet_s` seconds go by before SIGTERM, in which Services stop sending
+    connections: a process that drains refuses new requests at once.
     """
 
     name: str
     image: pulumi.Input[str]
     command: Sequence[str]
     ports: Mapping[str, int]
-    probes: Probes
+    probes: Probes | None
     cpu: float
     memory: int
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -103,6 +103,7 @@ def pod_spec(
     image_pull_secrets: Sequence[str] = (),
     resource_claims: Sequence[core.PodResourceClaimArgs] = (),
     user_id: int = USER_ID,
+    restart_policy: str = "Always",
 ) -> core.PodSpecArgs:
     """The spec of a pod whose containers run until told to end, then for `drain_s` at most.
 
@@ -112,7 +113,7 @@ def pod_spec(
     return core.PodSpecArgs(
         containers=[_container(item) for item in containers],
         volumes=list(_volumes(containers).values()),
-        restart_policy="Always",
+        restart_policy=restart_policy,
         termination_grace_period_seconds=grace_s(drain_s),
         service_account_name=service_account or None,
         automount_service_account_token=api_token,
@@ -210,6 +211,7 @@ def cpu_quantity(cores: float) -> str:
 
 
 def _container(container: Container) -> core.ContainerArgs:
+    probes = container.probes
     amounts = {"cpu": cpu_quantity(container.cpu), "memory": str(container.memory)}
     amounts |= {name: str(count) for name, count in container.devices.items()}
     environment = {"HOME": "/tmp", **container.environment}  # noqa: S108 (the pod's own)
@@ -238,9 +240,9 @@ def _container(container: Container) -> core.ContainerArgs:
             )
             for mount in _mounts(container)
         ],
-        liveness_probe=container.probes.liveness,
-        readiness_probe=container.probes.readiness,
-        startup_probe=container.probes.startup,
+        liveness_probe=probes.liveness if probes else None,
+        readiness_probe=probes.readiness if probes else None,
+        startup_probe=probes.startup if probes else None,
         lifecycle=_quiet(container.quiet_s) if container.quiet_s else None,
         # What a process says last is what `splitstack status` shows of a crash.
         termination_message_policy="FallbackToLogsOnError",

@@ -146,10 +146,12 @@ def _master(deployment: DeploymentConfig, image: pulumi.Input[str], hub_token: b
             *("--group-spec", f"{GROUP_FOLDER}/{GROUP_FILE}"),
         ),
         ports={"group": deployment.common_params.master_port, "http": MASTER_HTTP_PORT},
-        # Ready is the whole group; without a stage the master lives and says what is missing.
+        # Ready is the whole group, or that there is nothing to serve yet; without a stage the
+        # master lives and says what is missing.
         probes=http_probes(
             MASTER_HTTP_PORT,
             startup_s=deployment.common_params.load_timeout_s,
+            readiness_path="/readyz?self",
             liveness=LIVENESS,
         ),
         cpu=MASTER_CORES,

@@ -77,13 +77,7 @@ class SplitModel(Component):
             rank_pod.HUB_TOKEN_FILE: secrets.hub_token,
         }
         given = {name: value for name, value in tokens.items() if value is not None}
-        group = {rank_pod.GROUP_FILE: render(self._args.specs.group)}
         made: list[pulumi.Resource] = [
-            *(
-                [self._config_map(rank_pod.group_spec_name(deployment), group, cluster)]
-                if cluster == deployment.cluster_of(0)
-                else []
-            ),
             self._secret(rank_pod.rank_secret_name(deployment), given, cluster),
             self._account(rank_pod.rank_account_name(deployment), cluster),
         ]

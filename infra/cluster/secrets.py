@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pulumi
 
 from contract.api_keys import ApiKeysError, read_api_keys
 from contract.faults import MISSING, Fault
-from contract.signature import management_key
+from contract.signature import ROLLOUT_KEY_NAME, management_key, rollout_key, signing_key
 from contract.specs import MINIMUM_TOKEN_BYTES
 from infra.stack.config import DeploymentConfig
 
@@ -34,7 +36,27 @@ class StackSecrets:
     @property
     def management_key(self) -> pulumi.Output[str]:
         """What callers of verbs that change something prove; a secret as the token is."""
-        return self.group_token.apply(lambda token: management_key(token.strip().encode()))
+        return self._derived(management_key)
+
+    @property
+    def signing_key(self) -> pulumi.Output[str]:
+        """What a spec that is pushed is signed with, in hexadecimal digits."""
+        return self._derived(lambda token: signing_key(token).hex())
+
+    @property
+    def rollout_key(self) -> pulumi.Output[str]:
+        """The API key of the rollout."""
+        return self._derived(rollout_key)
+
+    @property
+    def served_api_keys(self) -> pulumi.Output[str] | None:
+        """The list for the inference server, with the rollout's entry; None: everybody may ask."""
+        if self.api_keys is None:
+            return None
+        return pulumi.Output.all(self.api_keys, self.rollout_key).apply(lambda both: _with(*both))
+
+    def _derived(self, derive: Callable[[bytes], str]) -> pulumi.Output[str]:
+        return self.group_token.apply(lambda token: derive(token.strip().encode()))
 
 
 def read_secrets() -> tuple[dict[str, str], list[Fault]]:
@@ -76,6 +98,11 @@ def secret_outputs(values: Mapping[str, str]) -> StackSecrets:
     return StackSecrets(**{name: pulumi.Output.secret(value) for name, value in values.items()})
 
 
+def _with(api_keys: str, key: str) -> str:
+    own = {"name": ROLLOUT_KEY_NAME, "sha256": hashlib.sha256(key.encode()).hexdigest()}
+    return json.dumps([*json.loads(api_keys or "[]"), own])
+
+
 def _faults(values: Mapping[str, str]) -> Iterator[Fault]:
     token, line = values.get("group_token"), _SET_LINES["group_token"]
     key = f"{NAMESPACE}:group_token"
@@ -86,11 +113,15 @@ def _faults(values: Mapping[str, str]) -> Iterator[Fault]:
     # A running server goes on with the keys before, those taken away among them, and one that
     # starts ends.
     try:
-        read_api_keys(values.get("api_keys", "[]"))
+        keys = read_api_keys(values.get("api_keys", "[]"))
     except ApiKeysError as error:
         rule = 'must be a JSON list, as in [{"name": "me", "sha256": "<hex digest of the key>"}]'
         for fault in error.faults:
             yield Fault(f"{NAMESPACE}:api_keys", MISSING, f"{rule}: {fault}")
+    else:
+        if any(key.name == ROLLOUT_KEY_NAME for key in keys):
+            rule = f"has an entry {ROLLOUT_KEY_NAME}, which is the name of the stack's own"
+            yield Fault(f"{NAMESPACE}:api_keys", MISSING, rule)
 
 
 def _is_encrypted(key: str) -> bool:

@@ -20,10 +20,12 @@ from infra.cluster.labels import (
     PROXY_BLOCK,
     RANK,
     RANK_COMPONENT,
+    ROLLOUT,
     SESSION_STORE,
 )
 from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
 from infra.inspection.diagnosis import Pod, diagnose, is_ready
+from infra.inspection.edit_status import DONE, EditStatus, edit_status, newest
 from infra.plan.table import table_lines
 from infra.stack.config import DeploymentConfig
 
@@ -49,11 +51,13 @@ class PodStatus:
 
 @dataclass(frozen=True)
 class ClusterStatus:
-    """Every rank, there or not, then the pods of the other tiers."""
+    """Every rank, there or not, then the pods of the other tiers. `edit` is None where no rollout
+    of an edit is there to ask."""
 
     stack: str
     deployment_name: str
     pods: tuple[PodStatus, ...]
+    edit: EditStatus | None = None
 
     @property
     def ready(self) -> bool:
@@ -66,14 +70,16 @@ class ClusterStatus:
 def read_cluster_status(stack: str, deployment: DeploymentConfig) -> ClusterStatus:
     """Asks every cluster now; one that cannot be asked leaves its pods unknown, with the reason."""
     pods: list[PodStatus] = []
+    edits: list[EditStatus] = []
     faults: dict[str, str] = {}
     for cluster_id in rank_clusters(deployment):
         try:
-            pods += _pods_of(open_cluster(deployment, cluster_id), deployment)
+            found, rollouts = _pods_of(open_cluster(deployment, cluster_id), deployment)
+            pods, edits = pods + found, edits + rollouts
         except ClusterError as error:
             faults[cluster_id] = str(error)
     rows = (*_ranks(deployment, pods, faults), *_tiers(deployment, pods, faults))
-    return ClusterStatus(stack, deployment.deployment_name, rows)
+    return ClusterStatus(stack, deployment.deployment_name, rows, newest(edits))
 
 
 def render_cluster_status(status: ClusterStatus, width: int | None = None) -> str:
@@ -92,6 +98,8 @@ def render_cluster_status(status: ClusterStatus, width: int | None = None) -> st
         for pod in status.pods
     ]
     lines = table_lines(rows, width=width, drop=("cluster", "node"))
+    if status.edit is not None and status.edit.phase != DONE:
+        lines += ["", str(status.edit)]
     alike = groupby((pod for pod in status.pods if pod.reason), lambda pod: (pod.reason, pod.log))
     for (reason, log), pods in alike:
         names = ", ".join(pod.name for pod in pods)
@@ -99,18 +107,26 @@ def render_cluster_status(status: ClusterStatus, width: int | None = None) -> st
     return "\n".join([head, "", *lines])
 
 
-def _pods_of(cluster: ClusterClient, deployment: DeploymentConfig) -> list[PodStatus]:
+def _pods_of(
+    cluster: ClusterClient, deployment: DeploymentConfig
+) -> tuple[list[PodStatus], list[EditStatus]]:
     selector = f"{INSTANCE}={deployment.deployment_name},{MANAGED_BY}={PROJECT}"
     core = client.CoreV1Api(cluster.api)
     pods: list[PodStatus] = []
+    edits: list[EditStatus] = []
     # One after the other: the right to list the pods of every namespace is rarer than these.
     for namespace in namespaces_on(deployment, cluster.cluster_id):
         with cluster.asked_to(f"list pods in namespace {namespace}"):
             found = core.list_namespaced_pod(
                 namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT
             )
-            pods += [_pod_status(cluster.cluster_id, core, pod) for pod in found.items]
-    return pods
+            for pod in found.items:
+                status = _pod_status(cluster.cluster_id, core, pod)
+                if status.component == ROLLOUT:
+                    edits.append(edit_status(core, pod))
+                else:
+                    pods.append(status)
+    return pods, edits
 
 
 def _pod_status(cluster_id: str, core: client.CoreV1Api, pod: Pod) -> PodStatus:

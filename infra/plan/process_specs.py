@@ -92,6 +92,7 @@ def master_spec(
         master_port=addresses.master_port,
         http_port=addresses.http_port,
         model_cache=model_cache,
+        stall_s=deployment.timeouts.stall_s,
     )
 
 
@@ -122,6 +123,7 @@ def stage_spec(
         node=params.node_id,
         visible_devices=params.nvidia_visible_devices or params.device_uuid,
         model_cache=model_cache,
+        stall_s=deployment.timeouts.stall_s,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from contract.specs import RANK_MASTER_PORT, GroupSpec
+from contract.specs import RANK_MASTER_PORT, STALL_S, GroupSpec
 from infra.stack import types
 from infra.stack.tier_config import (
     InferenceServer,
@@ -135,6 +135,8 @@ class Timeouts(types.Section):
 
     create_s: types.Seconds | None = None
     """Seconds for a rank or tier to get ready; null: load_timeout_s + 300."""
+    stall_s: types.Seconds = STALL_S
+    """Seconds without a byte or a step after which bringing a model in is given up."""
     delete_s: types.Seconds = 300
     """Seconds for an object to go, beyond the time in which it drains."""
 
@@ -274,6 +276,10 @@ class DeploymentConfig(types.Section):
     @property
     def session_store_name(self) -> str:
         return f"{self.deployment_name}-session-store"
+
+    @property
+    def rollout_name(self) -> str:
+        return f"{self.deployment_name}-rollout"
 
     def proxy_name(self, block_id: str) -> str:
         return f"{self.deployment_name}-proxy-{block_id}"

@@ -1,9 +1,9 @@
 """Become a container: `python container_root.py FILE`, in a mount namespace of its own.
 
 FILE is JSON: `root` an empty folder, `mounts` with source, target and read_only, `files` with texts
-by path, `environment`, `command`. The machine's folders stay visible, all read-only, but for those
-that images have of their own: what a container writes outside its mounts fails as in a pod with
-`readOnlyRootFilesystem`.
+by path, `termination_log` the file that lies at its usual path there, `environment`, `command`. The
+machine's folders stay visible, all read-only, but for those that images have of their own: what a
+container writes outside its mounts fails as in a pod with `readOnlyRootFilesystem`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 _OF_THE_IMAGE = {"etc", "run", "tmp", "var"}
-_OF_THE_KERNEL = {"dev", "proc", "sys"}
+_OF_THE_KERNEL = {"proc", "sys"}
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
 def main() -> None:
@@ -24,8 +25,9 @@ def main() -> None:
     root = Path(container["root"])
     _mount("-t", "tmpfs", "none", str(root))
     for entry in Path("/").iterdir():
-        if entry.name not in _OF_THE_IMAGE:
+        if entry.name not in {*_OF_THE_IMAGE, "dev"}:
             _show(entry, root)
+    _make_devices(root / "dev", Path(container["termination_log"]))
     for path, text in container["files"].items():
         file = root / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,21 @@ def main() -> None:
     os.chdir("/")
     environment = container["environment"]
     os.execvpe(container["command"][0], container["command"], environment)
+
+
+def _make_devices(folder: Path, termination_log: Path) -> None:
+    """As a container runtime makes them, with the file of the container's last words."""
+    folder.mkdir()
+    _mount("-t", "tmpfs", "none", str(folder))
+    for name in _DEVICES:
+        (folder / name).touch()
+        _mount("--bind", f"/dev/{name}", str(folder / name))
+    for name, target in {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}.items():
+        (folder / name).symlink_to(f"/proc/self/fd{target}")
+    (folder / "shm").mkdir(mode=0o777)
+    log = folder / "termination-log"
+    log.touch()
+    _mount("--bind", str(termination_log), str(log))
 
 
 def _show(entry: Path, root: Path) -> None:

@@ -10,10 +10,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kubernetes.client import ApiClient, CoreV1Api
+from kubernetes.client import ApiClient, ApiException, CoreV1Api
 
 from infra.local.process import die_with_parent
 from tests.cluster.control_plane import ControlPlane
@@ -50,6 +51,7 @@ class LocalPods:
         ]
         self._network = PodNetwork()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._pods: list[tuple[dict[str, Any], Namespace]] = []
 
     def __enter__(self) -> LocalPods:
         try:
@@ -74,10 +76,46 @@ class LocalPods:
         """Ask the readiness probes of all containers until each one agrees."""
         for pod, namespace in self._pods:
             for container in pod["spec"]["containers"]:
+                if "readinessProbe" not in container:
+                    continue
                 name = f"{pod['metadata']['name']}/{container['name']}"
                 wait_for(
                     lambda n=name, p=namespace, c=container: self._is_ready(n, p, c), limit_s, name
                 )
+
+    def finish_jobs(self, limit_s: float) -> None:
+        """Run the pods that have come since, and tell the API server how those of Jobs end."""
+        self._add_pods()
+        for pod, _ in self._pods:
+            owners = pod["metadata"].get("ownerReferences", [])
+            if any(owner["kind"] == "Job" for owner in owners) and pod["status"]:
+                self._finish(pod, limit_s)
+                pod["status"] = {}
+
+    def _finish(self, pod: dict[str, Any], limit_s: float) -> None:
+        name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+        (container,) = pod["spec"]["containers"]
+        code = self._processes[f"{name}/{container['name']}"].wait(limit_s)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        words = (self._folder / name / container["name"] / "termination-log").read_text()
+        ended = {
+            "exitCode": code,
+            "reason": "Error" if code else "Completed",
+            "message": words,
+            "startedAt": now,
+            "finishedAt": now,
+        }
+        status = {
+            "name": container["name"],
+            "image": container["image"],
+            "imageID": "",
+            "ready": False,
+            "restartCount": 0,
+            "state": {"terminated": ended},
+        }
+        phase = "Failed" if code else "Succeeded"
+        body = {"status": {"phase": phase, "containerStatuses": [status]}}
+        self._core.patch_namespaced_pod_status(name, namespace, body)
 
     def shell(self, line: str) -> str:
         """The output of a shell line, run on the node."""
@@ -92,15 +130,25 @@ class LocalPods:
         self._network.publish_outside(port)
         with self._control_plane.client() as client:
             self._core = CoreV1Api(client)
-            found = self._core.list_pod_for_all_namespaces(label_selector=self._selector).items
-            pods = [_plain(client, pod) for pod in found]
-            assert pods, f"no pods with {self._selector}"
-            self._pods = [(pod, self._network.add_pod(pod["status"]["podIP"])) for pod in pods]
-            self._hosts = self._services(client, pods)
-            for pod, namespace in self._pods:
-                volumes = self._volumes(pod)
-                for container in pod["spec"]["containers"]:
-                    self._run(pod, container, volumes, namespace)
+            self._hosts = self._services(client, self._listed())
+        self._add_pods()
+
+    def _listed(self) -> list[dict[str, Any]]:
+        found = self._core.list_pod_for_all_namespaces(label_selector=self._selector).items
+        pods = [_plain(self._core.api_client, pod) for pod in found]
+        assert pods, f"no pods with {self._selector}"
+        return pods
+
+    def _add_pods(self) -> None:
+        known = {pod["metadata"]["uid"] for pod, _ in self._pods}
+        for pod in self._listed():
+            if pod["metadata"]["uid"] in known or "deletionTimestamp" in pod["metadata"]:
+                continue
+            namespace = self._network.add_pod(pod["status"]["podIP"])
+            self._pods.append((pod, namespace))
+            volumes = self._volumes(pod)
+            for container in pod["spec"]["containers"]:
+                self._run(pod, container, volumes, namespace)
 
     def _services(self, client: ApiClient, pods: list[dict[str, Any]]) -> str:
         """Publishes node ports; returns lines of a hosts file with the names of services."""
@@ -135,7 +183,12 @@ class LocalPods:
         namespace = pod["metadata"]["namespace"]
         if "configMap" in source:
             name = source["configMap"]["name"]
-            return dict(self._core.read_namespaced_config_map(name, namespace).data)
+            try:
+                return dict(self._core.read_namespaced_config_map(name, namespace).data)
+            except ApiException:
+                if source["configMap"].get("optional"):
+                    return {}
+                raise
         if "secret" in source:
             name = source["secret"].get("secretName") or source["secret"]["name"]
             data = self._core.read_namespaced_secret(name, namespace).data
@@ -160,9 +213,12 @@ class LocalPods:
         name = f"{pod['metadata']['name']}/{container['name']}"
         folder = self._folder / name
         (folder / "root").mkdir(parents=True)
+        termination_log = folder / "termination-log"
+        termination_log.touch()
         description = {
             "root": str(folder / "root"),
             "files": {"/etc/hosts": self._hosts},
+            "termination_log": str(termination_log),
             "mounts": self._image_mounts
             + [
                 {
@@ -190,7 +246,8 @@ class LocalPods:
 
     def _environment(self, pod: dict[str, Any], container: dict[str, Any]) -> dict[str, str]:
         port = self._control_plane.url.rsplit(":", 1)[1]
-        environment = {"PATH": _SEARCHED, "OMP_NUM_THREADS": "1"} | self._image_environment
+        environment = {"PATH": _SEARCHED, "PYTHONPATH": _PROJECT, "OMP_NUM_THREADS": "1"}
+        environment |= self._image_environment
         # A kubelet adds these.
         environment |= {"KUBERNETES_SERVICE_HOST": GATEWAY, "KUBERNETES_SERVICE_PORT": port}
         for variable in container.get("env", []):

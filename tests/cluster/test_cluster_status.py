@@ -74,6 +74,22 @@ def test_a_stack_that_is_well(control_plane, tmp_path):
         assert "3 of 4 ready" in done.stdout
 
 
+def test_why_the_last_edit_failed(control_plane):
+    image = f"failing.test/proxy-block@{DIGEST}"
+    mapping = stack_mapping(control_plane, "red")
+    mapping["images"]["proxy_block"] = image
+    with applied(control_plane, mapping):
+        wait_for(lambda: (edit := status(mapping).edit) and edit.phase == "failed", 30, "failed")
+        found = status(mapping)
+        # What was served before goes on.
+        wait_for(lambda: status(mapping).ready, 60, "every pod ready")
+        expected = "failed: rank 1: its weights take 9 GB of 4 GB"
+        assert str(found.edit).startswith("the last edit (red-rollout-")
+        assert expected in str(found.edit)
+        assert expected in render_cluster_status(found)
+        assert found.to_json()["edit"]["reason"] == "rank 1: its weights take 9 GB of 4 GB"
+
+
 def test_an_image_that_cannot_be_pulled(control_plane):
     mapping = stack_mapping(control_plane, "no-image", common_params=images("missing.test/runner"))
     with applied(control_plane, mapping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kubernetes.client import CoreV1Api
@@ -14,7 +15,7 @@ from tests.cluster.nodes import Node
 from tests.cluster.plugin_choice import plugin_folders
 from tests.cluster.pod_network import needs_namespaces
 from tests.cluster.pulumi_workspace import PulumiWorkspace
-from tests.infra.recorded_program import TOKEN
+from tests.infra.recorded_program import DIGEST, TOKEN
 from tests.programs import CONTROL_PLANE, PULUMI, needs
 from tests.waiting import wait_for
 
@@ -30,18 +31,34 @@ def stack(control_plane, tmp_path):
     control_plane.add_nodes([Node("runs-1"), Node("runs-2")])
     mapping = stack_mapping(control_plane, "runs")
     mapping["inference_server"]["discovery"] = "kubernetes"
+    # Nobody but us says how the rollout's pod ends.
+    mapping["images"]["proxy_block"] = f"held.test/proxy-block@{DIGEST}"
     stack_file = write_stack(tmp_path, mapping)
     workspace = PulumiWorkspace(
         tmp_path / "workspace", stack_file, plugins=plugin_folders(tmp_path / "plugins")
     )
     workspace.set("splitstack:group_token", TOKEN, secret=True)
-    up = workspace.up()
-    assert up.succeeded, up.output
     yield workspace
     assert workspace.destroy().succeeded
 
 
-def test_the_curl_line_of_the_outputs_answers(control_plane, stack, tmp_path):
+def rollouts(control_plane) -> set[str]:
+    """The pods of Jobs that run."""
+    labels = "app.kubernetes.io/instance=runs,app.kubernetes.io/component=rollout"
+    with control_plane.client() as api:
+        found = CoreV1Api(api).list_namespaced_pod("runs-splits", label_selector=labels).items
+        return {pod.metadata.name for pod in found if pod.status.phase == "Running"}
+
+
+def served(control_plane) -> str:
+    """The model that a master that starts now reads."""
+    with control_plane.client() as api:
+        found = CoreV1Api(api).read_namespaced_config_map("runs-spec", "runs-splits")
+        assert found.data is not None
+        return str(json.loads(found.data["group.json"])["model_name"])
+
+
+def test_up_is_green_when_the_pods_have_answered_and_red_when_not(control_plane, stack, tmp_path):
     model = resolve_model(DEMO, weights=True).path
     pods = LocalPods(
         control_plane,
@@ -50,16 +67,21 @@ def test_the_curl_line_of_the_outputs_answers(control_plane, stack, tmp_path):
         image_environment={"SPLITSTACK_BAKED_MODELS": MODELS},
         image_folders={f"{MODELS}/{DEMO.removeprefix('demo:')}": model},
     )
-    with pods:
-        pods.wait_until_ready(LOADED_WITHIN_S)
-        outputs = stack.outputs()
-        models = f"curl --silent {outputs['urls']['inference_server']}/v1/models"
-        wait_for(lambda: '"block"' in pods.shell(models), 30, "the block is discovered")
-        answer = json.loads(pods.shell(outputs["curl"]))
-        check_verbs_that_change_something(control_plane, pods, outputs["management_key"])
-    assert answer["model"] == "block"
-    assert answer["session_id"].startswith("session-")
-    assert "Paris" in json.dumps(answer["data"])
+    with ThreadPoolExecutor(1) as beside:
+        first = beside.submit(stack.up)
+        wait_for(lambda: first.done() or rollouts(control_plane), 240, "the first rollout")
+        assert not first.done(), first.result().output
+        with pods:
+            pods.finish_jobs(LOADED_WITHIN_S)
+            assert first.result().succeeded, first.result().output
+            assert served(control_plane) == DEMO
+            pods.wait_until_ready(LOADED_WITHIN_S)
+            outputs = stack.outputs()
+            answer = json.loads(pods.shell(outputs["curl"]))
+            assert answer["model"] == "block"
+            assert answer["session_id"].startswith("session-")
+            assert "Paris" in json.dumps(answer["data"])
+            check_verbs_that_change_something(control_plane, pods, outputs["management_key"])
 
 
 def check_verbs_that_change_something(control_plane, pods: LocalPods, key: str) -> None:

@@ -92,10 +92,15 @@ async def livez(_request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """200 while requests are served; 503 with the reason and Retry-After while not."""
+    """200 while requests are served; 503 with the reason and Retry-After while not.
+
+    With `?self` 200 before there is anything to serve, too: a first spec is handed over only to
+    pods that are ready.
+    """
     engine: Engine = request.app.state.engine
+    waits = "self" in request.query_params and engine.in_force is None
     # Requests that come while the weights are exchanged are held, not refused.
-    if engine.ready or engine.gate.closed:
+    if engine.ready or engine.gate.closed or waits:
         return JSONResponse({"ready": True})
     state = {"ready": False, "state": engine.state, "reason": engine.reason}
     headers = {"Retry-After": str(engine.retry_after_s)}

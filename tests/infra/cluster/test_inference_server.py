@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pulumi
 import pytest
 
+from contract.signature import ROLLOUT_KEY_NAME, rollout_key
 from contract.specs import InferenceServerSpec, load
 from tests.infra.program_stacks import SECRETS, stack
 from tests.infra.recorded_program import TOKEN, Program, changed_objects, run_program
@@ -105,7 +108,10 @@ def test_keys_are_a_mounted_secret(tmp_path):
     (container,) = pod_of(found)["containers"]
     assert container["command"][-2:] == ["--api-keys-file", "/run/secrets/splitstack/api_keys"]
     secret = found.one("Secret", NAME)
-    assert secret.manifest["stringData"] == {"api_keys": SECRETS["api_keys"]}
+    *given, own = json.loads(secret.manifest["stringData"]["api_keys"])
+    assert given == json.loads(SECRETS["api_keys"])
+    key = rollout_key(TOKEN.encode())
+    assert own == {"name": ROLLOUT_KEY_NAME, "sha256": hashlib.sha256(key.encode()).hexdigest()}
     assert "stringData.api_keys" in secret.secrets or "stringData" in secret.secrets
     assert secret.urn in found.one("Deployment", NAME).depends_on
     mounted = {item.get("secret", {}).get("secretName") for item in pod_of(found)["volumes"]}

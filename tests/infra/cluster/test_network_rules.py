@@ -19,6 +19,7 @@ PODS = {
     "proxy": ("blocks", labels.PROXY_BLOCK, None),
     "sessions": ("blocks", labels.SESSION_STORE, None),
     "server": ("inference-server", labels.INFERENCE_SERVER, None),
+    "rollout": ("splits", labels.ROLLOUT, None),
     "prometheus": ("monitoring", "", None),
 }
 PORTS = (53, 443, 3000, 3001, 6379, 6443, 8080, 8081, 8082, 31504)
@@ -85,6 +86,8 @@ CHAIN = {
     (OUTSIDE, "server", 31504),
     ("server", "proxy", 8082),
     ("proxy", "rank 0", 8080),
+    ("rollout", "rank 0", 8080),
+    ("rollout", "server", 31504),
     ("proxy", "sessions", 6379),
     ("rank 0", "rank 1", 3001),
     ("rank 1", "rank 0", 3001),
@@ -191,6 +194,14 @@ def test_a_block_serves_the_inference_servers_of_other_stacks():
         assert not one_way(rules, "ingress", 8082, "elsewhere", stranger)
 
 
+def test_a_rollout_asks_the_outermost_tier_that_there_is():
+    block = parsed(inference_server={"enabled": False})
+    assert connects(block, "rollout", "proxy", 8082)
+    assert not connects(parsed(), "rollout", "proxy", 8082)
+    master = parsed(inference_server={"enabled": False}, proxy_blocks=[])
+    assert connects(master, "rollout", "rank 0", 8080)
+
+
 def test_every_rule_is_about_our_own_instance_only():
     deployment = parsed(session_store=VALKEY)
     for rule in network_rules(deployment):
@@ -212,7 +223,7 @@ def test_ranks_on_two_clusters_meet_at_any_address():
     places = {(rule.name, rule.cluster) for rule in rules if rule.namespace == "splits"}
     assert places == {
         ("default", "one"), ("ranks", "one"), ("rank-master", "one"),
-        ("default", "two"), ("ranks", "two"),
+        ("rollout", "one"), ("default", "two"), ("ranks", "two"),
     }  # fmt: skip
     assert {rule.cluster for rule in rules if rule.namespace != "splits"} == {"one"}
     assert connects(deployment, OUTSIDE, "rank 1", 3001)

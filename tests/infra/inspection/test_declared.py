@@ -54,6 +54,7 @@ def test_every_secret_that_a_stack_may_have_is_looked_for(tmp_path):
         "small-inference-server",
         "small-proxy-first",
         "small-proxy-second",
+        "small-rollout",
     }
 
 

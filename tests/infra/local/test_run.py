@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import httpx
 import pytest
 
 from infra.local.process import start_time
+from tests.e2e.random_model import save_random_model
 from tests.waiting import free_ports, wait_for
 
 LOCAL = str(Path(__file__).parents[3] / "stacks" / "Pulumi.local.yaml")
@@ -97,10 +99,72 @@ def test_logs_name_their_process(running: tuple[Path, str]) -> None:
     assert all(line.startswith("stage-2 | ") for line in lines)
 
 
+def pids(folder: Path) -> dict[str, int]:
+    return {row["name"]: row["pid"] for row in status(folder)["processes"]}
+
+
+def ask(folder: Path, prompt: str = "The capital of France is") -> str:
+    body = {"model": "pytorch-block-3", "prompt": prompt, "max_tokens": 4, "temperature": 0}
+    answer = httpx.post(f"{status(folder)['url']}/v1/completions", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["text"])
+
+
+def test_edits_back_and_forth_start_no_process_anew(running: tuple[Path, str]) -> None:
+    folder, _ = running
+    before, answer = pids(folder), ask(folder)
+    (folder / "other").mkdir()
+    other = save_random_model(folder / "other", 8)
+    sets = ("common_params.max_model_len=1024", f"common_params.model_name={other}")
+    edit = splitstack(folder, "apply", *with_option(*sets), limit_s=UP_LIMIT_S)
+    assert edit.returncode == 0, edit.stdout + edit.stderr
+    assert f"applied: {other} serves; the inference server answers" in edit.stdout
+    assert ask(folder) != answer
+    assert pids(folder) == before
+    back = ("common_params.model_name=demo:smollm2-135m-instruct",)
+    edit = splitstack(folder, "apply", *with_option(*back), limit_s=UP_LIMIT_S)
+    assert edit.returncode == 0, edit.stdout + edit.stderr
+    assert (ask(folder), pids(folder)) == (answer, before)
+
+
+def with_option(*sets: str) -> list[str]:
+    return [part for item in sets for part in ("--set", item)]
+
+
+def test_what_is_another_process_alone_is_started_anew(running: tuple[Path, str]) -> None:
+    folder, _ = running
+    before, answer = pids(folder), ask(folder)
+    message = "proxy_blocks[0].system_message=Be brief."
+    edit = splitstack(folder, "apply", *with_option(message), limit_s=UP_LIMIT_S)
+    assert edit.returncode == 0, edit.stdout + edit.stderr
+    now = pids(folder)
+    assert [name for name in now if now[name] != before[name]] == ["proxy-pytorch-block-3"]
+    assert ask(folder) == answer
+
+
+def test_an_edit_that_fails_leaves_what_serves(running: tuple[Path, str]) -> None:
+    folder, _ = running
+    before, answer = pids(folder), ask(folder)
+    # Its weights are cut short: what a plan cannot see.
+    shutil.copytree(folder / "other", folder / "cut")
+    (weights,) = (folder / "cut").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    sets = (f"common_params.model_name={folder / 'cut'}",)
+    edit = splitstack(folder, "apply", *with_option(*sets), limit_s=UP_LIMIT_S)
+    assert edit.returncode == 1
+    assert "demo:smollm2-135m-instruct goes on serving" in edit.stdout
+    assert (ask(folder), pids(folder)) == (answer, before)
+    assert "the last edit failed: " in splitstack(folder, "status", "-s", "local").stdout
+    unknown = splitstack(folder, "apply", *with_option("common_params.model_name=/nowhere"))
+    assert unknown.returncode == 2
+    assert "/nowhere" in unknown.stderr
+
+
 def test_a_second_up_is_refused_by_name(running: tuple[Path, str]) -> None:
     second = splitstack(running[0], "up", "-s", LOCAL)
     assert second.returncode == 2
     assert "deployment local is already running on this machine" in second.stderr
+    assert "edit it with: splitstack apply -s local" in second.stderr
     port = status(running[0])["url"].rpartition(":")[2]
     sets = ("--set", "deployment_name=other", "--set", f"inference_server.node_port={port}")
     other = splitstack(running[0], "up", "-s", LOCAL, *sets)

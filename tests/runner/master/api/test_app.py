@@ -54,6 +54,16 @@ def test_live_always_ready_only_when_served(url: str, engine: ScriptedEngine) ->
     }
 
 
+def test_a_master_without_a_spec_is_ready_for_its_pod_only(
+    url: str, engine: ScriptedEngine
+) -> None:
+    engine.ready = False
+    assert httpx.get(f"{url}/readyz?self").status_code == 503  # what it serves is not ready
+    vars(engine)["in_force"] = None  # as before a first spec
+    assert httpx.get(f"{url}/readyz?self").status_code == 200
+    assert httpx.get(f"{url}/readyz").status_code == 503
+
+
 def test_topology_names_the_deployment(url: str) -> None:
     document = httpx.get(f"{url}/topology").json()
     assert document["deployment_name"] == DEPLOYMENT
