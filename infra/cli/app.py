@@ -17,6 +17,7 @@ from contract.version import VERSION
 from infra.aios.import_block import import_block
 from infra.aios.import_split import import_split
 from infra.cli.chat import open_chat, run_chat
+from infra.local.apply import apply_edit
 from infra.local.fit import plan_before_up
 from infra.local.log_reader import log_lines
 from infra.local.progress import Progress
@@ -104,7 +105,18 @@ def up(
 ) -> None:
     """Run a stack on this machine until Ctrl-C."""
     stack_file = _load(stack, sets)
-    raise typer.Exit(start_detached(stack_file, sets or []) if detach else run_stack(stack_file))
+    given = sets or []
+    raise typer.Exit(start_detached(stack_file, given) if detach else run_stack(stack_file, given))
+
+
+@app.command("apply")
+def apply_command(stack: Running = "", sets: Sets = None) -> None:
+    """Edit a stack that runs on this machine; exit code 1 where its model goes on as before."""
+    folder, state = find_state(stack)
+    # What `up` and edits were given before goes on to hold.
+    all_sets = [*state.sets, *(sets or [])]
+    stack_file = load_stack_file(Path(state.stack_file), all_sets)
+    raise typer.Exit(apply_edit(stack_file, all_sets, folder, Progress()))
 
 
 @app.command()

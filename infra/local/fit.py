@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from contract.host_memory import available_bytes
 from infra.local import machine
@@ -17,15 +18,16 @@ from infra.stack.faults import UserError
 MEMORY_SHARE = 0.8
 
 
-def fit(deployment: DeploymentConfig) -> DeploymentConfig:
+def fit(deployment: DeploymentConfig, held: int = 0) -> DeploymentConfig:
     """Cores and memory for the ranks that name none, and the loopback for every rank.
 
-    Raises UserError where the machine lacks the memory or the GPUs that are asked for.
+    `held` bytes are taken by what is to be replaced. Raises UserError where the machine lacks the
+    memory or the GPUs that are asked for.
     """
     if deployment.gpu_pinning != "none":
         _check_gpus(deployment)
     ranks = deployment.ranks
-    available = available_bytes()
+    available = available_bytes() + held
     asked = sum(params.memory or 0 for params in ranks)
     if asked > available:
         raise UserError(
@@ -56,7 +58,20 @@ def plan_before_up(deployment: DeploymentConfig, reader: ModelReader | None = No
     )
 
 
-def _fit_rank(params: RankParams, cores: int, memory: int) -> RankParams:
+def fit_as_before(
+    deployment: DeploymentConfig, ranks: Sequence[Mapping[str, Any]]
+) -> DeploymentConfig | None:
+    """With the cores and memory that its ranks have now; None where they are others in number."""
+    if len(ranks) != deployment.nnodes:
+        return None
+    fitted = [
+        _fit_rank(params, rank["cpu"], rank["memory"])
+        for params, rank in zip(deployment.ranks, ranks, strict=True)
+    ]
+    return deployment.model_copy(update={"per_rank_params": fitted})
+
+
+def _fit_rank(params: RankParams, cores: float, memory: int) -> RankParams:
     return params.model_copy(
         update={
             "cpu": cores if params.cpu is None else params.cpu,
@@ -103,12 +118,23 @@ def check_inference_port(deployment: DeploymentConfig) -> None:
     )
 
 
-def addresses(deployment: DeploymentConfig, ports: Sequence[int]) -> Addresses:
-    """Everything on the loopback; `ports` as many as `port_count` says."""
+def addresses(
+    deployment: DeploymentConfig, ports: Sequence[int], former: Addresses | None = None
+) -> Addresses:
+    """Everything on the loopback; `ports` as many as `port_count` says.
+
+    What `former` has an address for keeps it.
+    """
     free = iter(ports)
     master_port, http_port = next(free), next(free)
     stages = tuple(StagePorts(next(free), next(free)) for _ in range(deployment.nnodes))
     block_ports = {block.block_id: next(free) for block in deployment.proxy_blocks}
+    if former is not None:
+        master_port, http_port = former.master_port, former.http_port
+        stages = (*former.stages[: deployment.nnodes], *stages[len(former.stages) :])
+        block_ports |= {
+            name: port for name, port in former.block_ports.items() if name in block_ports
+        }
     return Addresses(
         bind_address=machine.LOOPBACK,
         master_host=machine.LOOPBACK,

@@ -17,6 +17,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def memory_of(pid: int) -> int:
+    """Bytes of main memory that a process holds; 0 where it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def gpu_count() -> int:
     """NVIDIA GPUs with a loaded driver."""
     return len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0

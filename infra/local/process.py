@@ -57,7 +57,10 @@ def start_time(pid: int) -> int | None:
 
 @dataclass(frozen=True)
 class ProcessDefinition:
-    """What to run; `url` answers /livez and /readyz once the process serves."""
+    """What to run; `url` answers /livez and /readyz once the process serves.
+
+    `files` are texts by path, written before each start.
+    """
 
     name: str
     tier: str
@@ -66,6 +69,12 @@ class ProcessDefinition:
     log: Path
     startup_s: float
     environment: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def _write(files: Mapping[str, str]) -> None:
+    for path, text in files.items():
+        Path(path).write_text(text, "utf-8")
 
 
 # Called with the process and an exit code when it ends; returns whether to start it again.
@@ -110,6 +119,7 @@ class KeptProcess:
 
     async def _run_once(self) -> int:
         definition = self.definition
+        _write(definition.files)
         with definition.log.open("ab") as log:
             self._process = process = await asyncio.create_subprocess_exec(
                 *definition.command,

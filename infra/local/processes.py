@@ -1,13 +1,15 @@
-"""The processes of a deployment on this machine: their spec files and command lines."""
+"""The processes of a deployment on this machine: their files, command lines, and their spec."""
 
 from __future__ import annotations
 
 import sys
 
 from contract.specs import AnySpec, InferenceServerSpec, ProxySpec, render
+from infra.local.edit import Wanted
 from infra.local.fit import stage_environment
 from infra.local.machine import LOOPBACK
 from infra.local.process import ProcessDefinition
+from infra.local.rollout import RolloutDefinition
 from infra.local.state import StateFolder
 from infra.plan.process_specs import (
     Addresses,
@@ -21,8 +23,8 @@ from infra.plan.stack_plan import StackPlan
 from infra.stack.api_keys import local_api_keys_file
 from infra.stack.config import DeploymentConfig
 
-# Light tiers start in seconds; a stage or the master may have weights or a tokenizer to fetch.
-LIGHT_STARTUP_S = 60.0
+# Until a process answers /livez, which it does before it fetches or loads anything.
+STARTUP_S = 60.0
 # Stages keep every core busy. What they have computed is to reach the users first: 16 users waited
 # 3 ms less for each tier's turn (benchmarks/README.md).
 STAGE_NICENESS = 10
@@ -36,10 +38,9 @@ def define_processes(
     plan: StackPlan,
     addresses: Addresses,
     commit: str,
-) -> list[ProcessDefinition]:
-    """Write every spec file and say how each process is started."""
-    spec = _written(folder, "group", group_spec(deployment, plan.ranks, commit=commit))
-    definitions = _rank_group(folder, deployment, addresses, spec)
+) -> Wanted:
+    """How each process is started, with its file, and how what they serve is brought in."""
+    definitions = _rank_group(folder, deployment, addresses)
     for block in deployment.proxy_blocks:
         sessions = str(folder.sessions(block.block_id))
         proxy = proxy_spec(deployment, block, addresses, sessions_path=sessions)
@@ -51,31 +52,55 @@ def define_processes(
         keys = local_api_keys_file()
         options = ("--api-keys-file", str(keys)) if keys else ()
         definitions.append(_light(folder, "inference-server", "inference-server", server, options))
-    return definitions
+    spec = render(group_spec(deployment, plan.ranks, commit=commit))
+    return Wanted(tuple(definitions), _rollout(folder, deployment, addresses, spec))
+
+
+def _rollout(
+    folder: StateFolder, deployment: DeploymentConfig, addresses: Addresses, spec: str
+) -> RolloutDefinition:
+    questions = ["--master", addresses.master_url]
+    if deployment.proxy_blocks:
+        block = deployment.proxy_blocks[0].block_id
+        questions += ["--block", addresses.block_urls[block], "--block-id", block]
+        # The keys' file is the user's, and none of them is ours.
+        if deployment.inference_server.enabled and local_api_keys_file() is None:
+            server = f"http://{LOOPBACK}:{addresses.inference_port}"
+            questions += ["--inference-server", server]
+    return RolloutDefinition(
+        text=spec,
+        wanted=str(folder.spec("group.wanted")),
+        served=str(folder.served_spec),
+        signing_key=str(folder.signing_key_file),
+        reason=str(folder.path / "rollout.reason"),
+        log=str(folder.log("rollout")),
+        stall_s=deployment.timeouts.stall_s,
+        questions=tuple(questions),
+    )
 
 
 def _rank_group(
-    folder: StateFolder, deployment: DeploymentConfig, addresses: Addresses, group: str
+    folder: StateFolder, deployment: DeploymentConfig, addresses: Addresses
 ) -> list[ProcessDefinition]:
-    """`group` is the file with what is served."""
     token = ("--token-file", str(folder.token_file))
-    master = _written(folder, "master", master_spec(deployment, addresses))
-    startup_s = deployment.common_params.load_timeout_s
-    files = ("--spec", master, "--group-spec", group, *token)
+    files = _file(folder, "master", master_spec(deployment, addresses))
+    served = ("--group-spec", str(folder.served_spec))
     definitions = [
         ProcessDefinition(
             name="master",
             tier="master",
-            command=(sys.executable, "-m", "runner.master", *files),
+            command=(sys.executable, "-m", "runner.master", "--spec", *files, *served, *token),
             url=f"http://{LOOPBACK}:{addresses.http_port}",
             log=folder.log("master"),
-            startup_s=startup_s,
+            startup_s=STARTUP_S,
+            files=files,
         )
     ]
     for params in deployment.ranks:
         name = f"stage-{params.rank}"
         spec = stage_spec(deployment, params, addresses)
-        arguments = ("-m", "runner.stage", "--spec", _written(folder, name, spec), *token)
+        files = _file(folder, name, spec)
+        arguments = ("-m", "runner.stage", "--spec", *files, *token)
         definitions.append(
             ProcessDefinition(
                 name=name,
@@ -83,17 +108,12 @@ def _rank_group(
                 command=("nice", "-n", str(STAGE_NICENESS), sys.executable, *arguments),
                 url=f"http://{LOOPBACK}:{spec.health_port}",
                 log=folder.log(name),
-                startup_s=startup_s,
+                startup_s=STARTUP_S,
                 environment=stage_environment(deployment, params.rank),
+                files=files,
             )
         )
     return definitions
-
-
-def _written(folder: StateFolder, name: str, spec: AnySpec) -> str:
-    path = folder.spec(name)
-    path.write_text(render(spec), "utf-8")
-    return str(path)
 
 
 def _light(
@@ -103,13 +123,19 @@ def _light(
     spec: ProxySpec | InferenceServerSpec,
     options: tuple[str, ...] = (),
 ) -> ProcessDefinition:
-    path = _written(folder, name, spec)
+    files = _file(folder, name, spec)
     module = tier.replace("-", "_")
     return ProcessDefinition(
         name=name,
         tier=tier,
-        command=(sys.executable, "-m", module, "--spec", path, *options),
+        command=(sys.executable, "-m", module, "--spec", *files, *options),
         url=f"http://{LOOPBACK}:{spec.port}",
         log=folder.log(name),
-        startup_s=LIGHT_STARTUP_S,
+        startup_s=STARTUP_S,
+        files=files,
     )
+
+
+def _file(folder: StateFolder, name: str, spec: AnySpec) -> dict[str, str]:
+    """The text by the path of one process's file."""
+    return {str(folder.spec(name)): render(spec)}

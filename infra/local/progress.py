@@ -17,6 +17,10 @@ class Progress:
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)
 
+    def fail(self, text: str) -> None:
+        """The last word, in red where there are colours."""
+        self._console.print(f"error: {text}", markup=False, style="red")
+
     def wait_for(self, text: str) -> None:
         """What is being waited for now; said again only when it changes."""
         if text == self._waiting_for:

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from infra.local import machine
+from infra.local.edit import read_wanted
 from infra.local.fit import addresses, check_inference_port, fit, port_count
+from infra.local.prepared import prepared, with_about
 from infra.local.process import die_with_parent, start_time
-from infra.local.processes import define_processes
 from infra.local.progress import Progress
 from infra.local.state import (
     ProcessState,
@@ -27,24 +28,22 @@ from infra.local.state import (
     supervisor_runs,
 )
 from infra.local.supervisor import Supervisor
-from infra.plan.lock import model_reader
-from infra.plan.process_specs import Addresses
-from infra.plan.report import render_plan
-from infra.plan.stack_plan import StackPlan, plan_stack
-from infra.stack.config import DeploymentConfig
-from infra.stack.curl_line import curl_line
+from infra.plan.lock import ModelReader, model_reader
+from infra.plan.stack_plan import plan_stack
+from infra.stack.config import CommonParams
 from infra.stack.faults import UserError
 from infra.stack.file import StackFile
 
-# Time for the processes to import what they need, beside the time to load.
-_STARTUP_MARGIN_S = 120.0
+# Time in which every tier says that it is ready, once the first question has been answered.
+_STARTUP_S = 120.0
 _POLL_S = 0.2
 
 
-def run_stack(stack_file: StackFile) -> int:
+def run_stack(stack_file: StackFile, sets: Sequence[str] = ()) -> int:
     """Bring the stack up, keep it running, drain it on a signal; returns the exit code.
 
-    Raises UserError and StackConfigError before any process of it has been started.
+    `sets` are those that the file was read with. Raises UserError and StackConfigError before any
+    process of it has been started.
     """
     folder = StateFolder(stack_file.deployment.deployment_name)
     with folder.lock():
@@ -52,12 +51,14 @@ def run_stack(stack_file: StackFile) -> int:
         if left is not None:  # a supervisor that was killed
             kill_leftovers(left)
         try:
-            return _run(stack_file, folder, Progress())
+            return _run(stack_file, sets, folder, Progress())
         finally:
             folder.forget()
 
 
-def _run(stack_file: StackFile, folder: StateFolder, progress: Progress) -> int:
+def _run(
+    stack_file: StackFile, sets: Sequence[str], folder: StateFolder, progress: Progress
+) -> int:
     deployment = fit(stack_file.deployment)
     reader = model_reader(stack_file.lock_path)
     check_inference_port(deployment)
@@ -73,28 +74,36 @@ def _run(stack_file: StackFile, folder: StateFolder, progress: Progress) -> int:
     common = deployment.common_params
     progress.say(f"preparing {common.model_name}")
     with _terminating_as_interrupt():
-        locked = reader.read(common).commit if reader.lock is not None else ""
-        commit = _prepare_model(common.model_name, locked or common.model_revision)
+        commit = model_commit(reader, common)
     plan = plan_stack(deployment, reader)
     with machine.free_ports(port_count(deployment)) as ports:
         places = addresses(deployment, ports)
     folder.make_token()
-    definitions = define_processes(folder, deployment, plan, places, commit)
-    state = _with_urls(state, deployment, plan, places)
+    found = prepared(folder, stack_file, sets, deployment, plan, places, commit)
 
     def changed(phase: str, reason: str) -> None:
         rows = tuple(ProcessState.of(item) for item in supervisor.processes)
-        folder.write(replace(state, phase=phase, reason=reason, processes=rows))
+        now = with_about(state, supervisor.wanted.about)
+        edit = supervisor.edit
+        folder.write(replace(now, phase=phase, reason=reason, processes=rows, edit=edit))
 
     supervisor = Supervisor(
-        definitions,
+        found.wanted,
         progress,
         changed,
-        startup_s=common.load_timeout_s + _STARTUP_MARGIN_S,
+        startup_s=_STARTUP_S,
         drain_s=common.request_deadline_s,
-        summary=state.summary,
+        summary=found.summary,
+        read_wanted=lambda: read_wanted(folder.wanted_file),
     )
     return asyncio.run(supervisor.run())
+
+
+def model_commit(reader: ModelReader, common: CommonParams) -> str:
+    """The commit that the model's name stands for, its files prepared: the locked one where there
+    is a lock. Raises UserError."""
+    locked = reader.read(common).commit if reader.lock is not None else ""
+    return _prepare_model(common.model_name, locked or common.model_revision)
 
 
 def _prepare_model(name: str, revision: str) -> str:
@@ -135,22 +144,6 @@ def _terminating_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _with_urls(
-    state: StackState, deployment: DeploymentConfig, plan: StackPlan, places: Addresses
-) -> StackState:
-    """The state with the URLs and with what `up` prints when the stack is ready."""
-    lines = [render_plan(plan), "", f"master            {places.master_url}"]
-    lines += [f"block             {url}  {name}" for name, url in places.block_urls.items()]
-    front = next(iter(places.block_urls.values()), places.master_url)
-    if deployment.inference_server.enabled:
-        front = f"http://{machine.LOOPBACK}:{places.inference_port}"
-        lines.append(f"inference server  {front}")
-        if places.block_urls:
-            lines += ["", "try it:", curl_line(front, next(iter(places.block_urls)))]
-    lines += ["", f"ready; logs: splitstack logs -f -s {deployment.deployment_name}"]
-    return replace(state, master_url=places.master_url, front_url=front, summary="\n".join(lines))
 
 
 def start_detached(stack_file: StackFile, sets: Sequence[str]) -> int:

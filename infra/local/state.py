@@ -9,10 +9,13 @@ import os
 import secrets
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from contract.signature import signing_key
+from contract.specs import read_token
+from infra.local.edit import EditState
 from infra.local.process import KeptProcess, start_time
 from infra.stack.faults import UserError
 
@@ -47,7 +50,12 @@ class ProcessState:
 
 @dataclass(frozen=True)
 class StackState:
-    """state.json. `phase` is preparing, starting, ready, draining or failed; `reason` says why."""
+    """state.json. `phase` is preparing, starting, ready, draining or failed; `reason` says why.
+
+    `stack_file` and `sets` are what it was made of, `about` is what an edit of it needs to know:
+    `addresses` of its processes, `ranks` with the cores and memory that they were given. `edit` is
+    the one that runs, or the last one.
+    """
 
     stack: str
     deployment_name: str
@@ -59,6 +67,10 @@ class StackState:
     front_url: str = ""
     summary: str = ""
     processes: tuple[ProcessState, ...] = ()
+    stack_file: str = ""
+    sets: tuple[str, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+    edit: EditState | None = None
 
 
 class StateFolder:
@@ -75,6 +87,20 @@ class StateFolder:
     @property
     def token_file(self) -> Path:
         return self.path / "token"
+
+    @property
+    def signing_key_file(self) -> Path:
+        return self.path / "signing_key"
+
+    @property
+    def wanted_file(self) -> Path:
+        """What `apply` hands to the supervisor."""
+        return self.path / "wanted.json"
+
+    @property
+    def served_spec(self) -> Path:
+        """What has answered, and what a master that starts reads."""
+        return self.spec("group")
 
     def log(self, name: str) -> Path:
         return self.path / f"{name}.log"
@@ -95,27 +121,47 @@ class StateFolder:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Held while the deployment runs; raises UserError that names who holds it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.path.chmod(0o700)
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with self._locked("lock") as is_ours:
+            if not is_ours:
                 state = self.read()
                 holder = f"process {state.pid}" if state else "another process"
                 raise UserError(
                     f"deployment {self.deployment_name} is already running on this machine "
-                    f"({holder}, {self.path}); end it with: splitstack down -s "
+                    f"({holder}, {self.path}); edit it with: splitstack apply -s "
+                    f"{self.deployment_name}, end it with: splitstack down -s "
                     f"{self.deployment_name}"
-                ) from None
+                )
             yield
 
+    @contextlib.contextmanager
+    def lock_edit(self) -> Iterator[None]:
+        """Held by the `apply` that is followed; raises UserError where there is one."""
+        with self._locked("apply.lock") as is_ours:
+            if not is_ours:
+                raise UserError(
+                    f"another `splitstack apply` of deployment {self.deployment_name} runs; wait "
+                    "until it has ended"
+                )
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[bool]:
+        """Whether the lock could be had."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        with (self.path / name).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_ours = False
+            else:
+                is_ours = True
+            yield is_ours
+
     def make_token(self) -> None:
-        """A new group token, readable by its owner only."""
-        self.token_file.unlink(missing_ok=True)
-        descriptor = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
+        """A new group token and the key that is made of it, readable by their owner only."""
+        _write_secret(self.token_file, secrets.token_hex(32))
+        _write_secret(self.signing_key_file, signing_key(read_token(self.token_file)).hex())
 
     def write(self, state: StackState) -> None:
         """Replaces state.json in one step."""
@@ -128,6 +174,8 @@ class StateFolder:
         try:
             document: dict[str, Any] = json.loads((self.path / "state.json").read_text("utf-8"))
             document["processes"] = tuple(ProcessState(**row) for row in document["processes"])
+            document["sets"] = tuple(document["sets"])
+            document["edit"] = EditState(**document["edit"]) if document["edit"] else None
             return StackState(**document)
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -140,8 +188,15 @@ class StateFolder:
 
     def forget(self) -> None:
         """Remove what only a running stack needs; logs and sessions stay."""
-        for path in [self.path / "state.json", self.token_file]:
+        for path in [self.path / "state.json", self.token_file, self.signing_key_file]:
             path.unlink(missing_ok=True)
+
+
+def _write_secret(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{text}\n")
 
 
 def runs(pid: int | None, started: int | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx
@@ -31,6 +31,7 @@ class StackStatus:
             "deployment_name": self.state.deployment_name,
             "phase": self.phase,
             "reason": self.state.reason,
+            "edit": asdict(self.state.edit) if self.state.edit else None,
             "epoch": self.epoch,
             "master_url": self.state.master_url,
             "url": self.state.front_url,

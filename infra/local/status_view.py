@@ -23,6 +23,7 @@ _RANK_HEADINGS = (
     "rank", "node", "device", "layers", "state", "weights", "KV cache", "step", "waiting"
 )  # fmt: skip
 _RANK_DROPS = ("node", "device", "weights", "KV cache")
+_EDITS = {"running": "is being brought in", "done": "has answered", "failed": "failed"}
 _RANK_NUMBERS = range(5, len(_RANK_HEADINGS))
 
 
@@ -141,7 +142,9 @@ def _head(status: StackStatus, width: int | None) -> list[str]:
         head += f": {state.reason}"
     if status.epoch is not None:
         head += f", epoch {status.epoch}"
-    return _wrapped(head, width)
+    edit = state.edit
+    edited = f"the last edit {_EDITS[edit.phase]}: {edit.text}" if edit else ""
+    return [*_wrapped(head, width), *(_wrapped(edited, width) if edited else [])]
 
 
 def _processes(status: StackStatus, width: int | None) -> list[str]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from infra.local.edit import DONE, FAILED, RUNNING, EditState, Wanted
 from infra.local.process import PROBE_TIMEOUT_S, KeptProcess, ProcessDefinition
 from infra.local.processes import TIERS
 from infra.local.progress import Progress
+from infra.local.rollout import roll_out
 
 EXIT_USAGE = 2
 # A process that ends this often before the stack was ever ready will not do better.
@@ -25,27 +28,35 @@ _LOG_TAIL_BYTES = 8192
 
 
 class Supervisor:
-    """`run()` returns the exit code. `changed(phase, reason)` is called when either changes."""
+    """`run()` returns the exit code. `changed(phase, reason)` is called when either changes, or
+    `edit`. `wanted` is what it is, or is to be first; SIGUSR1 makes it what `read_wanted` says.
+    """
 
     def __init__(
         self,
-        definitions: Sequence[ProcessDefinition],
+        wanted: Wanted,
         progress: Progress,
         changed: Callable[[str, str], None],
         *,
         startup_s: float,
         drain_s: float,
         summary: str,
+        read_wanted: Callable[[], Wanted | None] = lambda: None,
     ) -> None:
-        self._definitions = definitions
+        self.wanted = wanted
+        self.edit: EditState | None = None
         self._progress = progress
         self._changed = changed
         self._startup_s, self._drain_s = startup_s, drain_s
         self._summary = summary
+        self._read_wanted = read_wanted
         self.processes: list[KeptProcess] = []
         self._tasks: dict[KeptProcess, asyncio.Task[None]] = {}
+        self._editing: asyncio.Task[None] | None = None
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
         self._been_ready = False
+        self._proving = ""
+        self._phase = ("starting", "")
         self._failure = ""
         self._exit_code = 0
         self._shown: tuple[object, ...] = ()
@@ -55,23 +66,103 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal)
         async with httpx.AsyncClient(trust_env=False) as client:
-            self.processes = [KeptProcess(item, client, self._exited) for item in self._definitions]
-            self._tasks = {item: asyncio.create_task(item.keep()) for item in self.processes}
+            self._client = client
+            for definition in self.wanted.definitions:
+                self._start(definition)
+            if self.wanted.rollout is not None:
+                self._proving = "handing the spec over"
+                self._editing = asyncio.create_task(self._prove_first())
+            loop.add_signal_handler(signal.SIGUSR1, self._on_edit)
             try:
                 await self._watch(client)
                 if self._failure:
                     self._stop_now.set()
                 await self._drain()
             finally:
+                if self._editing is not None:
+                    self._editing.cancel()
+                    await asyncio.gather(self._editing, return_exceptions=True)
                 await self._end_all()
         self._progress.done()
         if self._failure:
-            self._changed("failed", self._failure)
+            self._tell("failed", self._failure)
             self._progress.say(f"error: {self._failure}")
         return self._exit_code
 
     def _on_signal(self) -> None:
         (self._stop_now if self._stop.is_set() else self._stop).set()
+
+    def _on_edit(self) -> None:
+        """One after the other: `apply` waits for its turn before it writes."""
+        wanted = self._read_wanted()
+        if wanted is None or self._stop.is_set() or (self._editing and not self._editing.done()):
+            return
+        self._editing = asyncio.create_task(self._apply(wanted))
+
+    async def _prove_first(self) -> None:
+        assert self.wanted.rollout is not None
+        reason = await roll_out(self.wanted.rollout, self._say_proving)
+        self._proving = ""
+        if reason:
+            self._fail(reason)
+
+    def _say_proving(self, line: str) -> None:
+        self._proving = line
+
+    async def _apply(self, wanted: Wanted) -> None:
+        """Processes that are new or others first, what is no longer wanted once it has answered."""
+        before = {item.definition.name: item for item in self.processes}
+        names = {item.name for item in wanted.definitions}
+        others = [
+            item
+            for item in wanted.definitions
+            if item.name in before and item != before[item.name].definition
+        ]
+        added = [item for item in wanted.definitions if item.name not in before]
+        self._note_edit(EditState(wanted.id, RUNNING, _starting([*others, *added])))
+        await self._end(before[item.name] for item in others)
+        started = {item.name: self._start(item) for item in [*others, *added]}
+        assert wanted.rollout is not None
+        reason = await roll_out(
+            wanted.rollout, lambda line: self._note_edit(EditState(wanted.id, RUNNING, line))
+        )
+        if reason:
+            await self._end(started[item.name] for item in added)
+            self._note_edit(EditState(wanted.id, FAILED, reason))
+            return
+        await self._end(item for name, item in before.items() if name not in names)
+        order = {item.name: place for place, item in enumerate(wanted.definitions)}
+        self.processes.sort(key=lambda item: order[item.definition.name])
+        self.wanted = wanted
+        self._note_edit(replace(self.edit or EditState(wanted.id, DONE), phase=DONE))
+
+    def _note_edit(self, edit: EditState) -> None:
+        if edit == self.edit:
+            return
+        self.edit = edit
+        self._progress.say(f"edit {edit.phase}: {edit.text}")
+        self._changed(*self._phase)
+
+    def _start(self, definition: ProcessDefinition) -> KeptProcess:
+        process = KeptProcess(definition, self._client, self._exited)
+        self.processes.append(process)
+        self._tasks[process] = asyncio.create_task(process.keep())
+        return process
+
+    async def _end(self, processes: Iterable[KeptProcess]) -> None:
+        """SIGTERM, and SIGKILL for what does not end in the time that requests may take."""
+        ending = list(processes)
+        for process in ending:
+            process.stop(signal.SIGTERM)
+        tasks = [self._tasks[process] for process in ending]
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._drain_s + _DRAIN_MARGIN_S)
+        for process in ending:
+            process.stop(signal.SIGKILL)
+            if process.process_id is None:  # it waits for its next start
+                self._tasks[process].cancel()
+            await asyncio.gather(self._tasks.pop(process), return_exceptions=True)
+            self.processes.remove(process)
 
     def _exited(self, process: KeptProcess, code: int) -> bool:
         name, log = process.definition.name, process.definition.log
@@ -93,11 +184,17 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._startup_s
         while not self._stop.is_set():
-            answers = [await _readiness(client, item) for item in self._definitions]
-            reasons = [answer for answer in answers if answer]
+            definitions = [item.definition for item in self.processes]
+            answers = [await _readiness(client, item) for item in definitions]
+            reasons = [f"waiting: {answer}" for answer in answers if answer]
+            if self._proving:
+                reasons.insert(0, self._proving)
             self._note("" if not reasons else reasons[0])
-            if reasons and not self._been_ready and loop.time() > deadline:
-                self._fail(f"not ready within {self._startup_s:g} s: {reasons[0]}")
+            if self._proving:  # which has a limit of its own
+                deadline = loop.time() + self._startup_s
+            elif reasons and not self._been_ready and loop.time() > deadline:
+                said = reasons[0].removeprefix("waiting: ")
+                self._fail(f"not ready within {self._startup_s:g} s: {said}")
             period_s = _NOT_READY_PERIOD_S if reasons else _READY_PERIOD_S
             try:
                 await asyncio.wait_for(self._stop.wait(), period_s)
@@ -111,17 +208,22 @@ class Supervisor:
             return
         self._shown = shown
         if reason:
-            self._changed("not ready" if self._been_ready else "starting", reason)
-            self._progress.wait_for(f"waiting: {reason}")
+            said = reason.removeprefix("waiting: ")
+            self._tell("not ready" if self._been_ready else "starting", said)
+            self._progress.wait_for(reason)
             return
         self._progress.done()
         self._progress.say("ready again" if self._been_ready else self._summary)
         self._been_ready = True
-        self._changed("ready", "")  # last: `up --detach` goes when it reads this, with the summary
+        self._tell("ready", "")  # last: `up --detach` goes when it reads this, with the summary
+
+    def _tell(self, phase: str, reason: str) -> None:
+        self._phase = (phase, reason)
+        self._changed(phase, reason)
 
     async def _drain(self) -> None:
         """Tier by tier from the front, each for as long as its requests may take."""
-        self._changed("draining", self._failure)
+        self._tell("draining", self._failure)
         if not self._failure:
             self._progress.wait_for("finishing what is running; once more stops it now")
         for tier in TIERS:
@@ -145,6 +247,11 @@ class Supervisor:
             if process.process_id is None:
                 task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+
+def _starting(definitions: Iterable[ProcessDefinition]) -> str:
+    names = ", ".join(item.name for item in definitions)
+    return f"starting {names} anew" if names else "handing the spec over"
 
 
 async def _readiness(client: httpx.AsyncClient, definition: ProcessDefinition) -> str:

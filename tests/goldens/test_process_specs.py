@@ -70,6 +70,12 @@ def test_the_processes_of_a_stack_on_one_machine(name: str, tmp_path: Path) -> N
     places = addresses(deployment, ports)
     plan = plan_stack(deployment)
     words = {str(tmp_path): "<folder>", sys.executable: "<python>"}
+    wanted = define_processes(folder, deployment, plan, places, "c0ffee")
+    rollout = wanted.rollout
+    assert rollout is not None
+    files = {rollout.wanted: rollout.text}
+    for item in wanted.definitions:
+        files |= item.files
     processes = [
         {
             "name": item.name,
@@ -80,13 +86,11 @@ def test_the_processes_of_a_stack_on_one_machine(name: str, tmp_path: Path) -> N
             "startup_s": item.startup_s,
             "log": str(item.log),
         }
-        for item in define_processes(folder, deployment, plan, places, "c0ffee")
+        for item in wanted.definitions
     ]
     found: dict[str, Any] = {
         "processes": processes,
-        "specs": {
-            path.stem: path.read_text("utf-8").split("\n")
-            for path in sorted(folder.path.glob("*.json"))
-        },
+        "rollout": list(rollout.command),
+        "specs": {Path(path).stem: files[path].split("\n") for path in sorted(files)},
     }
     check_recorded(f"specs-local-{name.replace(' ', '-')}", replaced(found, words))

@@ -1,43 +1,47 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.local.process import start_time
+from contract.signature import signing_key
+from contract.specs import GroupSpec, RankPart, render
+from infra.local.edit import Wanted
+from infra.local.process import ProcessDefinition, start_time
+from infra.local.rollout import RolloutDefinition
 from infra.local.supervisor import last_words
+from tests.rollout.small_master import TOKEN, SmallMaster, serves, small_master, step
 from tests.waiting import free_ports, wait_for
 
 SERVER = Path(__file__).with_name("small_server.py")
 # Runs a supervisor over small servers in a process of its own, as the command line does.
 SCRIPT = """
-import asyncio, json, sys
+import asyncio, sys
 from pathlib import Path
-from infra.local.process import ProcessDefinition
+from infra.local.edit import read_wanted
 from infra.local.supervisor import Supervisor
 from infra.local.progress import Progress
 
-folder, rows = Path(sys.argv[1]), json.loads(sys.argv[2])
-definitions = [
-    ProcessDefinition(
-        name=name, tier=tier, command=(sys.executable, *arguments),
-        url=f"http://127.0.0.1:{port}", log=folder / f"{name}.log", startup_s=30.0,
-    )
-    for name, tier, port, arguments in rows
-]
+folder = Path(sys.argv[1])
 def changed(phase, reason):
     with (folder / "phases").open("a") as file:
         file.write(f"{phase}\\n")
+    if supervisor.edit:
+        (folder / "edit").write_text(f"{supervisor.edit.phase} {supervisor.edit.text}")
     if phase == "ready":
         (folder / "said_when_ready").write_text((folder / "output").read_text())
+def read():
+    return read_wanted(folder / "wanted")
 supervisor = Supervisor(
-    definitions, Progress(), changed, startup_s=30.0, drain_s=5.0, summary="all of it is ready"
+    read(), Progress(), changed,
+    startup_s=30.0, drain_s=5.0, summary="all of it is ready", read_wanted=read,
 )
 sys.exit(asyncio.run(supervisor.run()))
 """
@@ -46,20 +50,54 @@ sys.exit(asyncio.run(supervisor.run()))
 class SmallStack:
     """A supervisor process over one small server per tier; `extra` goes to the stage's."""
 
-    def __init__(self, folder: Path, extra: tuple[str, ...] = ()) -> None:
-        self.folder = folder
-        tiers = ("inference-server", "proxy-block", "master", "stage")
-        rows = []
-        for tier, port in zip(tiers, free_ports(len(tiers)), strict=True):
-            arguments = [str(SERVER), str(port), "--started", str(folder / f"{tier}.pids")]
-            arguments += ["--ended", str(folder / "ended"), "--name", tier]
-            rows.append((tier, tier, port, [*arguments, *(extra if tier == "stage" else ())]))
+    def __init__(
+        self,
+        folder: Path,
+        extra: tuple[str, ...] = (),
+        rollout: RolloutDefinition | None = None,
+    ) -> None:
+        self.folder, self.rollout = folder, rollout
+        self.definitions = [
+            self.definition(tier, *(extra if tier == "stage" else ()))
+            for tier in ("inference-server", "proxy-block", "master", "stage")
+        ]
+        self.write_wanted()
         self.output = (folder / "output").open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(folder), json.dumps(rows)],
-            stdout=self.output,
-            stderr=self.output,
+            [sys.executable, "-c", SCRIPT, str(folder)], stdout=self.output, stderr=self.output
         )
+
+    def definition(self, name: str, *extra: str, tier: str = "") -> ProcessDefinition:
+        (port,) = free_ports(1)
+        arguments = [str(SERVER), str(port), "--started", str(self.folder / f"{name}.pids")]
+        arguments += ["--ended", str(self.folder / "ended"), "--name", name, *extra]
+        file = self.folder / f"{name}.json"
+        return ProcessDefinition(
+            name=name,
+            tier=tier or name,
+            command=(sys.executable, *arguments),
+            url=f"http://127.0.0.1:{port}",
+            log=self.folder / f"{name}.log",
+            startup_s=30.0,
+            files={str(file): "{}"},
+        )
+
+    def write_wanted(self, edit: str = "") -> None:
+        Wanted(tuple(self.definitions), self.rollout, edit).write(self.folder / "wanted")
+
+    def apply(self, edit: str) -> str:
+        """What the edit said at its end."""
+        self.write_wanted(edit)
+        self.process.send_signal(signal.SIGUSR1)
+        file = self.folder / "edit"
+
+        def ended() -> str:
+            said = file.read_text() if file.exists() else ""
+            return said if said.startswith(("done", "failed")) else ""
+
+        said: str = wait_for(ended, 30, "the edit's end")
+        file.unlink()
+        return said
 
     def said(self, text: str) -> bool:
         return text in (self.folder / "output").read_text()
@@ -78,8 +116,8 @@ class SmallStack:
 def small_stack(tmp_path: Path) -> Any:
     made: list[SmallStack] = []
 
-    def make(*extra: str) -> SmallStack:
-        made.append(SmallStack(tmp_path, extra))
+    def make(*extra: str, rollout: RolloutDefinition | None = None) -> SmallStack:
+        made.append(SmallStack(tmp_path, extra, rollout))
         return made[-1]
 
     yield make
@@ -156,6 +194,108 @@ def test_a_death_after_ready_is_told_and_mended(small_stack: Any) -> None:
     wait_for(lambda: stack.said("ready again"), what="ready again")
     assert stack.said("master was killed by signal 9; it is started again")
     assert len(stack.alive()) == 4
+
+
+FORMER = GroupSpec("d", "demo:former", (RankPart((0, 4)),))
+NEW = GroupSpec("d", "demo:new", (RankPart((0, 4)),))
+SWAP = [step("preparing", "prepared"), step("serving", "loaded")]
+
+
+@pytest.fixture
+def group() -> Iterator[SmallMaster]:
+    """What answers PUT and GET /group/spec, and the question."""
+    with small_master(list(SWAP)) as running:
+        yield running
+
+
+def rollout_of(folder: Path, group: SmallMaster, spec: GroupSpec) -> RolloutDefinition:
+    key = folder / "signing_key"
+    key.write_text(signing_key(TOKEN).hex())
+    names = ("group.wanted.json", "group.json", "signing_key", "reason", "rollout.log")
+    wanted, served, signs, reason, log = (str(folder / name) for name in names)
+    questions = ("--master", group.url)
+    return RolloutDefinition(render(spec), wanted, served, signs, reason, log, 5.0, questions)
+
+
+def served(folder: Path) -> str:
+    return (folder / "group.json").read_text()
+
+
+def test_it_is_ready_when_the_first_question_has_been_answered(
+    small_stack: Any, tmp_path: Path, group: SmallMaster
+) -> None:
+    stack = small_stack(rollout=rollout_of(tmp_path, group, FORMER))
+    stack.until_ready()
+    assert len(group.questions) == 1
+    assert served(tmp_path) == render(FORMER)
+
+
+def test_a_first_spec_that_fails_ends_everything_and_is_not_kept(
+    small_stack: Any, tmp_path: Path, group: SmallMaster
+) -> None:
+    group.steps = [step("failed", "failed", reason="rank 0: no such model")]
+    stack = small_stack(rollout=rollout_of(tmp_path, group, FORMER))
+    assert stack.process.wait(30) == 1
+    assert stack.said("error: demo:former: rank 0: no such model; nothing is served")
+    assert not (tmp_path / "group.json").exists()
+    assert not stack.alive()
+
+
+@pytest.fixture
+def edited(small_stack: Any, tmp_path: Path, group: SmallMaster) -> SmallStack:
+    """A stack that serves FORMER and is about to serve NEW."""
+    stack: SmallStack = small_stack(rollout=rollout_of(tmp_path, group, FORMER))
+    stack.until_ready()
+    stack.rollout = rollout_of(tmp_path, group, NEW)
+    return stack
+
+
+def test_another_model_starts_no_process_anew(
+    edited: SmallStack, tmp_path: Path, group: SmallMaster
+) -> None:
+    before = edited.pids()
+    assert edited.apply("1").startswith("done demo:new serves; the master answers")
+    assert edited.pids() == before
+    assert served(tmp_path) == render(NEW)
+
+
+def test_what_is_another_process_is_started_anew_alone(edited: SmallStack, tmp_path: Path) -> None:
+    stage = edited.definitions[-1]
+    (file,) = stage.files
+    edited.definitions[-1] = replace(stage, files={file: '{"threads": 2}'})
+    before = edited.pids()
+    assert edited.apply("1").startswith("done")
+    assert len(edited.pids()) == len(before) + 1
+    assert Path(file).read_text() == '{"threads": 2}'
+    assert (tmp_path / "ended").read_text().split() == ["stage"]
+    wait_for(lambda: len(edited.alive()) == 4, what="all of them")
+
+
+def test_ranks_come_first_and_go_last(edited: SmallStack, tmp_path: Path) -> None:
+    edited.definitions.append(edited.definition("stage-1", tier="stage"))
+    assert edited.apply("1").startswith("done")
+    assert len(edited.alive()) == 5
+    edited.definitions.pop()
+    assert edited.apply("2").startswith("done")
+    assert (tmp_path / "ended").read_text().split() == ["stage-1"]
+
+
+def test_an_edit_that_fails_says_why_and_the_former_one_goes_on(
+    edited: SmallStack, tmp_path: Path, group: SmallMaster
+) -> None:
+    before = edited.pids()
+    edited.definitions.append(edited.definition("stage-1", tier="stage"))
+    failed = step("failed", "prepared", reason="rank 1: its weights take 9 GB of 4 GB")
+    group.steps, group.serving = [failed], serves(FORMER)
+    assert edited.apply("1") == (
+        "failed demo:new: rank 1: its weights take 9 GB of 4 GB; demo:former goes on serving"
+    )
+    assert served(tmp_path) == render(FORMER)
+    assert sorted(edited.alive()) == sorted(before)
+    # The next one is not held up by it.
+    group.steps = list(SWAP)
+    assert edited.apply("2").startswith("done")
+    assert served(tmp_path) == render(NEW)
 
 
 @pytest.mark.parametrize(
