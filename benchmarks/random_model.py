@@ -16,7 +16,7 @@ HIDDEN, INTERMEDIATE, LAYERS = 1024, 2816, 22
 HEADS, KEY_VALUE_HEADS = 16, 8
 
 
-def make_random_model(folder: Path) -> Path:
+def make_random_model(folder: Path, layers: int = LAYERS) -> Path:
     """Write the model to `folder` (once) and return it. It never samples an end of sequence."""
     if (folder / "config.json").exists():
         return folder
@@ -27,7 +27,7 @@ def make_random_model(folder: Path) -> Path:
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
         intermediate_size=INTERMEDIATE,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         num_key_value_heads=KEY_VALUE_HEADS,
         max_position_embeddings=4096,

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ class RunningStack:
         told = self._splitstack("status", "-s", "local", "--json", most=1)
         found: dict[str, Any] = json.loads(told)
         return found
+
+    def apply(self, sets: Mapping[str, str]) -> None:
+        """An edit, followed to its end; raises CalledProcessError where it fails."""
+        given = [part for path, value in sets.items() for part in ("--set", f"{path}={value}")]
+        self._splitstack("apply", "-s", DEPLOYMENT, *given)
 
     def topology(self) -> dict[str, Any]:
         """What the master tells of itself."""
