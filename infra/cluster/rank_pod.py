@@ -40,6 +40,8 @@ LIVENESS = Pace(period_s=10, timeout_s=5, failures=3)
 # The most that ranks get to end their requests. The same for every deadline of requests: an edit of
 # that is to replace no pod, and a rank ends as soon as its own requests have.
 _DRAIN_S = 3600
+# Until a process answers; what it serves is not loaded by then.
+_STARTUP_S = 300
 _CACHE = "model-cache"
 
 
@@ -119,11 +121,11 @@ def _stage(
         image=image,
         command=python_module("runner.stage", *_arguments(STAGE_FILE)),
         ports={"data": STAGE_DATA_PORT, "health": STAGE_HEALTH_PORT},
-        # Started once its weights are loaded: importing and loading may hold up a liveness probe.
+        # Started once it answers at all: a load has no limit here, and ends itself when it stalls.
         probes=http_probes(
             STAGE_HEALTH_PORT,
-            startup_s=deployment.common_params.load_timeout_s,
-            startup_path="/readyz",
+            startup_s=_STARTUP_S,
+            startup_path="/startedz",
             liveness=LIVENESS,
         ),
         cpu=params.cpu,
@@ -150,7 +152,7 @@ def _master(deployment: DeploymentConfig, image: pulumi.Input[str], hub_token: b
         # master lives and says what is missing.
         probes=http_probes(
             MASTER_HTTP_PORT,
-            startup_s=deployment.common_params.load_timeout_s,
+            startup_s=_STARTUP_S,
             readiness_path="/readyz?self",
             liveness=LIVENESS,
         ),

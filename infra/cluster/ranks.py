@@ -170,34 +170,40 @@ class SplitModel(Component):
     ) -> pulumi.ResourceOptions:
         drain_s = self._deployment.common_params.request_deadline_s
         own = pulumi.ResourceOptions(
-            # A group is one: an edit of any rank's part ends and starts all of them. Never "*":
-            # after a refresh it replaces every rank that is not ready at the moment.
-            replacement_trigger=self._trigger(),
+            replacement_trigger=self._trigger(rank),
             replace_with=[self._room.of(rank)],
+            # Never "*": after a refresh it replaces every rank that is not ready at the moment.
             replace_on_changes=["spec", "metadata"],
             custom_timeouts=waited_for(self._deployment, drain_s),
         )
         return pulumi.ResourceOptions.merge(self._options(depends_on, cluster=cluster), own)
 
-    def _trigger(self) -> pulumi.Output[str]:
-        """All that the ranks read, and their token: a rank that came back alone would read a new
-        token, and the others would refuse it. A secret, as the token may be short enough to be
-        guessed."""
-        read = self._args.specs
-        specs = render(read.group) + render(read.master) + "".join(map(render, read.stages))
+    def _trigger(self, rank: int) -> pulumi.Output[str]:
+        """What a rank's processes read once, at their start: its own files, and the token.
+
+        Nothing of what the group serves, which the ranks learn from the master.
+
+        A rank that came back alone would read a new token, and the others would refuse it. A
+        secret, as the token may be short enough to be guessed.
+        """
+        files = "".join(self._files(rank).values())
 
         def digest(token: str) -> str:
-            return hashlib.sha256(f"{specs}\n{token}".encode()).hexdigest()
+            return hashlib.sha256(f"{files}\n{token}".encode()).hexdigest()
 
         return self._args.secrets.group_token.apply(digest)
 
+    def _files(self, rank: int) -> dict[str, str]:
+        """What a rank's processes are started with, whatever the group serves."""
+        files = {rank_pod.STAGE_FILE: render(self._args.specs.stages[rank])}
+        if rank == 0:
+            files[rank_pod.MASTER_FILE] = render(self._args.specs.master)
+        return files
+
     def _own_objects(self, params: RankParams, cluster: str) -> list[pulumi.Resource]:
         """What one rank has for itself: its file, claims on its device and for its weights."""
-        files = {rank_pod.STAGE_FILE: render(self._args.specs.stages[params.rank])}
-        if params.rank == 0:
-            files[rank_pod.MASTER_FILE] = render(self._args.specs.master)
         name = self._deployment.rank_name(params.rank)
-        found: list[pulumi.Resource] = [self._config_map(name, files, cluster)]
+        found: list[pulumi.Resource] = [self._config_map(name, self._files(params.rank), cluster)]
         if self._deployment.gpu_pinning == "dra":
             found.append(self._device_claim(params, cluster))
         if self._deployment.model_cache.mode == "own-claim":

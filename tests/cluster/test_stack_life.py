@@ -172,17 +172,27 @@ def test_a_new_system_message_touches_the_proxy_only(workspace, core):
     assert uids(core) == before
 
 
-def test_a_new_model_replaces_the_four_ranks_and_nothing_else(workspace, core, tmp_path):
+def test_a_new_model_replaces_no_pod(workspace, core, tmp_path):
     before = uids(core)
     shutil.copy(REPOSITORY / "infra" / "plan" / "demo_model_config.json", tmp_path / "config.json")
     workspace.set(f"{DEPLOYMENT}.common_params.model_name", str(tmp_path))
     run = workspace.up()
     assert run.succeeded, run.output
-    replaced = {f"Pod::{name}": "replace" for name in RANKS}
-    assert run.changes == replaced | {f"ConfigMap::{NAME}-group": "update"}
+    assert run.changes == {f"ConfigMap::{NAME}-spec": "update"}
+    assert "swap: model_name" in run.messages
+    assert uids(core) == before
+
+
+def test_one_rank_s_limit_replaces_its_pod_alone(workspace, core):
+    before = uids(core)
+    workspace.set(f"{DEPLOYMENT}.per_rank_params[2].nccl_socket_ifname", "eth1")
+    run = workspace.up()
+    assert run.succeeded, run.output
+    assert run.changes == {f"Pod::{RANKS[2]}": "replace", f"ConfigMap::{RANKS[2]}": "update"}
+    assert "pod: nccl_socket_ifname of rank 2" in run.messages
     after = uids(core)
-    assert after.keys() == before.keys()
-    assert not set(after.values()) & set(before.values())
+    assert after.pop(RANKS[2]) != before.pop(RANKS[2])
+    assert after == before
 
 
 def test_a_new_token_replaces_the_four_ranks_and_is_told_nowhere(workspace, core):

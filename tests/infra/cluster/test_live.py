@@ -16,7 +16,7 @@ from infra.plan.stack_plan import plan_stack
 from infra.stack.config import DeploymentConfig
 from infra.stack.file import parse_deployment
 from tests.infra.program_stacks import stack, two_clusters
-from tests.infra.recorded_program import TOKEN, Program, run_program
+from tests.infra.recorded_program import API_KEYS, TOKEN, Program, run_program
 
 URN = "urn:pulumi:test::splitstack::"
 
@@ -106,7 +106,8 @@ def test_the_preview_sorts_an_edit(mapping):
 def test_a_new_token_is_told_without_it(mapping):
     state = state_after(run_program(mapping))
     other = "another token of these tests"
-    program = run_program(mapping, state=state, secrets={"group_token": other})
+    secrets = {"group_token": other, "api_keys": API_KEYS}
+    program = run_program(mapping, state=state, secrets=secrets)
     assert "all pods: splitstack:group_token." in edit_told(program)
     assert other not in "".join(program.messages)
 

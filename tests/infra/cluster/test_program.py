@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 import pulumi
 import pytest
@@ -72,12 +73,12 @@ def test_every_object_is_named_and_labelled(program):
     assert set(names.values()) == {1}
 
 
-def test_ranks_are_replaced_together_or_not_at_all(program):
+def test_ranks_are_replaced_one_by_one(program):
     every_rank = {item.urn for item in ranks(program)}
     assert len(every_rank) == len(program.outputs["ranks"])
+    assert len({item.replacement_trigger for item in ranks(program)}) == len(every_rank)
     for item in ranks(program):
         assert item.replacement_trigger not in ("", program.outputs["spec_hash"])
-        assert item.replacement_trigger == ranks(program)[0].replacement_trigger
         assert item.replace_on_changes == ("spec", "metadata")
         assert not every_rank & item.depends_on
 
@@ -272,7 +273,7 @@ def test_probes_of_ranks(tmp_path):
     common = {"model_name": DEMO, "image": stack(tmp_path)["common_params"]["image"]}
     program = run_program(stack(tmp_path, common_params=common | {"load_timeout_s": 90.5}))
     master, stage = program.rank_pod(0)["containers"]
-    for container, port, startup in ((master, 8080, "/livez"), (stage, 8081, "/readyz")):
+    for container, port, startup in ((master, 8080, "/livez"), (stage, 8081, "/startedz")):
         liveness = container["livenessProbe"]
         assert liveness["httpGet"] == {"path": "/livez", "port": port, "scheme": "HTTP"}
         assert (liveness["periodSeconds"], liveness["timeoutSeconds"]) == (10, 5)
@@ -281,7 +282,7 @@ def test_probes_of_ranks(tmp_path):
         for probe in ("readinessProbe", "startupProbe"):  # their answers are wanted soon
             assert container[probe]["periodSeconds"] == container[probe]["timeoutSeconds"] == 1
         assert container["startupProbe"]["httpGet"]["path"] == startup
-        assert container["startupProbe"]["failureThreshold"] == 91
+        assert container["startupProbe"]["failureThreshold"] == 300  # whatever a load may take
 
 
 def test_timeouts_come_from_the_stack_file(tmp_path):
@@ -308,7 +309,7 @@ def test_two_clusters(tmp_path):
     assert {("StatefulSet", "small-rank-0"), ("Service", "small-rank-master")} <= home
     assert {("Deployment", "small-proxy-block"), ("Deployment", "small-inference-server")} <= home
     assert {
-        ("Namespace", "splits-away"), ("ConfigMap", "small-rank-1"),
+        ("Namespace", "splits-away"), ("ConfigMap", "small-rank-1-away"),
         ("Secret", "small-ranks-away"), ("ServiceAccount", "small-rank-away"),
         ("StatefulSet", "small-rank-1"), ("PodDisruptionBudget", "small-rank-away"),
     } <= away  # fmt: skip
@@ -317,8 +318,8 @@ def test_two_clusters(tmp_path):
         "PodDisruptionBudget", "StatefulSet",
     }  # fmt: skip
     assert ("ConfigMap", "small-spec") in home
-    for rank in range(2):
-        data = program.one("ConfigMap", f"small-rank-{rank}").manifest["data"]
+    for rank, name in enumerate(("small-rank-0", "small-rank-1-away")):
+        data = program.one("ConfigMap", name).manifest["data"]
         spec = json.loads(data["stage.json"])
         assert spec["master_host"] == "203.0.113.1"
         assert spec["advertise_address"] == f"203.0.113.{rank + 1}"
@@ -355,6 +356,14 @@ def test_pods_have_the_names_that_aios_gives_them(tmp_path):
     assert not program.of_kind("StatefulSet")
 
 
+# What an edit of what the group serves touches.
+SPEC_OBJECTS = {
+    ("ConfigMap", "small-rollout"),
+    ("Job", "small-rollout"),
+    ("ConfigMap", "small-spec"),
+}
+
+
 def changed(before: Program, after: Program) -> set[tuple[str, str]]:
     """What an update from one program to another would touch, as (kind, name)."""
     old = {item.urn: item for item in before.objects}
@@ -363,23 +372,77 @@ def changed(before: Program, after: Program) -> set[tuple[str, str]]:
     return {(item.short_kind, item.name) for urn, item in (old | new).items() if urn in urns}
 
 
-def test_another_model_replaces_every_rank_and_nothing_else(tmp_path):
-    before = stack(tmp_path, **FULL)
-    after = before | {"common_params": before["common_params"] | {"max_model_len": 1024}}
+SIZED: list[dict[str, Any]] = [{"rank": rank, "cpu": 1, "memory": "8Gi"} for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_model_len", 1024),
+        ("dtype", "bfloat16"),
+        ("model_revision", "v2"),
+        ("max_concurrent_requests", 8),
+        ("prefill_token_budget", 64),
+        ("load_timeout_s", 60),
+    ],
+)
+def test_what_the_group_serves_replaces_no_pod(tmp_path, key, value):
+    before = stack(tmp_path, **FULL | {"per_rank_params": SIZED})
+    after = before | {"common_params": before["common_params"] | {key: value}}
     first, second = (run_program(mapping) for mapping in (before, after))
-    assert changed(first, second) == {
-        ("ConfigMap", "small-rollout"), ("Job", "small-rollout"), ("ConfigMap", "small-spec"),
-        ("StatefulSet", "small-rank-0"), ("StatefulSet", "small-rank-1"),
-    }  # fmt: skip
+    assert changed(first, second) == SPEC_OBJECTS
     assert first.outputs["spec_hash"] != second.outputs["spec_hash"]
 
 
-def test_one_ranks_edit_is_the_whole_groups(tmp_path):
-    given = [{"rank": 0, "cpu": 1}, {"rank": 1, "cpu": 1}]
-    before = run_program(stack(tmp_path, per_rank_params=given))
-    given[1]["cpu"] = 2
-    after = run_program(stack(tmp_path, per_rank_params=given))
-    assert {name for kind, name in changed(before, after) if kind == "StatefulSet"} == {
+def test_other_layers_replace_no_pod(tmp_path):
+    layers = [SIZED[0] | {"layers": "0-4"}, SIZED[1] | {"layers": "5-29"}]
+    first = run_program(stack(tmp_path, per_rank_params=SIZED))
+    assert changed(first, run_program(stack(tmp_path, per_rank_params=layers))) == SPEC_OBJECTS
+
+
+def test_one_more_rank_replaces_no_pod(tmp_path):
+    three = [*SIZED, SIZED[0] | {"rank": 2}]
+    first = run_program(stack(tmp_path, per_rank_params=SIZED))
+    second = run_program(stack(tmp_path, per_rank_params=three, nnodes=3))
+    assert changed(first, second) == SPEC_OBJECTS | {
+        ("ConfigMap", "small-rank-2"), ("StatefulSet", "small-rank-2")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("cpu", 2),
+        ("memory", "9Gi"),
+        ("node_id", "n2"),
+        ("nccl_socket_ifname", "eth1"),
+        ("advertise_address", "10.0.0.1"),
+    ],
+)
+def test_what_one_rank_has_replaces_its_pod_alone(tmp_path, key, value):
+    first = run_program(stack(tmp_path, per_rank_params=SIZED))
+    edited = [SIZED[0], SIZED[1] | {key: value}]
+    touched = changed(first, run_program(stack(tmp_path, per_rank_params=edited)))
+    assert ("ConfigMap", "small-rank-1") in touched
+    assert {name for kind, name in touched if kind == "StatefulSet"} == {"small-rank-1"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"namespace": "elsewhere"},
+        {"common_params": {"model_name": DEMO, "image": RUNNER.replace("runner", "other")}},
+        {"common_params": {"model_name": DEMO, "image": RUNNER, "master_port": 3100}},
+        {"extra_env": {"A": "1"}},
+        {"tolerations": [{"key": "gpu", "operator": "Exists"}]},
+        {"image_pull_secrets": ["registry"]},
+        {"model_cache": {"mode": "own-claim", "size": "1Gi"}},
+    ],
+)
+def test_what_all_ranks_share_replaces_every_pod(tmp_path, change):
+    first = run_program(stack(tmp_path, per_rank_params=SIZED))
+    touched = changed(first, run_program(stack(tmp_path, per_rank_params=SIZED, **change)))
+    assert {name for kind, name in touched if kind == "StatefulSet"} == {
         "small-rank-0", "small-rank-1"
     }  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.infra.program_stacks import PINNINGS, stack
-from tests.infra.recorded_program import Program, run_program
+from tests.infra.recorded_program import API_KEYS, Program, run_program
 
 
 def rank_pod(program: Program, rank: int) -> dict:
@@ -79,12 +79,17 @@ def test_devices_by_claim(tmp_path):
     assert "claims" not in rank_pod(program, 0)["containers"][0]["resources"]
 
 
-def test_another_device_replaces_the_claim_and_the_group(tmp_path):
+def test_another_device_replaces_the_claim_and_its_rank(tmp_path):
     before = pinned(tmp_path, "dra")
     ranks = [dict(params) for params in PINNINGS["dra"]]
     ranks[1]["device_uuid"] = "GPU-4e5f"
     after = run_program(stack(tmp_path, gpu_pinning="dra", per_rank_params=ranks))
-    assert before.outputs["spec_hash"] != after.outputs["spec_hash"]
+    assert before.outputs["spec_hash"] == after.outputs["spec_hash"]
+    triggers = [
+        [program.rank(rank).replacement_trigger for program in (before, after)] for rank in range(2)
+    ]
+    assert triggers[0][0] == triggers[0][1]
+    assert triggers[1][0] != triggers[1][1]
     templates = [
         program.one("ResourceClaimTemplate", "small-rank-1-gpu").manifest["spec"]
         for program in (before, after)
@@ -190,7 +195,7 @@ def test_a_hub_token_is_a_file(tmp_path):
     without = run_program(stack(tmp_path))
     assert "HF_TOKEN_PATH" not in environment(stage(without, 0))
     secrets = {"group_token": "t" * 32, "hub_token": "h"}
-    program = run_program(stack(tmp_path), secrets=secrets)
+    program = run_program(stack(tmp_path), secrets={**secrets, "api_keys": API_KEYS})
     assert program.one("Secret", "small-ranks").properties["stringData"] == secrets
     for container in rank_pod(program, 0)["containers"]:
         assert environment(container)["HF_TOKEN_PATH"] == "/run/secrets/splitstack/hub_token"
