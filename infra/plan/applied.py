@@ -37,9 +37,7 @@ def applied(deployment: DeploymentConfig, plan: Sequence[RankPlan], group_token:
     digest."""
     values = {key: _value(deployment, key) for key in STACK_KEYS if key != TOKEN}
     values[TOKEN] = hashlib.sha256(f"splitstack applied {group_token}".encode()).hexdigest()
-    # "main" is what the hub takes where no revision is given.
-    if values["common_params.model_revision"] == "main":
-        values["common_params.model_revision"] = ""
+    values["common_params.model_revision"] = deployment.common_params.named_revision
     pairs = zip(deployment.ranks, plan, strict=True)
     ranks = [_rank(deployment, params, item) for params, item in pairs]
     return read_applied(json.dumps({"stack": values, "ranks": ranks}))

@@ -62,7 +62,7 @@ def group_spec(
     return GroupSpec(
         deployment_name=deployment.deployment_name,
         model_name=common.model_name,
-        model_revision=commit or common.model_revision,
+        model_revision=commit or common.named_revision,
         ranks=tuple(
             RankPart(
                 item.layers,

@@ -50,6 +50,11 @@ class CommonParams(types.Section):
     prefill_token_budget: types.Positive = GroupSpec.prefill_token_budget
     """Prompt tokens per step: longer prompts are prefilled in chunks."""
 
+    @property
+    def named_revision(self) -> str:
+        """`model_revision`; "" for the main branch, however it is given."""
+        return "" if self.model_revision == "main" else self.model_revision
+
 
 class RankParams(types.Section):
     """What one rank has of its own."""

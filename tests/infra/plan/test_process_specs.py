@@ -103,7 +103,10 @@ def test_every_key_of_the_stack_file_reaches_the_group() -> None:
 
 
 def test_without_a_commit_the_revision_of_the_file_holds() -> None:
-    assert group_spec(deployment(), PLAN).model_revision == "main"
+    common = {"model_name": "org/model", "model_revision": "v2"}
+    assert group_spec(deployment(common_params=common), PLAN).model_revision == "v2"
+    # The main branch by its name is the same spec as without one.
+    assert group_spec(deployment(), PLAN).model_revision == ""
 
 
 def test_a_pinned_rank_uses_the_one_device_it_sees() -> None:
