@@ -30,7 +30,7 @@ READING = {"GET", "HEAD", "OPTIONS"}
 GENERATING = {
     "master": {"/generate", "/v1/completions", "/v1/chat/completions", "/v1/chat/"},
     "stage": set(),
-    "proxy block": {"/infer", "/v1/completions", "/v1/chat/completions"},
+    "proxy block": {"/infer", "/v1/completions", "/v1/chat/completions", "/v1/chat/"},
     # Behind API keys, where there are some.
     "inference server": set(),
 }
