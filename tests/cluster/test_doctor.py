@@ -76,16 +76,14 @@ def test_objects_that_are_not_ours(control_plane, nodes):
         assert found[0].startswith(f"node port {port} is taken by service first-public/first-inf")
         assert found[1].startswith("namespace first-splits exists and is of first; set namespaces.")
         with control_plane.client() as api:
-            taken = client.V1ConfigMap(metadata=client.V1ObjectMeta(name="third-group"))
+            taken = client.V1ConfigMap(metadata=client.V1ObjectMeta(name="third-spec"))
             client.CoreV1Api(api).create_namespaced_config_map("first-splits", taken)
         third = stack_mapping(
             control_plane,
             "third",
             **shared | {"namespaces": shared["namespaces"] | {"create": False}},
         )
-        assert "configmaps/third-group in namespace first-splits exists" in " ".join(
-            findings(third)
-        )
+        assert "configmaps/third-spec in namespace first-splits exists" in " ".join(findings(third))
 
 
 def test_what_somebody_else_has_to_make(control_plane, nodes):

@@ -100,7 +100,8 @@ def test_fewer_and_larger_ranks(workspace, control_plane):
         f"Pod::{NAME}-rank-2": "remove-pending-replace", f"ConfigMap::{NAME}-rank-2": "delete"
     }  # fmt: skip
     edited = {f"ConfigMap::{NAME}-{name}": "update" for name in ("spec", "rank-1")}
-    assert run.changes == replaced | removed | ROOMS | edited
+    asked = {f"ConfigMap::{NAME}-rollout": "replace", f"Job::{NAME}-rollout": "replace"}
+    assert run.changes == replaced | removed | ROOMS | edited | asked
     assert preview.changes == run.changes
     # Rank 0 goes first, and all have gone before any comes.
     begun = order(run)

@@ -82,7 +82,11 @@ def test_a_load_balancer_instead(workspace, api):
         workspace.set(f"{EXPOSE}.{key}", value)
     up = workspace.up()
     assert up.succeeded, up.output
-    assert up.changes == {f"Service::{NAME}": "update", f"Ingress::{NAME}": "delete"}
+    assert up.changes == {
+        f"Service::{NAME}": "update",
+        f"Ingress::{NAME}": "delete",
+        f"Job::{NAME}-rollout": "replace",
+    }
     assert service_of(api).type == "LoadBalancer"
     # As whoever makes load balancers in a cloud does.
     status = {"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}}

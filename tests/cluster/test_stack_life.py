@@ -82,7 +82,7 @@ def core(control_plane):
 
 def ranks(core) -> dict[str, Any]:
     pods = core.list_namespaced_pod("splits", label_selector=f"{INSTANCE}={NAME}").items
-    return {pod.metadata.name: pod for pod in pods}
+    return {pod.metadata.name: pod for pod in pods if "-rank-" in pod.metadata.name}
 
 
 def uids(core) -> dict[str, str]:
@@ -178,7 +178,11 @@ def test_a_new_model_replaces_no_pod(workspace, core, tmp_path):
     workspace.set(f"{DEPLOYMENT}.common_params.model_name", str(tmp_path))
     run = workspace.up()
     assert run.succeeded, run.output
-    assert run.changes == {f"ConfigMap::{NAME}-spec": "update"}
+    assert run.changes == {
+        f"ConfigMap::{NAME}-rollout": "replace",
+        f"Job::{NAME}-rollout": "replace",
+        f"ConfigMap::{NAME}-spec": "update",
+    }
     assert "swap: model_name" in run.messages
     assert uids(core) == before
 
@@ -202,7 +206,8 @@ def test_a_new_token_replaces_the_four_ranks_and_is_told_nowhere(workspace, core
     assert run.succeeded, run.output
     replaced = {f"Pod::{name}": "replace" for name in RANKS}
     secrets = {f"Secret::{NAME}-ranks": "update", f"Secret::{NAME}-proxy-{NAME}": "update"}
-    assert run.changes == replaced | secrets
+    rollout = {f"Secret::{NAME}-rollout": "update", f"Job::{NAME}-rollout": "replace"}
+    assert run.changes == replaced | secrets | rollout
     assert not set(uids(core).values()) & set(before.values())
     assert workspace.up().changes == {}
 

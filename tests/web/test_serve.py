@@ -37,7 +37,7 @@ async def hang(request):
 
 asked = []
 app = Starlette(routes=[Route("/livez", ready), Route("/{path}", hang)])
-sys.exit(serve(app, "127.0.0.1", int(sys.argv[1]), drain_s=float(sys.argv[2])))
+sys.exit(serve(app, "127.0.0.1", int(sys.argv[1]), drain_s=lambda: float(sys.argv[2])))
 """
 
 

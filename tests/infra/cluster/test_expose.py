@@ -207,8 +207,8 @@ def test_policies_follow(tmp_path):
     ingress = {"mode": "ingress", "host": "chat.test"}
     assert namespaces_of(policy_of(exposed(tmp_path, **ingress))) == {""}
     only = exposed(tmp_path, **ingress, client_namespace="ingress-nginx")
-    assert namespaces_of(policy_of(only)) == {"ingress-nginx", "monitoring"}
-    assert namespaces_of(policy_of(exposed(tmp_path, mode="none"))) == {"monitoring"}
+    assert namespaces_of(policy_of(only)) == {"ingress-nginx", "monitoring", "splits"}
+    assert namespaces_of(policy_of(exposed(tmp_path, mode="none"))) == {"monitoring", "splits"}
     app = exposed(tmp_path, mode="none", client_namespace="my-app")
     assert namespaces_of(policy_of(app)) == {"my-app", "monitoring"}
 

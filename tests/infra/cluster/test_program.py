@@ -278,7 +278,8 @@ def test_probes_of_ranks(tmp_path):
         assert liveness["httpGet"] == {"path": "/livez", "port": port, "scheme": "HTTP"}
         assert (liveness["periodSeconds"], liveness["timeoutSeconds"]) == (10, 5)
         assert (liveness["failureThreshold"], liveness["terminationGracePeriodSeconds"]) == (3, 1)
-        assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+        ready = "/readyz?self" if container is master else "/readyz"
+        assert container["readinessProbe"]["httpGet"]["path"] == ready
         for probe in ("readinessProbe", "startupProbe"):  # their answers are wanted soon
             assert container[probe]["periodSeconds"] == container[probe]["timeoutSeconds"] == 1
         assert container["startupProbe"]["httpGet"]["path"] == startup

@@ -12,13 +12,17 @@ import redis
 
 from infra.cluster.session_store import authentication_lines, valkey_configuration
 from tests.infra.program_stacks import DIGEST, SECRETS, stack
-from tests.infra.recorded_program import TOKEN, Program, run_program
+from tests.infra.recorded_program import API_KEYS, TOKEN, Program, run_program
 from tests.programs import needs, program
 from tests.waiting import free_ports, wait_for
 
 NAME = "small-session-store"
 VALKEY = {"mode": "valkey", "image": f"registry.test/valkey@{DIGEST}", "memory": "256Mi"}
-WITH_PASSWORD = {"group_token": TOKEN, "session_store_password": SECRETS["session_store_password"]}
+WITH_PASSWORD = {
+    "group_token": TOKEN,
+    "api_keys": API_KEYS,
+    "session_store_password": SECRETS["session_store_password"],
+}
 PASSWORD = 'a "quoted" pass\\word'
 
 

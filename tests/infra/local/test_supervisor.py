@@ -145,7 +145,8 @@ def test_a_signal_ends_the_tiers_from_the_front(small_stack: Any, number: signal
     ended = (stack.folder / "ended").read_text().split()
     assert ended == ["inference-server", "proxy-block", "master", "stage"]
     phases = (stack.folder / "phases").read_text().split()
-    assert (phases[0], phases[-1]) == ("starting", "draining")
+    assert phases[0] in ("starting", "ready")  # as quick as it was
+    assert phases[-1] == "draining"
     assert "ready" in phases
 
 
