@@ -210,7 +210,7 @@ def test_policies_follow(tmp_path):
     assert namespaces_of(policy_of(only)) == {"ingress-nginx", "monitoring", "splits"}
     assert namespaces_of(policy_of(exposed(tmp_path, mode="none"))) == {"monitoring", "splits"}
     app = exposed(tmp_path, mode="none", client_namespace="my-app")
-    assert namespaces_of(policy_of(app)) == {"my-app", "monitoring"}
+    assert namespaces_of(policy_of(app)) == {"my-app", "monitoring", "splits"}
 
 
 @pytest.mark.parametrize(
