@@ -85,7 +85,7 @@ def test_a_load_balancer_instead(workspace, api):
     assert up.changes == {
         f"Service::{NAME}": "update",
         f"Ingress::{NAME}": "delete",
-        f"Job::{NAME}-rollout": "replace",
+        "Job::exposed-rollout": "replace",
     }
     assert service_of(api).type == "LoadBalancer"
     # As whoever makes load balancers in a cloud does.
