@@ -60,9 +60,10 @@ def test_what_is_needed_first_comes_first_and_few_at_a_time(
     order = [SHARDS[5], SHARDS[0], SHARDS[3], SHARDS[7], SHARDS[1]]
     answer = resolved(endpoint, tmp_path, "org/tiny", "", ",".join(order))
     check_whole(answer, TEXTS | {name: CONTENT[name] for name in order})
+    # A file is asked for once three of those before it are the only ones on their way.
     asked = [download.name for download in hub.downloads]
-    assert set(asked[:4]) == {*TEXTS, order[0]}
-    assert order[4] in asked[-2:]
+    for place, name in enumerate(order, start=len(TEXTS)):
+        assert abs(asked.index(name) - place) <= 3, asked
     assert hub.most_at_once == 4
     assert hub.listings == 1
 
