@@ -94,5 +94,6 @@ class RunningStack:
             command, cwd=self._folder, capture_output=True, text=True, check=False, timeout=600
         )
         if done.returncode > most:
+            print(done.stderr, file=sys.stderr)
             done.check_returncode()
         return done.stdout

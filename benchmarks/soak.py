@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
 from benchmarks.hardware import describe_hardware
-from benchmarks.running_stack import BLOCK, STACK, RunningStack
+from benchmarks.running_stack import STACK, RunningStack
 from benchmarks.soak_faults import WARM_S, Growth, put_in
 from benchmarks.soak_users import (
     DEADLINE_S,
@@ -44,14 +45,14 @@ PAUSE_S = 1.0
 
 
 def stack_file(folder: Path) -> Path:
-    """The shipped local stack with a second block; both answer alike each time."""
-    text = STACK.read_text()
-    block = f"      - block_id: {BLOCK}\n        component: model.pytorch-runner:1.0.0-stable\n"
-    config = f"        generation_config: {{temperature: 0, max_new_tokens: {TOKENS}}}\n"
-    assert block in text
-    both = block + config + block.replace(BLOCK, SECOND_BLOCK) + config
+    """The shipped local stack with two blocks, which answer alike each time."""
+    document = yaml.safe_load(STACK.read_text("utf-8"))
+    deployment = document["config"]["splitstack:deployment"]
+    [block] = deployment["proxy_blocks"]
+    block["generation_config"] = {"temperature": 0, "max_new_tokens": TOKENS}
+    deployment["proxy_blocks"] = [block, block | {"block_id": SECOND_BLOCK}]
     path = folder / STACK.name
-    path.write_text(text.replace(block, both))
+    path.write_text(yaml.safe_dump(document), "utf-8")
     return path
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.running_stack import RunningStack
+from benchmarks.running_stack import BLOCK, RunningStack
 from benchmarks.soak import soak, stack_file
+from benchmarks.soak_users import SECOND_BLOCK
+from infra.stack.file import load_stack_file
 
 MINUTES = float(os.environ.get("SPLITSTACK_SOAK_MINUTES", "5"))
-pytestmark = [pytest.mark.long, pytest.mark.timeout(MINUTES * 60 + 600)]
 GROWTH_MB = 20
 
 
@@ -24,6 +25,13 @@ def stack(tmp_path: Path) -> Iterator[RunningStack]:
     stack.stop()
 
 
+def test_the_stack_of_a_soak_is_one(tmp_path: Path) -> None:
+    deployment = load_stack_file(stack_file(tmp_path), ()).deployment
+    assert [block.block_id for block in deployment.proxy_blocks] == [BLOCK, SECOND_BLOCK]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(MINUTES * 60 + 600)
 @pytest.mark.parametrize("every_s", [0.0, 20.0])
 def test_nothing_is_lost_and_nothing_grows(stack: RunningStack, every_s: float) -> None:
     work = soak(
