@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import yaml
 
-from infra.stack.config import Cluster
+from infra.stack.cluster_config import Cluster
 
 # Beside Pulumi.yaml: what relative paths of a stack file start from.
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
+Section: TypeAlias = Mapping[str, Any]
+
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _FILE_KEYS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 
 
@@ -44,21 +47,50 @@ class Kubeconfig:
 def read_kubeconfig(cluster: Cluster, folder: Path) -> Kubeconfig:
     """The context that a cluster of the stack file names, its relative paths made absolute.
 
-    `folder` is what a relative path of the stack file starts from; without one KUBECONFIG counts,
-    then ~/.kube/config. Raises KubeconfigError.
+    `folder` is what a relative path of the stack file starts from; without one the files of
+    KUBECONFIG count, put together as kubectl does, then ~/.kube/config, and in a pod its own
+    service account. Raises KubeconfigError.
     """
-    problem = "there is no kubeconfig file"
-    for path in _paths(cluster, folder):
-        if not path.is_file():
-            problem = f"{path} is no file"
-            continue
+    paths = list(_paths(cluster, folder))
+    found = [path for path in paths if path.is_file()]
+    if not found:
+        if not cluster.kubeconfig and not cluster.context and (own := _in_cluster()):
+            return own
+        raise KubeconfigError(f"{paths[-1]} is no file")
+    merged = _merged(found)
+    name = cluster.context or merged.current
+    context = merged.contexts.get(name)
+    if context is None:
+        where = ", ".join(map(str, found))
+        known = ", ".join(merged.contexts) or "none"
+        raise KubeconfigError(f"{where} has no context {name!r}; it has: {known}")
+    return _minified(merged, name, context)
+
+
+@dataclass
+class _Merged:
+    """Several files as one: of a name that several have, the first file's counts."""
+
+    current: str = ""
+    contexts: dict[str, Section] = field(default_factory=dict)
+    clusters: dict[str, Section] = field(default_factory=dict)
+    users: dict[str, Section] = field(default_factory=dict)
+
+
+def _merged(paths: Iterable[Path]) -> _Merged:
+    """https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/"""
+    merged = _Merged()
+    for path in paths:
         document = _document(path)
-        name = cluster.context or str(document.get("current-context") or "")
-        if context := _named(document, "contexts", name).get("context"):
-            return _minified(document, path, name, context)
-        known = ", ".join(item["name"] for item in document.get("contexts") or [])
-        problem = f"{path} has no context {name!r}; it has: {known or 'none'}"
-    raise KubeconfigError(problem)
+        merged.current = merged.current or str(document.get("current-context") or "")
+        for kind, known in (
+            ("context", merged.contexts),
+            ("cluster", merged.clusters),
+            ("user", merged.users),
+        ):
+            for item in document.get(f"{kind}s") or []:
+                known.setdefault(str(item.get("name")), _absolute(item.get(kind) or {}, path))
+    return merged
 
 
 def _paths(cluster: Cluster, folder: Path) -> Iterator[Path]:
@@ -69,7 +101,7 @@ def _paths(cluster: Cluster, folder: Path) -> Iterator[Path]:
     yield from map(Path, listed or [str(Path.home() / ".kube" / "config")])
 
 
-def _document(path: Path) -> Mapping[str, Any]:
+def _document(path: Path) -> Section:
     try:
         document = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
@@ -81,32 +113,55 @@ def _document(path: Path) -> Mapping[str, Any]:
     return document
 
 
-def _named(document: Mapping[str, Any], kind: str, name: str) -> Mapping[str, Any]:
-    items = document.get(kind) or []
-    return next((item for item in items if item.get("name") == name), {})
-
-
-def _minified(
-    document: Mapping[str, Any], path: Path, name: str, context: Mapping[str, Any]
-) -> Kubeconfig:
+def _minified(merged: _Merged, name: str, context: Section) -> Kubeconfig:
     """Other clusters' credentials are none of this deployment's business."""
-    cluster = _named(document, "clusters", context.get("cluster", "")).get("cluster")
-    if not cluster or not cluster.get("server"):
-        raise KubeconfigError(f"{path}: context {name!r} names no cluster with a server")
-    user = _named(document, "users", context.get("user", "")).get("user") or {}
+    cluster = merged.clusters.get(context.get("cluster", ""), {})
+    if not cluster.get("server"):
+        raise KubeconfigError(f"context {name!r} names no cluster with a server")
+    user = context.get("user", "")
+    if user and user not in merged.users:
+        known = ", ".join(merged.users) or "none"
+        raise KubeconfigError(
+            f"context {name!r} names the user {user!r}, which is in no file; there are: {known}"
+        )
+    return _kubeconfig(name, context, cluster, merged.users.get(user, {}))
+
+
+def _kubeconfig(name: str, context: Section, cluster: Section, user: Section) -> Kubeconfig:
     parts = {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": name,
         "contexts": [{"name": name, "context": context}],
-        "clusters": [{"name": context["cluster"], "cluster": _absolute(cluster, path)}],
-        "users": [{"name": context.get("user", ""), "user": _absolute(user, path)}],
+        "clusters": [{"name": context["cluster"], "cluster": cluster}],
+        "users": [{"name": context.get("user", ""), "user": user}],
     }
     return Kubeconfig(name, cluster["server"], json.dumps(parts, sort_keys=True))
 
 
-def _absolute(section: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    files = {
-        key: str(path.resolve().parent / section[key]) for key in _FILE_KEYS if section.get(key)
+def _in_cluster() -> Kubeconfig | None:
+    """Of the pod that this runs in; its token is read again when it has been renewed."""
+    host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}") for name in ("HOST", "PORT"))
+    token, authority = _ACCOUNT / "token", _ACCOUNT / "ca.crt"
+    if not host or not port or not token.is_file():
+        return None
+    server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    name = "in-cluster"
+    return _kubeconfig(
+        name,
+        {"cluster": name, "user": name},
+        {"server": server, "certificate-authority": str(authority)},
+        {"tokenFile": str(token)},
+    )
+
+
+def _absolute(section: Section, path: Path) -> dict[str, Any]:
+    """A plugin's command too, unless it is to be looked for in PATH."""
+    folder = path.resolve().parent
+    files: dict[str, Any] = {
+        key: str(folder / section[key]) for key in _FILE_KEYS if section.get(key)
     }
+    plugin = section.get("exec")
+    if isinstance(plugin, dict) and "/" in str(plugin.get("command", "")):
+        files["exec"] = plugin | {"command": str(folder / plugin["command"])}
     return {**section, **files}

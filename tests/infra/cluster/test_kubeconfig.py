@@ -7,8 +7,9 @@ import json
 import pytest
 import yaml
 
+from infra.cluster import kubeconfig
 from infra.cluster.kubeconfig import KubeconfigError, read_kubeconfig
-from infra.stack.config import Cluster
+from infra.stack.cluster_config import Cluster
 
 TWO = {
     "apiVersion": "v1",
@@ -17,6 +18,7 @@ TWO = {
     "contexts": [
         {"name": "first", "context": {"cluster": "a", "user": "u", "namespace": "n"}},
         {"name": "second", "context": {"cluster": "b", "user": "v"}},
+        {"name": "stranger", "context": {"cluster": "b", "user": "w"}},
         {"name": "broken", "context": {"cluster": "none", "user": "v"}},
     ],
     "clusters": [
@@ -60,6 +62,50 @@ def test_a_context_by_name_from_the_files_of_the_environment(file, tmp_path, mon
     assert (found.context, found.host) == ("second", "fd00::1")
 
 
+def test_several_files_are_put_together_as_kubectl_does(tmp_path, monkeypatch):
+    (tmp_path / "b").mkdir()
+    first = {
+        "contexts": [{"name": "home", "context": {"cluster": "a", "user": "u"}}],
+        "clusters": [{"name": "a", "cluster": {"server": "https://a.test", "proxy-url": "p"}}],
+    }
+    plugin = {"command": "./login", "args": ["a"], "apiVersion": "v1"}
+    second = {
+        "current-context": "home",
+        "clusters": [{"name": "a", "cluster": {"server": "https://other.test"}}],
+        "users": [{"name": "u", "user": {"client-key": "key", "exec": plugin}}],
+    }
+    files = [tmp_path / "first", tmp_path / "b" / "second"]
+    for path, document in zip(files, (first, second), strict=True):
+        path.write_text(yaml.safe_dump(document))
+    monkeypatch.setenv("KUBECONFIG", ":".join(map(str, files)))
+    found = read_kubeconfig(Cluster(), tmp_path)
+    contents = json.loads(found.contents)
+    assert (found.context, found.host) == ("home", "a.test")
+    assert contents["clusters"][0]["cluster"]["proxy-url"] == "p"
+    user = contents["users"][0]["user"]
+    assert user["client-key"] == str(tmp_path / "b" / "key")
+    assert user["exec"] == plugin | {"command": str(tmp_path / "b" / "login")}
+    # A plugin that is looked for in PATH keeps its name.
+    second["users"][0]["user"]["exec"]["command"] = "aws"
+    files[1].write_text(yaml.safe_dump(second))
+    contents = json.loads(read_kubeconfig(Cluster(), tmp_path).contents)
+    assert contents["users"][0]["user"]["exec"]["command"] == "aws"
+
+
+def test_a_pod_without_files_is_its_own_account(tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(kubeconfig, "_ACCOUNT", tmp_path)
+    with pytest.raises(KubeconfigError, match="none is no file"):
+        read_kubeconfig(Cluster(), tmp_path)
+    (tmp_path / "token").write_text("secret")
+    found = read_kubeconfig(Cluster(), tmp_path)
+    assert found.server == "https://[fd00::1]:443"
+    user = json.loads(found.contents)["users"][0]["user"]
+    assert user == {"tokenFile": str(tmp_path / "token")}
+
+
 def test_the_users_own_file_is_the_last_resort(file, tmp_path, monkeypatch):
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -73,9 +119,11 @@ def test_the_users_own_file_is_the_last_resort(file, tmp_path, monkeypatch):
     [
         ({"kubeconfig": "none"}, "none is no file"),
         ({"kubeconfig": "config", "context": "third"},
-         "has no context 'third'; it has: first, second, broken"),
+         "has no context 'third'; it has: first, second, stranger, broken"),
         ({"kubeconfig": "config", "context": "broken"},
          "context 'broken' names no cluster with a server"),
+        ({"kubeconfig": "config", "context": "stranger"},
+         "context 'stranger' names the user 'w', which is in no file; there are: u, v"),
         ({"kubeconfig": "list"}, "list is no kubeconfig"),
         ({"kubeconfig": "torn"}, "torn is not YAML"),
     ],
