@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import urllib3.exceptions
 from kubernetes import client
 
-from infra.cluster.labels import HOSTNAME
 from infra.inspection.back_off import told_back_off
 from infra.inspection.client import REQUEST_TIMEOUT
+from infra.stack.placement_config import HOSTNAME
 
 LOG_LINES = 10
+# A container that has run for so long is no longer one that crashes.
+_SETTLED = timedelta(minutes=1)
 _IMAGE_REASONS = {
     "ErrImagePull",
     "ImagePullBackOff",
@@ -128,10 +131,14 @@ def _without_container_fault(pod: Pod, statuses: Sequence[Any], events: Sequence
 
 
 def _last_end(status: Any) -> Any:
-    for state in (status.state, status.last_state):
-        if state and state.terminated:
-            return state.terminated
-    return None
+    """How the container ended, unless it has run well for a while since: then it waits for others,
+    and its old crash is not why."""
+    if status.state and status.state.terminated:
+        return status.state.terminated
+    running = status.state and status.state.running
+    if running and running.started_at and datetime.now(UTC) - running.started_at > _SETTLED:
+        return None
+    return status.last_state and status.last_state.terminated
 
 
 def _log(core: client.CoreV1Api, pod: Pod, status: Any) -> str:

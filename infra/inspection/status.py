@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -149,9 +149,9 @@ def _pod_status(cluster_id: str, core: client.CoreV1Api, pod: Pod) -> PodStatus:
 
 
 def _ranks(
-    deployment: DeploymentConfig, pods: Iterable[PodStatus], faults: Mapping[str, str]
+    deployment: DeploymentConfig, pods: Sequence[PodStatus], faults: Mapping[str, str]
 ) -> Iterator[PodStatus]:
-    """Every rank in order: its pod, or why there is none to show."""
+    """Every rank in order: its pod, or why there is none to show; then those beyond nnodes."""
     there = {(pod.cluster, pod.rank): pod for pod in pods}
     for rank in range(deployment.nnodes):
         cluster, name = deployment.cluster_of(rank), deployment.rank_name(rank)
@@ -159,6 +159,10 @@ def _ranks(
             yield pod
         else:
             yield _absent(name, RANK_COMPONENT, deployment.namespace, cluster, faults, rank)
+    for pod in pods:
+        if pod.rank is not None and pod.rank >= deployment.nnodes:
+            left = f"is left over, nnodes is {deployment.nnodes}: an edit goes on, or take it away "
+            yield replace(pod, reason=f"{left}with: splitstack repair")
 
 
 def _tiers(

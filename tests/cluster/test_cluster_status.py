@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from kubernetes import client
@@ -125,6 +125,33 @@ def test_an_evicted_pod_with_what_mends_it(control_plane):
             )
         pod = with_reason(mapping, 1, "failed: Evicted: low on memory")
         assert "kubectl delete pod evicted-rank-1 -n evicted-splits && pulumi up" in pod.reason
+
+
+@pytest.mark.parametrize(("minutes", "word"), [(60, "not ready: stage"), (0, "crash: ")])
+def test_an_old_crash_is_not_why_a_rank_waits_for_others(control_plane, minutes, word):
+    mapping = stack_mapping(control_plane, f"waits-{minutes}")
+    name, namespace = f"waits-{minutes}-rank-1", f"waits-{minutes}-splits"
+    with applied(control_plane, mapping):
+        wait_for(lambda: rank(mapping, 1).ready, 60, "rank 1 ready")
+        began = datetime.now(UTC) - timedelta(minutes=minutes)
+        ended = {"exitCode": 1, "startedAt": None, "finishedAt": began.isoformat()}
+        container = {
+            "name": "stage",
+            "image": "runner",
+            "imageID": "",
+            "ready": False,
+            "restartCount": 1,
+            "state": {"running": {"startedAt": began.isoformat()}},
+            "lastState": {"terminated": ended},
+        }
+        status = {
+            "containerStatuses": [container],
+            "conditions": [{"type": "Ready", "status": "False"}],
+        }
+        with control_plane.client() as api:
+            core = client.CoreV1Api(api)
+            core.patch_namespaced_pod_status(name, namespace, {"status": status})
+        assert word in with_reason(mapping, 1, word).reason
 
 
 def test_only_namespaces_that_the_stack_uses_are_asked_about(control_plane):

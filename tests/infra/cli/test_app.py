@@ -22,10 +22,11 @@ DEPLOYMENT = {
 }
 
 
-def splitstack(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def splitstack(folder: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "infra.cli", *arguments],
         cwd=folder,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,0 +1,52 @@
+"""Options that several commands have, and the stack files that they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.stack.faults import UserError
+from infra.stack.file import StackFile, load_stack_file
+
+STACKS = Path("stacks")
+Stack = Annotated[
+    str, typer.Option("--stack", "-s", help="Stack: stacks/Pulumi.<stack>.yaml, or a file.")
+]
+Running = Annotated[
+    str,
+    typer.Option(
+        "--stack", "-s", help="Stack or deployment name; default: the one that runs here."
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a key under splitstack:deployment."),
+]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def load(stack: str, sets: list[str] | None) -> StackFile:
+    return load_stack_file(stack_path(stack), sets or ())
+
+
+def stack_path(stack: str) -> Path:
+    is_file = stack.endswith((".yaml", ".yml")) or "/" in stack
+    path = Path(stack) if is_file else STACKS / f"Pulumi.{stack}.yaml"
+    if not is_file and not path.is_file():
+        known = sorted(item.stem.removeprefix("Pulumi.") for item in STACKS.glob("Pulumi.*.yaml"))
+        there = (
+            f"there are: {', '.join(known)}" if known else f"there are none in {STACKS.resolve()}"
+        )
+        raise UserError(f"--stack {stack}: no file {path}; {there}")
+    return path
+
+
+def cluster_stack(stack: str) -> StackFile | None:
+    """The file of a stack that is in clusters; None for one that is not, or has no file."""
+    try:
+        stack_file = load(stack, None)
+    except UserError:
+        return None
+    return stack_file if stack_file.deployment.clusters else None
