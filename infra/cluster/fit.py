@@ -14,15 +14,20 @@ from infra.plan.model_config import is_fetched
 from infra.plan.process_specs import Addresses, StagePorts
 from infra.plan.stack_plan import StackPlan, plan_stack
 from infra.plan.table import byte_size
-from infra.stack.config import DeploymentConfig, ModelCache, RankParams
+from infra.stack.cluster_config import ModelCache
+from infra.stack.config import DeploymentConfig, RankParams
 from infra.stack.faults import StackConfigError
 
 # What a rank asks for where the stack file says nothing.
-_RANK_CORES = 2.0
+_RANK_CORES = 1.0
 _GIB = 2**30
-# Beside the weights: interpreter, libraries, KV cache on CPU; CUDA's own part on a GPU's host.
-_BESIDE_WEIGHTS = 6 * _GIB
-_UNKNOWN_WEIGHTS = 10 * _GIB
+# Memory of a CPU's rank: KV for so many requests of that length, at most as many as run at once.
+_REQUESTS, _REQUEST_TOKENS = 8, 2048
+# Of a GPU's host: interpreter, libraries and CUDA's own part, beside one tensor after the other.
+_HOST_OF_GPU = 6 * _GIB
+# Where nobody knows what the rank will hold.
+_UNKNOWN_WEIGHTS, _UNKNOWN_TENSOR = 16 * _GIB, 4 * _GIB
+_MEMORY_STEP = 2**28
 # In a model cache: tokenizer and configuration, what a demo model is made of.
 _BESIDE_MODEL = _GIB
 _DERIVED = ("cpu", "memory")
@@ -47,8 +52,8 @@ def plan_on_clusters(
         if kept == deployment:
             raise
         plan = plan_stack(deployment, reader)
-        kept, notes = _grown(deployment, kept, plan.ranks)
-    fitted = _cache_as_applied(fit(kept, plan.ranks), deployment, applied)
+        kept, notes = _grown(deployment, kept, plan)
+    fitted = _cache_as_applied(fit(kept, plan.ranks, plan.max_model_len), deployment, applied)
     # On CPU a rank's KV cache lies in the memory that it was just given.
     if deployment.gpu_pinning == "none":
         plan = plan_stack(fitted, reader)
@@ -80,14 +85,13 @@ def _cache_as_applied(
 
 
 def _grown(
-    deployment: DeploymentConfig, kept: DeploymentConfig, plan: Sequence[RankPlan]
+    deployment: DeploymentConfig, kept: DeploymentConfig, plan: StackPlan
 ) -> tuple[DeploymentConfig, list[str]]:
     """`kept`, with memory as for a new stack for the ranks of `deployment` that need more; and a
     sentence about each."""
     ranks, notes = [], []
-    for given, before, fresh in zip(
-        deployment.ranks, kept.ranks, fit(deployment, plan).ranks, strict=True
-    ):
+    fitted = fit(deployment, plan.ranks, plan.max_model_len)
+    for given, before, fresh in zip(deployment.ranks, kept.ranks, fitted.ranks, strict=True):
         assert fresh.memory is not None
         grows = given.memory is None and before.memory is not None and fresh.memory > before.memory
         ranks.append(before.model_copy(update={"memory": fresh.memory}) if grows else before)
@@ -100,10 +104,13 @@ def _grown(
     return kept.model_copy(update={"per_rank_params": ranks}), notes
 
 
-def fit(deployment: DeploymentConfig, plan: Sequence[RankPlan]) -> DeploymentConfig:
+def fit(
+    deployment: DeploymentConfig, plan: Sequence[RankPlan], longest: int | None = None
+) -> DeploymentConfig:
     """Cores and memory for the ranks that name none, and the size of their model caches: every
-    container has requests and limits."""
-    fitted = [_fit_rank(*pair) for pair in zip(deployment.ranks, plan, strict=True)]
+    container has requests and limits. `longest` is that of a request, in tokens."""
+    pairs = zip(deployment.ranks, plan, strict=True)
+    fitted = [_fit_rank(deployment, *pair, longest) for pair in pairs]
     cache = _fit_cache(deployment, plan)
     return deployment.model_copy(update={"per_rank_params": fitted, "model_cache": cache})
 
@@ -120,14 +127,28 @@ def _fit_cache(deployment: DeploymentConfig, plan: Sequence[RankPlan]) -> ModelC
     return cache.model_copy(update={"size": 2 * _GIB * 2 ** math.ceil(math.log2(needed))})
 
 
-def _fit_rank(params: RankParams, plan: RankPlan) -> RankParams:
-    weights = _UNKNOWN_WEIGHTS if plan.weight_bytes is None else plan.weight_bytes
+def _fit_rank(
+    deployment: DeploymentConfig, params: RankParams, plan: RankPlan, longest: int | None
+) -> RankParams:
+    memory = _derived_memory(deployment, plan, longest)
     return params.model_copy(
         update={
             "cpu": _RANK_CORES if params.cpu is None else params.cpu,
-            "memory": weights + _BESIDE_WEIGHTS if params.memory is None else params.memory,
+            "memory": memory if params.memory is None else params.memory,
         }
     )
+
+
+def _derived_memory(deployment: DeploymentConfig, plan: RankPlan, longest: int | None) -> int:
+    """Bytes: on a CPU what contract/memory.py says of some requests, or of the longest."""
+    if deployment.gpu_pinning != "none":
+        return _HOST_OF_GPU + (plan.largest_bytes or _UNKNOWN_TENSOR)
+    share = plan.memory_share
+    if share is None:
+        return _UNKNOWN_WEIGHTS
+    at_once = min(_REQUESTS, deployment.common_params.max_concurrent_requests)
+    needed = share.needed_bytes(max(at_once * _REQUEST_TOKENS, longest or 0))
+    return _MEMORY_STEP * math.ceil(needed / _MEMORY_STEP)
 
 
 def addresses(deployment: DeploymentConfig) -> Addresses:

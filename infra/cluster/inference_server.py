@@ -13,17 +13,16 @@ from pulumi_kubernetes.rbac import v1 as rbac
 
 from contract.specs import INFERENCE_PORT, InferenceServerSpec, render
 from infra.cluster import labels
-from infra.cluster.objects import SKIP_AWAIT, Clusters
-from infra.cluster.pods import (
+from infra.cluster.mounts import (
     SECRET_FOLDER,
     SPEC_FOLDER,
-    Container,
     config_map_mount,
     empty_mount,
-    http_probes,
-    python_module,
     secret_mount,
 )
+from infra.cluster.objects import SKIP_AWAIT, Clusters
+from infra.cluster.placement import tier_placement
+from infra.cluster.pods import Container, http_probes, python_module
 from infra.cluster.tier import QUIET_S, STARTUP_S, Tier, TierPods
 from infra.plan.process_specs import Addresses, inference_server_spec
 from infra.stack.expose_config import Expose
@@ -83,6 +82,8 @@ class InferenceServerTier(Tier):
             container=self._container(spec),
             files=render(spec),
             drain_s=spec.request_deadline_s,
+            placement=tier_placement(self._server),
+            template=self._server.pod_template,
             service_account=self.name if self._discovers else "",
         )
         self._workload(pods, before)

@@ -11,7 +11,8 @@ COMPONENT = names.COMPONENT_LABEL
 MANAGED_BY = "app.kubernetes.io/managed-by"
 RANK = "splitstack.dev/rank"
 BLOCK = "splitstack.dev/block"
-HOSTNAME = "kubernetes.io/hostname"  # a node's, by which `node_id` names it
+# An annotation: the namespace stays when the stack that made it goes.
+RETAINED = "splitstack.dev/retained"
 PROJECT = "splitstack"
 
 RANK_COMPONENT = "rank"

@@ -16,6 +16,7 @@ from pulumi.runtime import invoke
 
 from contract.faults import MISSING, Fault
 from infra.cluster.fit import rank_clusters
+from infra.cluster.labels import RETAINED
 from infra.cluster.room import FIRST_ROOM, ROOM
 from infra.plan.applied import Applied, read_applied
 from infra.plan.edits import wants_room
@@ -33,12 +34,14 @@ class LiveStack:
     """`ranks` maps each rank's name to its `workload`; empty before the first `up`.
 
     `applied` None: no `up` of this version has come to its end. `room` None: no rank was made by a
-    version that can put ranks away before others come.
+    version that can put ranks away before others come. `namespaces` are those that this stack has
+    made and would delete.
     """
 
     applied: Applied | None = None
     ranks: Mapping[str, str] = field(default_factory=dict)
     room: str | None = None
+    namespaces: tuple[str, ...] = ()
 
 
 def read_live_stack() -> LiveStack:
@@ -46,17 +49,22 @@ def read_live_stack() -> LiveStack:
     name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
     resources = invoke(_READ_STATE, {"stackName": name}).value["outputs"]
     ranks: dict[str, str] = {}
+    namespaces: list[str] = []
     text = room = None
     for urn, resource in resources.items():
         types, found = urn.split("::", 3)[2:]
         parent, kind = ["", *types.split("$")][-2:]
         if parent == _MODEL and kind in _WORKLOADS:
             ranks[found] = _WORKLOADS[kind]
+        elif kind == "kubernetes:core/v1:Namespace":
+            metadata = resource["outputs"].get("metadata") or {}
+            if RETAINED not in (metadata.get("annotations") or {}):
+                namespaces.append(metadata.get("name", found))
         elif kind == "pulumi:index:Stash" and found == ROOM:
             room = resource["outputs"].get("output")
         elif kind == "pulumi:pulumi:Stack":
             text = resource["outputs"].get(APPLIED_OUTPUT)
-    return LiveStack(read_applied(text) if text else None, ranks, room)
+    return LiveStack(read_applied(text) if text else None, ranks, room, tuple(namespaces))
 
 
 def live_faults(live: LiveStack, deployment: DeploymentConfig) -> Iterator[Fault]:
@@ -81,6 +89,14 @@ def live_faults(live: LiveStack, deployment: DeploymentConfig) -> Iterator[Fault
             yield Fault("workload", deployment.workload, before)
         elif live.ranks.keys() - wanted.keys():
             yield Fault("nnodes", deployment.nnodes, before)
+    if live.namespaces and not deployment.namespaces.create:
+        names = ", ".join(dict.fromkeys(live.namespaces))
+        rule = (
+            f"would delete {names}, which this stack has made, with everything that is in them. To "
+            "have them stay: `pulumi up` once with namespaces.create: true and namespaces.retain: "
+            "true, then this edit"
+        )
+        yield Fault("namespaces.create", False, rule)
 
 
 def room_for(live: LiveStack, deployment: DeploymentConfig, new: Applied) -> str:

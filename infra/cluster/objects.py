@@ -12,7 +12,8 @@ from pulumi_kubernetes.meta import v1 as meta
 
 from infra.cluster.labels import labels
 from infra.cluster.pods import grace_s
-from infra.stack.config import DeploymentConfig, ModelCache
+from infra.stack.cluster_config import ModelCache
+from infra.stack.config import DeploymentConfig
 from infra.stack.tier_config import SessionStore
 
 # What an object may take beyond the drain or load that it is waited for.

@@ -9,30 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pulumi
 from pulumi_kubernetes.core import v1 as core
 
-from infra.cluster.labels import HOSTNAME
+from infra.cluster.mounts import Mount, empty_mount
+from infra.cluster.placement import Placement, affinity, toleration
+from infra.cluster.pod_template import environment_sources, extra_mounts
+from infra.stack.pod_config import PodTemplate
 
 # The user that every image of ours runs as; volumes belong to its group.
 USER_ID = 10001
-SPEC_FOLDER = "/etc/splitstack"
-SECRET_FOLDER = "/run/secrets/splitstack"  # noqa: S105 (a folder)
 # After a drain: open streams notice, logs are written.
 _GRACE_MARGIN_S = 15
 _TEMPORARY = "temporary"
-
-
-@dataclass(frozen=True)
-class Mount:
-    """A volume of the pod, or `sub_path` in it, and where a container sees it."""
-
-    volume: core.VolumeArgs
-    path: str
-    read_only: bool = True
-    sub_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,17 +71,7 @@ class Container:
     claims: Sequence[str] = ()
     disk: int = 0
     quiet_s: int = 0
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where the scheduler may put a pod; "" leaves it free."""
-
-    node: str = ""
-    runtime_class: str = ""
-    priority_class: str = ""
-    tolerations: Sequence[core.TolerationArgs] = ()
-    topology_spread: Sequence[core.TopologySpreadConstraintArgs] = ()
+    env_from: Sequence[core.EnvFromSourceArgs] = ()
 
 
 def pod_spec(
@@ -98,6 +79,7 @@ def pod_spec(
     containers: Sequence[Container],
     drain_s: float,
     placement: Placement | None = None,
+    template: PodTemplate | None = None,
     service_account: str = "",
     api_token: bool = False,
     image_pull_secrets: Sequence[str] = (),
@@ -110,6 +92,11 @@ def pod_spec(
     `api_token` mounts the service account's token. Every container has a /tmp of its pod's.
     """
     where = placement or Placement()
+    if template is not None:
+        extra, variables = extra_mounts(template), environment_sources(template)
+        containers = [
+            replace(item, mounts=[*item.mounts, *extra], env_from=variables) for item in containers
+        ]
     return core.PodSpecArgs(
         containers=[_container(item) for item in containers],
         volumes=list(_volumes(containers).values()),
@@ -129,10 +116,11 @@ def pod_spec(
             seccomp_profile=core.SeccompProfileArgs(type="RuntimeDefault"),
         ),
         resource_claims=list(resource_claims) or None,
-        affinity=_on_node(where.node) if where.node else None,
+        node_selector=dict(where.node_selector) or None,
+        affinity=affinity(where),
         runtime_class_name=where.runtime_class or None,
         priority_class_name=where.priority_class or None,
-        tolerations=list(where.tolerations) or None,
+        tolerations=[toleration(item) for item in where.tolerations] or None,
         topology_spread_constraints=list(where.topology_spread) or None,
     )
 
@@ -168,43 +156,6 @@ def http_probes(
     )
 
 
-def config_map_mount(
-    config_map: str, path: str = SPEC_FOLDER, volume: str = "spec", *, optional: bool = False
-) -> Mount:
-    """A ConfigMap's keys as files; an `optional` one may be missing."""
-    source = core.ConfigMapVolumeSourceArgs(name=config_map, optional=optional or None)
-    return Mount(core.VolumeArgs(name=volume, config_map=source), path)
-
-
-def secret_mount(secret: str, path: str = SECRET_FOLDER, volume: str = "secrets") -> Mount:
-    """A Secret's keys as files that only the pod's user reads. The name is a plain string."""
-    source = core.SecretVolumeSourceArgs(secret_name=secret, default_mode=0o440)
-    return Mount(core.VolumeArgs(name=volume, secret=source), path)
-
-
-def empty_mount(name: str, path: str, size: int | None = None) -> Mount:
-    """A folder that lives as long as its pod, which is evicted with more than `size` bytes."""
-    source = core.EmptyDirVolumeSourceArgs(size_limit=None if size is None else str(size))
-    return Mount(core.VolumeArgs(name=name, empty_dir=source), path, read_only=False)
-
-
-def claim_mount(
-    name: str, claim: str, path: str, *, sub_path: str = "", read_only: bool = False
-) -> Mount:
-    """A PersistentVolumeClaim, or a folder in it."""
-    source = core.PersistentVolumeClaimVolumeSourceArgs(
-        claim_name=claim, read_only=read_only or None
-    )
-    volume = core.VolumeArgs(name=name, persistent_volume_claim=source)
-    return Mount(volume, path, read_only=read_only, sub_path=sub_path)
-
-
-def host_mount(name: str, folder: str, path: str) -> Mount:
-    """A folder that the node has: one that the kubelet made would be root's."""
-    source = core.HostPathVolumeSourceArgs(path=folder, type="Directory")
-    return Mount(core.VolumeArgs(name=name, host_path=source), path, read_only=False)
-
-
 def cpu_quantity(cores: float) -> str:
     """As the API server writes it: "2", "500m"."""
     return f"{cores:.0f}" if cores == int(cores) else f"{round(cores * 1000)}m"
@@ -221,6 +172,7 @@ def _container(container: Container) -> core.ContainerArgs:
         image_pull_policy="IfNotPresent",
         command=list(container.command),
         env=[core.EnvVarArgs(name=name, value=value) for name, value in environment.items()],
+        env_from=list(container.env_from) or None,
         ports=[
             core.ContainerPortArgs(name=name, container_port=port, protocol="TCP")
             for name, port in container.ports.items()
@@ -278,23 +230,4 @@ def _probe(port: int, path: str, pace: Pace, *, grace: int | None = None) -> cor
         success_threshold=1,
         failure_threshold=pace.failures,
         termination_grace_period_seconds=grace,
-    )
-
-
-def _on_node(node: str) -> core.AffinityArgs:
-    """Required, by host name: nodeName would go past the scheduler and its accounting."""
-    return core.AffinityArgs(
-        node_affinity=core.NodeAffinityArgs(
-            required_during_scheduling_ignored_during_execution=core.NodeSelectorArgs(
-                node_selector_terms=[
-                    core.NodeSelectorTermArgs(
-                        match_expressions=[
-                            core.NodeSelectorRequirementArgs(
-                                key=HOSTNAME, operator="In", values=[node]
-                            )
-                        ]
-                    )
-                ]
-            )
-        )
     )

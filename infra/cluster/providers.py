@@ -9,9 +9,10 @@ import pulumi_kubernetes
 from pulumi_kubernetes.core import v1 as core
 from pulumi_kubernetes.meta import v1 as meta
 
-from infra.cluster.fit import rank_clusters, stack_places
+from infra.cluster.fit import namespaces_on, rank_clusters
 from infra.cluster.kubeconfig import Kubeconfig
-from infra.cluster.labels import labels
+from infra.cluster.labels import RETAINED, labels
+from infra.cluster.namespace_guard import guard_namespaces
 from infra.cluster.objects import Clusters, object_options, on_cluster
 from infra.stack.config import DeploymentConfig
 
@@ -38,13 +39,37 @@ def stack_clusters(deployment: DeploymentConfig, kubeconfigs: Mapping[str, Kubec
         )
         for cluster in rank_clusters(deployment)
     }
-    places = stack_places(deployment) if deployment.namespaces.create else []
-    namespaces = [
-        core.Namespace(
-            on_cluster(deployment, name, cluster),
-            metadata=meta.ObjectMetaArgs(name=name, labels=labels(deployment, "") | _RESTRICTED),
-            opts=object_options(None, providers[cluster]),
-        )
-        for cluster, name in places
-    ]
+    namespaces: list[pulumi.Resource] = []
+    for cluster, provider in providers.items() if deployment.namespaces.create else ():
+        names = namespaces_on(deployment, cluster)
+        guards: Mapping[str, pulumi.Resource] = {}
+        if deployment.namespaces.guard and not deployment.namespaces.retain:
+            guards = guard_namespaces(deployment, cluster, names, provider)
+        namespaces += [
+            _namespace(deployment, name, cluster, provider, guards.get(name)) for name in names
+        ]
     return Clusters(deployment, providers, namespaces)
+
+
+def _namespace(
+    deployment: DeploymentConfig,
+    name: str,
+    cluster: str,
+    provider: pulumi.ProviderResource,
+    guard: pulumi.Resource | None,
+) -> core.Namespace:
+    """The annotation is for the next edit: the program is not told the options of what is there."""
+    retain = deployment.namespaces.retain
+    before = [] if guard is None else [guard]
+    return core.Namespace(
+        on_cluster(deployment, name, cluster),
+        metadata=meta.ObjectMetaArgs(
+            name=name,
+            labels=labels(deployment, "") | _RESTRICTED,
+            annotations={RETAINED: "true"} if retain else None,
+        ),
+        opts=pulumi.ResourceOptions.merge(
+            object_options(None, provider, depends_on=before),
+            pulumi.ResourceOptions(retain_on_delete=retain),
+        ),
+    )

@@ -15,22 +15,14 @@ from contract.names import BLOCK_ID_ANNOTATION, COMPONENT_ANNOTATION, LABELS_ANN
 from contract.signature import MANAGEMENT_OUTPUT
 from contract.specs import ProxySpec, render
 from infra.cluster import labels
+from infra.cluster.mounts import SECRET_FOLDER, SPEC_FOLDER, Mount, config_map_mount, secret_mount
 from infra.cluster.objects import Clusters
-from infra.cluster.pods import (
-    SECRET_FOLDER,
-    SPEC_FOLDER,
-    Container,
-    Mount,
-    Pace,
-    Placement,
-    config_map_mount,
-    http_probes,
-    python_module,
-    secret_mount,
-)
+from infra.cluster.placement import tier_placement
+from infra.cluster.pods import Container, Pace, http_probes, python_module
 from infra.cluster.session_store import PASSWORD_FILE, SessionStore, histories_mount
 from infra.cluster.tier import QUIET_S, STARTUP_S, Tier, TierPods
 from infra.plan.process_specs import Addresses, proxy_spec
+from infra.stack.placement_config import HOSTNAME
 from infra.stack.session_url import session_url
 from infra.stack.tier_config import ProxyBlock
 
@@ -122,7 +114,10 @@ class ProxyBlockTier(Tier):
             replicas=None if self._is_scaled else self._block.min_instances,
             # SQLite's file has one writer, and a claim one node.
             alone=self._has_claim,
-            placement=Placement(node=self._block.node_id, topology_spread=[self._spread()]),
+            placement=tier_placement(
+                self._block, node=self._block.node_id, topology_spread=[self._spread()]
+            ),
+            template=self._block.pod_template,
         )
 
     def _container(self) -> Container:
@@ -162,7 +157,7 @@ class ProxyBlockTier(Tier):
     def _spread(self) -> core.TopologySpreadConstraintArgs:
         return core.TopologySpreadConstraintArgs(
             max_skew=1,
-            topology_key=labels.HOSTNAME,
+            topology_key=HOSTNAME,
             when_unsatisfiable="ScheduleAnyway",
             label_selector=meta.LabelSelectorArgs(match_labels=self._selector),
         )

@@ -6,23 +6,19 @@ import pulumi
 from pulumi_kubernetes.core import v1 as core
 
 from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
-from infra.cluster.labels import RANK_COMPONENT
-from infra.cluster.pods import (
+from infra.cluster.labels import RANK_COMPONENT, selector
+from infra.cluster.mounts import (
     SECRET_FOLDER,
     SPEC_FOLDER,
-    Container,
     Mount,
-    Pace,
-    Placement,
     claim_mount,
     config_map_mount,
     empty_mount,
     host_mount,
-    http_probes,
-    pod_spec,
-    python_module,
     secret_mount,
 )
+from infra.cluster.placement import Placement
+from infra.cluster.pods import Container, Pace, http_probes, pod_spec, python_module
 from infra.stack.config import DeploymentConfig, RankParams
 
 STAGE_FILE, MASTER_FILE, GROUP_FILE = "stage.json", "master.json", "group.json"
@@ -32,8 +28,6 @@ HUB_TOKEN_FILE = "hub_token"  # noqa: S105 (a file's name)
 CACHE_FOLDER = "/var/cache/splitstack"
 GPU = "nvidia.com/gpu"
 CLAIM = "gpu"
-MASTER_CORES = 1.0
-MASTER_MEMORY = 2**30
 # A throttled node that misses probes for a while must not cost a whole load. What this finds late
 # is found by others: a crash by the kubelet at once, a stall by the group's heartbeats.
 LIVENESS = Pace(period_s=10, timeout_s=5, failures=3)
@@ -86,27 +80,28 @@ def rank_pod_spec(
     containers = [_stage(deployment, params, image, hub_token)]
     if params.rank == 0:
         containers.insert(0, _master(deployment, image, hub_token))
-    with_runtime_class = deployment.gpu_pinning == "visible-devices"
     return pod_spec(
         containers=containers,
         drain_s=_DRAIN_S,
-        placement=Placement(
-            node=params.node_id,
-            runtime_class=deployment.runtime_class if with_runtime_class else "",
-            priority_class=deployment.priority_class,
-            tolerations=[
-                core.TolerationArgs(
-                    key=item.key or None,
-                    operator=item.operator,
-                    value=item.value or None,
-                    effect=item.effect or None,
-                )
-                for item in deployment.tolerations
-            ],
-        ),
+        placement=_placement(deployment, params),
+        template=deployment.pod_template,
         service_account=rank_account_name(deployment),
         image_pull_secrets=deployment.image_pull_secrets,
         resource_claims=_resource_claims(deployment, params.rank),
+    )
+
+
+def _placement(deployment: DeploymentConfig, params: RankParams) -> Placement:
+    choice = deployment.node_choice(params.rank)
+    return Placement(
+        node=params.node_id,
+        node_selector=choice.node_selector,
+        node_affinity=choice.node_affinity,
+        topology=deployment.placement.topology,
+        group=selector(deployment, RANK_COMPONENT),
+        runtime_class=deployment.rank_runtime_class,
+        priority_class=deployment.priority_class,
+        tolerations=deployment.tolerations,
     )
 
 
@@ -134,7 +129,7 @@ def _stage(
         mounts=_mounts(deployment, params.rank),
         devices={GPU: 1} if mode == "resource" else {},
         claims=(CLAIM,) if mode == "dra" else (),
-        disk=_cache_disk(deployment),
+        disk=cache_disk(deployment),
     )
 
 
@@ -156,8 +151,8 @@ def _master(deployment: DeploymentConfig, image: pulumi.Input[str], hub_token: b
             readiness_path="/readyz?self",
             liveness=LIVENESS,
         ),
-        cpu=MASTER_CORES,
-        memory=MASTER_MEMORY,
+        cpu=deployment.master.cpu,
+        memory=deployment.master.memory,
         # Images based on CUDA's ask for every GPU, and the master uses none.
         environment=_environment(deployment, hub_token) | {"NVIDIA_VISIBLE_DEVICES": "void"},
         mounts=(
@@ -197,7 +192,7 @@ def _device_environment(deployment: DeploymentConfig, params: RankParams) -> dic
     }
 
 
-def _cache_disk(deployment: DeploymentConfig) -> int:
+def cache_disk(deployment: DeploymentConfig) -> int:
     """Of the node's disk, in bytes: one model's half of the cache. Where there is room for another
     beside it the node has it, and nothing keeps it free for that."""
     cache = deployment.model_cache

@@ -19,12 +19,13 @@ from infra.cluster import rank_pod
 from infra.cluster.fit import rank_clusters
 from infra.cluster.labels import RANK_COMPONENT, RANK_MASTER, selector
 from infra.cluster.objects import SKIP_AWAIT, Clusters, Component, waited_for
+from infra.cluster.pod_template import template_metadata
 from infra.cluster.room import rank_room
 from infra.cluster.secrets import StackSecrets
 from infra.stack.config import RankParams
 
-# https://github.com/kubernetes-sigs/dra-driver-nvidia-gpu
-_DEVICE_CLASS = "gpu.nvidia.com"
+# https://github.com/kubernetes-sigs/dra-driver-nvidia-gpu; a class has the driver's name too.
+_DRIVER = "gpu.nvidia.com"
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ class SplitModel(Component):
             hub_token=self._args.secrets.hub_token is not None,
         )
         if deployment.workload == "pod":
-            return core.Pod(name, metadata=head, spec=spec, opts=options)
+            of_pod = template_metadata(deployment.pod_template, head)
+            of_pod.name, of_pod.namespace = head.name, head.namespace
+            return core.Pod(name, metadata=of_pod, spec=spec, opts=options)
         chosen = selector(deployment, RANK_COMPONENT, params.rank)
         return apps.StatefulSet(
             name,
@@ -159,7 +162,7 @@ class SplitModel(Component):
                 pod_management_policy="Parallel",
                 selector=meta.LabelSelectorArgs(match_labels=chosen),
                 template=core.PodTemplateSpecArgs(
-                    metadata=meta.ObjectMetaArgs(labels=head.labels), spec=spec
+                    metadata=template_metadata(deployment.pod_template, head), spec=spec
                 ),
             ),
             opts=options,
@@ -215,20 +218,22 @@ class SplitModel(Component):
     def _device_claim(self, params: RankParams, cluster: str) -> pulumi.Resource:
         """A template: a claim itself would be held by the pod that has to go after it."""
         name = rank_pod.device_claim_name(self._deployment, params.rank)
-        uuid = json.dumps(params.device_uuid)  # quoted as CEL quotes
-        expression = f'device.attributes["{_DEVICE_CLASS}"].uuid == {uuid}'
+        expressions = list(params.device_selectors)
+        if params.device_uuid:
+            uuid = json.dumps(params.device_uuid)  # quoted as CEL quotes
+            expressions.insert(0, f'device.attributes["{_DRIVER}"].uuid == {uuid}')
         options = pulumi.ResourceOptions.merge(
             self._options(cluster=cluster), pulumi.ResourceOptions(replace_on_changes=["spec"])
         )
         request = devices.DeviceRequestArgs(
             name=rank_pod.CLAIM,
             exactly=devices.ExactDeviceRequestArgs(
-                device_class_name=_DEVICE_CLASS,
+                device_class_name=params.device_class or _DRIVER,
                 selectors=[
-                    devices.DeviceSelectorArgs(
-                        cel=devices.CELDeviceSelectorArgs(expression=expression)
-                    )
-                ],
+                    devices.DeviceSelectorArgs(cel=devices.CELDeviceSelectorArgs(expression=item))
+                    for item in expressions
+                ]
+                or None,
             ),
         )
         return devices.ResourceClaimTemplate(

@@ -14,16 +14,10 @@ from pulumi_kubernetes.meta import v1 as meta
 
 from contract.specs import INFERENCE_PORT, MASTER_HTTP_PORT, GroupSpec, render, spec_hash
 from infra.cluster import labels
+from infra.cluster.mounts import SECRET_FOLDER, SPEC_FOLDER, config_map_mount, secret_mount
 from infra.cluster.objects import Clusters, Component
-from infra.cluster.pods import (
-    SECRET_FOLDER,
-    SPEC_FOLDER,
-    Container,
-    config_map_mount,
-    pod_spec,
-    python_module,
-    secret_mount,
-)
+from infra.cluster.placement import Placement, tier_placement
+from infra.cluster.pods import Container, pod_spec, python_module
 from infra.cluster.rank_pod import GROUP_FILE, group_spec_name
 from infra.cluster.secrets import StackSecrets
 from infra.plan.process_specs import Addresses
@@ -106,6 +100,7 @@ class Rollout(Component):
         spec = pod_spec(
             containers=[self._container()],
             drain_s=0,
+            placement=self._placement(),
             restart_policy="Never",
             image_pull_secrets=self._deployment.image_pull_secrets,
         )
@@ -133,6 +128,13 @@ class Rollout(Component):
             ),
             opts=pulumi.ResourceOptions.merge(self._options([*mounted, *self._args.tiers]), own),
         )
+
+    def _placement(self) -> Placement:
+        """Where the tier that it has the image of may run."""
+        if self._deployment.proxy_blocks:
+            return tier_placement(self._deployment.proxy_blocks[0])
+        common = self._deployment.placement.node_selector
+        return Placement(node_selector=common, tolerations=self._deployment.tolerations)
 
     def _trigger(self) -> pulumi.Output[str]:
         """Where every rank is a new process, it is asked again. A secret as in SplitModel."""

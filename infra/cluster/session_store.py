@@ -8,18 +8,18 @@ import pulumi
 from pulumi_kubernetes.core import v1 as core
 
 from infra.cluster import labels
-from infra.cluster.objects import Clusters
-from infra.cluster.pods import (
+from infra.cluster.mounts import (
     SECRET_FOLDER,
     SPEC_FOLDER,
-    Container,
     Mount,
-    Probes,
     claim_mount,
     config_map_mount,
     empty_mount,
     secret_mount,
 )
+from infra.cluster.objects import Clusters
+from infra.cluster.placement import tier_placement
+from infra.cluster.pods import Container, Probes
 from infra.cluster.tier import Tier, TierPods
 from infra.stack.config import DeploymentConfig
 from infra.stack.session_url import SESSION_STORE_PORT
@@ -90,6 +90,8 @@ class SessionStore(Tier):
             files=configuration,
             drain_s=_DRAIN_S,
             alone=True,  # two would write the same files
+            placement=tier_placement(self._store),
+            template=self._store.pod_template,
         )
         self._workload(pods, mounted)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pulumi
 from pulumi_kubernetes.apps import v1 as apps
@@ -13,7 +13,10 @@ from pulumi_kubernetes.meta import v1 as meta
 
 from infra.cluster.labels import selector
 from infra.cluster.objects import SKIP_AWAIT, Clusters, Component, waited_for
-from infra.cluster.pods import Container, Placement, pod_spec
+from infra.cluster.placement import Placement
+from infra.cluster.pod_template import template_metadata
+from infra.cluster.pods import Container, pod_spec
+from infra.stack.pod_config import PodTemplate
 
 # Until every node's proxy knows that a pod goes; within the pod's grace period.
 QUIET_S = 5
@@ -38,6 +41,7 @@ class TierPods:
     replicas: int | None = 1
     alone: bool = False
     placement: Placement | None = None
+    template: PodTemplate = field(default_factory=PodTemplate)
     service_account: str = ""
 
 
@@ -110,6 +114,7 @@ class Tier(Component):
             containers=[pods.container],
             drain_s=pods.drain_s,
             placement=pods.placement,
+            template=pods.template,
             service_account=pods.service_account,
             api_token=bool(pods.service_account),
             image_pull_secrets=deployment.image_pull_secrets,
@@ -122,8 +127,8 @@ class Tier(Component):
                 strategy=_strategy(pods.alone),
                 selector=meta.LabelSelectorArgs(match_labels=self._selector),
                 template=core.PodTemplateSpecArgs(
-                    metadata=meta.ObjectMetaArgs(
-                        labels=head.labels, annotations={CHECKSUM_ANNOTATION: checksum}
+                    metadata=template_metadata(
+                        pods.template, head, {CHECKSUM_ANNOTATION: checksum}
                     ),
                     spec=spec,
                 ),

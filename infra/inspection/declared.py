@@ -39,6 +39,8 @@ PLURALS = {
     "Service": "services",
     "ServiceAccount": "serviceaccounts",
     "StatefulSet": "statefulsets",
+    "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
+    "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
 }
 
 
@@ -48,7 +50,7 @@ class ProgramError(Exception):
 
 @dataclass(frozen=True)
 class DeclaredObject:
-    """`version` is the API's, as in "apps/v1"; `namespace` "" for a namespace itself."""
+    """`version` is the API's, as in "apps/v1"; `namespace` "" for what is in none."""
 
     cluster: str
     version: str
@@ -75,7 +77,8 @@ class DeclaredObject:
 
 
 def declared_objects(deployment: DeploymentConfig, plan: StackPlan) -> list[DeclaredObject]:
-    """Namespaces first. `deployment` is fitted; as if the stack had every secret it may have.
+    """Namespaces first, then what is in none. `deployment` is fitted; as if the stack had every
+    secret it may have.
 
     Raises ProgramError.
     """
@@ -94,9 +97,11 @@ def declared_objects(deployment: DeploymentConfig, plan: StackPlan) -> list[Decl
     found = [_declared(item) for item in recorder.registrations if item.is_object]
     places = stack_places(deployment)
 
-    def order(item: DeclaredObject) -> tuple[bool, int, str, str]:
+    def order(item: DeclaredObject) -> tuple[bool, bool, int, str, str]:
         place = (item.cluster, item.namespace or item.name)
-        return bool(item.namespace), places.index(place), item.resource, item.name
+        number = places.index(place) if place in places else 0
+        first = item.kind == "Namespace"
+        return not first, bool(item.namespace), number, item.resource, item.name
 
     return sorted(found, key=order)
 

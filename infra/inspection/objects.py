@@ -12,9 +12,11 @@ from infra.cluster.fit import namespaces_on
 from infra.cluster.labels import COMPONENT, INSTANCE, PROXY_BLOCK
 from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, Finding
 from infra.inspection.declared import DeclaredObject
+from infra.inspection.needed import claim_classes, needed_objects
 from infra.stack.config import DeploymentConfig
 
 _FORBIDDEN = 403
+_DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 _POD_SECURITY = "pod-security.kubernetes.io/enforce"
 
 
@@ -33,51 +35,27 @@ def check_names(
             remedy = "set namespaces.create to false to use it, or choose another name"
             text = f"namespace {item.name} exists and is {whose}; {remedy}"
         else:
-            where = f"{item.resource}/{item.name} in namespace {item.namespace}"
+            where = f"{item.resource}/{item.name}"
+            where += f" in namespace {item.namespace}" if item.namespace else ""
             text = f"{where} exists and is {whose}; delete it or choose another deployment_name"
         yield cluster.finding("fault", text)
 
 
 def check_needed(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
     """Namespaces, claims, classes and Secrets that the stack file names and somebody else makes."""
-    for what, path, key in _needed(cluster.cluster_id, deployment):
+    for what, path, key in needed_objects(cluster.cluster_id, deployment):
         with cluster.asked_to(f"get {what}"):
             if cluster.metadata(path) is None:
                 yield cluster.finding("fault", f"there is no {what} ({key})")
     with cluster.asked_to(f"get namespace {deployment.namespace}"):
         yield from _check_host_path(cluster, deployment)
     yield from _check_certificate(cluster, deployment)
+    yield from _check_pull_secrets(cluster, deployment)
+    with cluster.asked_to("list storage classes"):
+        yield from _check_default_class(cluster, deployment)
     with cluster.asked_to("list services"):
         yield from _check_node_port(cluster, deployment)
         yield from _check_aliases(cluster, deployment)
-
-
-def _needed(cluster_id: str, deployment: DeploymentConfig) -> Iterator[tuple[str, str, str]]:
-    """(what, path, the stack file's key) of each."""
-    places = namespaces_on(deployment, cluster_id)
-    if not deployment.namespaces.create:
-        for name in places:
-            yield f"namespace {name}", f"/api/v1/namespaces/{name}", "namespaces.create is false"
-        for name in places:
-            for secret in deployment.image_pull_secrets:
-                path = f"/api/v1/namespaces/{name}/secrets/{secret}"
-                yield f"secret {secret} in namespace {name}", path, "image_pull_secrets"
-    if deployment.priority_class:
-        path = f"/apis/scheduling.k8s.io/v1/priorityclasses/{deployment.priority_class}"
-        yield f"priority class {deployment.priority_class}", path, "priority_class"
-    if deployment.gpu_pinning == "visible-devices":
-        path = f"/apis/node.k8s.io/v1/runtimeclasses/{deployment.runtime_class}"
-        yield f"runtime class {deployment.runtime_class}", path, "runtime_class"
-    if deployment.model_cache.mode == "existing-claim":
-        name, namespace = deployment.model_cache.claim_name, deployment.namespace
-        path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}"
-        yield f"claim {name} in namespace {namespace}", path, "model_cache.claim_name"
-    if deployment.inference_server.enabled and cluster_id == deployment.cluster_of(0):
-        yield from _needed_in_front(deployment)
-    scaled = any(block.max_instances > block.min_instances for block in deployment.proxy_blocks)
-    if scaled and cluster_id == deployment.cluster_of(0):
-        path = "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io"
-        yield "metrics-server, which autoscalers ask", path, "proxy_blocks.max_instances"
 
 
 def _check_host_path(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
@@ -95,20 +73,36 @@ def _check_host_path(cluster: ClusterClient, deployment: DeploymentConfig) -> It
         yield cluster.finding("fault", text)
 
 
-def _needed_in_front(deployment: DeploymentConfig) -> Iterator[tuple[str, str, str]]:
-    expose, key = deployment.inference_server.expose, "inference_server.expose"
-    name = expose.class_name
-    if expose.mode == "ingress" and name:
-        path = f"/apis/networking.k8s.io/v1/ingressclasses/{name}"
-        yield f"ingress class {name}", path, f"{key}.class_name"
-    if expose.mode == "gateway":
-        root = "/apis/gateway.networking.k8s.io/v1"
-        if name:
-            yield f"gateway class {name}", f"{root}/gatewayclasses/{name}", f"{key}.class_name"
-        else:
-            where, _, gateway = expose.gateway.partition("/")
-            path = f"{root}/namespaces/{where}/gateways/{gateway}"
-            yield f"gateway {gateway} in namespace {where}", path, f"{key}.gateway"
+def _check_pull_secrets(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
+    """In namespaces that are made by the same `up` nobody can have put them before."""
+    if deployment.namespaces.create:
+        for secret in deployment.image_pull_secrets:
+            names = ", ".join(namespaces_on(deployment, cluster.cluster_id))
+            text = (
+                f"secret {secret} (image_pull_secrets) is to be made in {names} once `up` has made "
+                "these namespaces; pods wait for it until then"
+            )
+            yield cluster.finding("warning", text)
+
+
+def _check_default_class(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
+    """Claims that name no class take the cluster's default one, if there is one."""
+    keys = [key for key, name in claim_classes(deployment, cluster.cluster_id) if not name]
+    if not keys:
+        return
+    api = client.StorageV1Api(cluster.api)
+    try:
+        listed: Any = api.list_storage_class(_request_timeout=REQUEST_TIMEOUT)
+    except client.ApiException as error:
+        if error.status != _FORBIDDEN:
+            raise
+        return
+    if not any(
+        (item.metadata.annotations or {}).get(_DEFAULT_CLASS) == "true" for item in listed.items
+    ):
+        known = ", ".join(item.metadata.name for item in listed.items) or "none"
+        text = f"{keys[0]} is empty, and no storage class is the default one (there are: {known})"
+        yield cluster.finding("fault", text)
 
 
 def _check_node_port(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:

@@ -38,6 +38,7 @@ def applied(deployment: DeploymentConfig, plan: Sequence[RankPlan], group_token:
     values = {key: _value(deployment, key) for key in STACK_KEYS if key != TOKEN}
     values[TOKEN] = hashlib.sha256(f"splitstack applied {group_token}".encode()).hexdigest()
     values["common_params.model_revision"] = deployment.common_params.named_revision
+    values["runtime_class"] = deployment.rank_runtime_class
     pairs = zip(deployment.ranks, plan, strict=True)
     ranks = [_rank(deployment, params, item) for params, item in pairs]
     return read_applied(json.dumps({"stack": values, "ranks": ranks}))
@@ -53,8 +54,18 @@ def _rank(deployment: DeploymentConfig, params: RankParams, plan: RankPlan) -> d
     computed = {
         "layers": f"{plan.layers[0]}-{plan.layers[1] - 1}",
         "cluster_id": deployment.cluster_of(params.rank),
+        "placement": _placement(deployment, params.rank),
+        "master": None if params.rank else _plain(deployment.master),
     }
-    return {key: computed.get(key) or getattr(params, key) for key in RANK_KEYS}
+    return {key: computed[key] if key in computed else getattr(params, key) for key in RANK_KEYS}
+
+
+def _placement(deployment: DeploymentConfig, rank: int) -> dict[str, Any]:
+    """Its own with that of all ranks."""
+    topology = deployment.placement.topology
+    return deployment.node_choice(rank).model_dump(mode="json") | {
+        "topology": topology and topology.model_dump(mode="json")
+    }
 
 
 def _value(deployment: DeploymentConfig, key: str) -> Any:

@@ -27,6 +27,7 @@ STACK_KEYS: dict[str, Kind] = {
     "extra_env": "pod",
     "model_cache": "pod",
     "tolerations": "pod",
+    "pod_template": "pod",
     "priority_class": "pod",
     "image_pull_secrets": "pod",
     "runtime_class": "pod",
@@ -51,11 +52,16 @@ RANK_KEYS: dict[str, Kind] = {
     "nvidia_visible_devices": "pod",
     "cuda_visible_devices": "pod",
     "device_uuid": "pod",
+    "device_class": "pod",
+    "device_selectors": "pod",
+    "placement": "pod",
+    "master": "pod",
     "nccl_socket_ifname": "pod",
     "advertise_address": "pod",
 }
 # Another value of these wants room that the rank does not hold yet. Of numbers, a larger one.
 ROOM_KEYS = frozenset(
     {"cpu", "memory", "node_id", "cluster_id", "nvidia_visible_devices", "cuda_visible_devices",
-     "device_uuid"}
+     "device_uuid", "device_class", "device_selectors", "placement",
+     "master"}
 )  # fmt: skip

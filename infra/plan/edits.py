@@ -63,8 +63,6 @@ def _stack_changes(old: Applied, new: Applied) -> Iterator[Change]:
         before, after = old.stack[key], new.stack[key]
         if key == "nnodes" and after < before and wants_room(old, new):
             kind = "all pods"
-        if key == "runtime_class" and new.stack["gpu_pinning"] != "visible-devices":
-            continue
         secret = key == TOKEN
         yield Change(kind, key, "" if secret else before, "" if secret else after)
 

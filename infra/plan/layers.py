@@ -35,7 +35,8 @@ class RankResources:
 class RankPlan:
     """One rank's part. `layers` is [first, one past last]; None = not known.
 
-    `file_bytes` is what it fetches at most: files hold other ranks' layers too.
+    `file_bytes` is what it fetches at most: files hold other ranks' layers too. `largest_bytes`:
+    no tensor of it is larger, nor what is made of one.
     """
 
     rank: int
@@ -46,6 +47,7 @@ class RankPlan:
     kv_budget_tokens: int | None
     step_share: float | None
     file_bytes: int | None = None
+    largest_bytes: int | None = None
 
     @property
     def memory_share(self) -> MemoryShare | None:
@@ -126,7 +128,19 @@ class _Partition:
         budget = None if memory is None else held.kv_bytes(memory)
         tokens = None if memory is None else held.kv_tokens(memory)
         weights, kv_per_token = held.weight_bytes, held.kv_bytes_per_token
-        return RankPlan(rank, layers, weights, kv_per_token, budget, tokens, share)
+        largest = self._largest_bytes(rank, *layers)
+        return RankPlan(
+            rank, layers, weights, kv_per_token, budget, tokens, share, largest_bytes=largest
+        )
+
+    def _largest_bytes(self, rank: int, start: int, end: int) -> int:
+        """A whole layer counts as one: experts are stacked."""
+        parameters = [*self.shape.layer_parameters[start:end]]
+        if rank == 0:
+            parameters.append(self.shape.embedding_parameters)
+        if rank == len(self.resources) - 1:
+            parameters.append(self.shape.head_parameters)
+        return max(parameters) * self.bytes_per_value
 
     def weight_bytes(self, rank: int, start: int, end: int) -> int:
         parameters = self._weights[end] - self._weights[start]

@@ -10,8 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from contract.specs import RANK_MASTER_PORT, STALL_S, GroupSpec
+from contract.specs import RANK_MASTER_PORT, GroupSpec
 from infra.stack import types
+from infra.stack.cluster_config import Cluster, Images, ModelCache, Namespaces, Timeouts
+from infra.stack.placement_config import NodeChoice, Placement, Toleration
+from infra.stack.pod_config import PodTemplate
 from infra.stack.tier_config import (
     InferenceServer,
     NetworkPolicies,
@@ -21,7 +24,6 @@ from infra.stack.tier_config import (
 )
 
 DEPLOYMENT_KEY = "splitstack:deployment"
-CacheMode = Literal["empty-dir", "existing-claim", "own-claim", "shared-claim", "host-path"]
 GpuPinning = Literal["visible-devices", "resource", "dra", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -77,10 +79,16 @@ class RankParams(types.Section):
     """What it may use of its GPU, as in "24Gi"; null: not checked, 9/10 of what is free."""
     device_uuid: types.Devices = ""
     """UUID of its GPU (gpu_pinning dra)."""
+    device_class: types.ClassName = ""
+    """DeviceClass of its device, as in mig.nvidia.com (gpu_pinning dra); empty: gpu.nvidia.com."""
+    device_selectors: list[types.NonEmptyText] = Field(default_factory=list)
+    """CEL expressions that hold for its device (gpu_pinning dra)."""
+    placement: NodeChoice = NodeChoice()
+    """Nodes that may run it, on top of the placement of all ranks."""
     cpu: types.Cores | None = None
-    """CPU cores: the container's limit and the stage's threads; null: the machine's share, or 2."""
+    """CPU cores: the container's limit and the stage's threads; null: the machine's share, or 1."""
     memory: types.Bytes | None = None
-    """Main memory: the container's limit; null: not checked, in a cluster weights + 6 Gi."""
+    """Main memory: the container's limit; null: not checked, in a cluster planned."""
     advertise_address: types.Address = ""
     """Address at which the other ranks reach it; empty: its own."""
 
@@ -100,82 +108,13 @@ class RankParams(types.Section):
         return devices[ordinal] if ordinal < len(devices) else ""
 
 
-class Images(types.Section):
-    """Where images come from. The local stack uses none."""
+class Master(types.Section):
+    """The container beside rank 0's stage that talks to the others and answers requests."""
 
-    builder: Literal["docker", "reference"] = "docker"
-    """docker builds and pushes; reference takes images as given, by digest."""
-    proxy_block: types.Image = ""
-    """Proxy block image; empty with builder docker: beside common_params.image."""
-    inference_server: types.Image = ""
-    """Inference server image; empty with builder docker: beside common_params.image."""
-    platform: types.Text = ""
-    """What builder docker builds for, as in linux/amd64; empty: this machine's architecture."""
-    build_arguments: dict[types.EnvironmentName, types.Text] = Field(default_factory=dict)
-    """Build arguments of the Dockerfiles: BASE_IMAGE, TORCH, TORCH_INDEX, DEMO_MODEL, ..."""
-
-
-class Cluster(types.Section):
-    """How a cluster is reached."""
-
-    kubeconfig: types.Text = ""
-    """Path of its kubeconfig file; empty: the default one."""
-    context: types.Text = ""
-    """Context in that file; empty: its current one."""
-
-
-class Namespaces(types.Section):
-    """Namespaces beside `namespace`, which the ranks are in."""
-
-    create: bool = True
-    """Whether this stack creates them; a second stack on a cluster says false."""
-    blocks: types.Label = "blocks"
-    """Namespace of the proxy blocks."""
-    inference_server: types.Label = "inference-server"
-    """Namespace of the inference server."""
-
-
-class Timeouts(types.Section):
-    """How long a deployment waits for an object."""
-
-    create_s: types.Seconds | None = None
-    """Seconds for a rank or tier to get ready; null: load_timeout_s + 300."""
-    stall_s: types.Seconds = STALL_S
-    """Seconds without a byte or a step after which bringing a model in is given up."""
-    delete_s: types.Seconds = 300
-    """Seconds for an object to go, beyond the time in which it drains."""
-
-
-class ModelCache(types.Section):
-    """Where ranks in a cluster keep downloaded weights."""
-
-    mode: CacheMode = "empty-dir"
-    """empty-dir lives as long as its pod; own-claim, one a rank, and shared-claim as the stack."""
-    claim_name: types.OptionalLabel = ""
-    """The existing claim."""
-    sub_path: types.RelativePath = ""
-    """Folder in the existing claim; empty: all of it."""
-    read_only: bool = False
-    """Whether the existing claim is only read: it has the model."""
-    host_path: types.AbsolutePath = ""
-    """Folder of every node (mode host-path)."""
-    size: types.Bytes | None = None
-    """Size of a claim; of an empty-dir its limit, half of it requested; null there: planned."""
-    storage_class: types.ClassName = ""
-    """Storage class of our own claims; empty: the cluster's default."""
-
-
-class Toleration(types.Section):
-    """One toleration of the rank pods, as in Kubernetes."""
-
-    key: types.Key = ""
-    """Taint key; empty with operator Exists: every taint."""
-    operator: Literal["Equal", "Exists"] = "Equal"
-    """How key and value are compared."""
-    value: types.Text = ""
-    """Taint value."""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-    """Taint effect; empty: every effect."""
+    cpu: types.Cores = 1.0
+    """CPU cores: request and limit."""
+    memory: types.Bytes = 2**30
+    """Main memory: request and limit."""
 
 
 _EMPTY_CLUSTERS = BeforeValidator(
@@ -198,6 +137,8 @@ class DeploymentConfig(types.Section):
     """What all ranks share."""
     per_rank_params: list[RankParams] = Field(default_factory=list)
     """What single ranks have of their own; unlisted ranks take the defaults."""
+    master: Master = Master()
+    """The master, in rank 0's pod."""
     rank_0_cluster_id: types.OptionalLabel = ""
     """Cluster of rank 0, the proxy blocks and the inference server."""
     cluster_id: types.LabelList = Field(default_factory=list)
@@ -212,8 +153,8 @@ class DeploymentConfig(types.Section):
     """Namespace of the ranks."""
     gpu_pinning: GpuPinning = "none"
     """How a rank gets its GPU; none: ranks compute on CPU."""
-    runtime_class: types.OptionalLabel = "nvidia"
-    """runtimeClassName of rank pods with gpu_pinning visible-devices."""
+    runtime_class: types.OptionalLabel | None = None
+    """runtimeClassName of rank pods; null: nvidia with gpu_pinning visible-devices, else none."""
     workload: Literal["pod", "statefulset"] = "statefulset"
     """What a rank is: a set that brings its pod NAME-rank-0-0 back, or a bare pod NAME-rank-0."""
     images: Images = Images()
@@ -238,8 +179,12 @@ class DeploymentConfig(types.Section):
     """What Prometheus and Grafana find."""
     extra_env: dict[types.EnvironmentName, types.Text] = Field(default_factory=dict)
     """Environment variables of every stage; in a cluster of the master too."""
+    placement: Placement = Placement()
+    """Nodes that may run the ranks."""
     tolerations: list[Toleration] = Field(default_factory=list)
     """Tolerations of the rank pods."""
+    pod_template: PodTemplate = PodTemplate()
+    """What the rank pods have beside their own."""
     priority_class: types.OptionalLabel = ""
     """priorityClassName of the rank pods."""
     image_pull_secrets: list[types.Label] = Field(default_factory=list)
@@ -256,6 +201,21 @@ class DeploymentConfig(types.Section):
     def ranks(self) -> tuple[RankParams, ...]:
         """The parameters of every rank, in order."""
         return tuple(self.rank_params(rank) for rank in range(self.nnodes))
+
+    def node_choice(self, rank: int) -> NodeChoice:
+        """Where a rank may run: what holds for all of them, and its own."""
+        common, own = self.placement, self.rank_params(rank).placement
+        return NodeChoice(
+            node_selector=common.node_selector | own.node_selector,
+            node_affinity=[*common.node_affinity, *own.node_affinity],
+        )
+
+    @property
+    def rank_runtime_class(self) -> str:
+        """`runtime_class` with its default; "" for the cluster's own."""
+        if self.runtime_class is None:
+            return "nvidia" if self.gpu_pinning == "visible-devices" else ""
+        return self.runtime_class
 
     def cluster_of(self, rank: int) -> str:
         """The cluster of a rank; "" where the file names none."""

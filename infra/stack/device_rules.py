@@ -7,24 +7,25 @@ from collections.abc import Iterator
 from contract.faults import MISSING, Fault
 from infra.stack.config import DeploymentConfig, RankParams
 
-_DEVICE_KEYS = ("nvidia_visible_devices", "cuda_visible_devices", "device_uuid", "device_memory")
+_CLAIM_KEYS = ("device_uuid", "device_class", "device_selectors")
+_DEVICE_KEYS = ("nvidia_visible_devices", "cuda_visible_devices", *_CLAIM_KEYS, "device_memory")
 # What each mode needs of a rank and what it takes at all.
 _NEEDED_KEYS = {
     "visible-devices": ("node_id", "nvidia_visible_devices"),
-    "resource": ("node_id",),
-    "dra": ("device_uuid",),
+    "resource": (),
+    "dra": (),
     "none": (),
 }
 _TAKEN_KEYS = {
     "visible-devices": ("nvidia_visible_devices", "cuda_visible_devices", "device_memory"),
     "resource": ("device_memory",),
-    "dra": ("device_uuid", "device_memory"),
+    "dra": (*_CLAIM_KEYS, "device_memory"),
     "none": (),
 }
 _WHY_REFUSED = {
-    "visible-devices": "device_uuid belongs to gpu_pinning dra",
+    "visible-devices": "it belongs to gpu_pinning dra",
     "resource": "the device plugin chooses and would overwrite it",
-    "dra": "the claim chooses the device by device_uuid",
+    "dra": "the claim chooses the device, by device_uuid or device_selectors",
     "none": "ranks compute on CPU; set gpu_pinning to visible-devices, resource or dra",
 }
 
@@ -41,6 +42,7 @@ def _rank_faults(deployment: DeploymentConfig, path: str, params: RankParams) ->
     for key in _NEEDED_KEYS[mode]:
         if not getattr(params, key):
             yield Fault(f"{path}.{key}", MISSING, f"is required with gpu_pinning {mode}")
+    yield from _no_device_faults(deployment, path, params)
     for key in _DEVICE_KEYS:
         value = getattr(params, key)
         if value and key not in _TAKEN_KEYS[mode]:
@@ -50,6 +52,20 @@ def _rank_faults(deployment: DeploymentConfig, path: str, params: RankParams) ->
         yield from _visible_device_faults(path, params)
     if mode == "dra" and "," in params.device_uuid:
         yield Fault(f"{path}.device_uuid", params.device_uuid, "must name one device")
+
+
+def _no_device_faults(
+    deployment: DeploymentConfig, path: str, params: RankParams
+) -> Iterator[Fault]:
+    """Where nothing says which node's device it is, or which device."""
+    mode = deployment.gpu_pinning
+    placed = params.node_id or deployment.node_choice(params.rank).selects
+    if mode == "resource" and not placed:
+        rule = "is required with gpu_pinning resource, where placement selects no node"
+        yield Fault(f"{path}.node_id", MISSING, rule)
+    if mode == "dra" and not any(getattr(params, key) for key in _CLAIM_KEYS):
+        rule = "is required with gpu_pinning dra, or device_class or device_selectors"
+        yield Fault(f"{path}.device_uuid", MISSING, rule)
 
 
 def _visible_device_faults(path: str, params: RankParams) -> Iterator[Fault]:

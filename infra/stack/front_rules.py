@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from contract.faults import Fault
 from infra.stack.config import DeploymentConfig
 from infra.stack.expose_config import Expose
+from infra.stack.pod_rules import OWN_DOMAINS
 
-# Before the slash of the annotations that we set, or that steer the engine.
-_OWN_ANNOTATIONS = ("pulumi.com", "splitstack.dev")
 _KEYS_OF_MODES = {
     "host": ("ingress", "gateway"),
     "class_name": ("load_balancer", "ingress", "gateway"),
@@ -66,7 +65,7 @@ def cluster_front_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     for key, rule in _misfits(expose):
         yield Fault(f"inference_server.expose.{key}", getattr(expose, key), rule)
     for name, value in expose.annotations.items():
-        if name.partition("/")[0] in _OWN_ANNOTATIONS:
+        if name.partition("/")[0] in OWN_DOMAINS:
             rule = "is an annotation of this stack's own, which must not be another"
             yield Fault(f"inference_server.expose.annotations.{name}", value, rule)
 

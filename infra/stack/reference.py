@@ -45,21 +45,28 @@ def schema_text() -> str:
 def reference_table() -> str:
     """A Markdown table: one row for each key under splitstack:deployment."""
     document = schema()
-    rows = _rows(document["$defs"], document["$defs"]["DeploymentConfig"], "")
+    rows = _rows(document["$defs"], document["$defs"]["DeploymentConfig"], "", {})
     return _HEADER + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _rows(
-    definitions: dict[str, Any], section: dict[str, Any], prefix: str
+    definitions: dict[str, Any], section: dict[str, Any], prefix: str, shown: dict[str, str]
 ) -> Iterator[tuple[str, str, str, str]]:
-    for name, field in section["properties"].items():
+    """`shown` has where the keys of a kind of section stand already: they are told once."""
+    required = section.get("required", ())
+    fields = sorted(section["properties"].items(), key=lambda pair: pair[0] not in required)
+    for name, field in fields:
         path = prefix + name
-        inner, suffix = _inner_section(definitions, field)
-        meaning = field.get("description") or (inner or {}).get("description", "")
-        default = "required" if name in section.get("required", ()) else _default(field)
+        kind, suffix = _inner_section(field)
+        inner = definitions.get(kind, {})
+        meaning = field.get("description") or inner.get("description", "")
+        if kind in shown:
+            meaning += f" Its keys: those of `{shown[kind]}`."
+        default = "required" if name in required else _default(field)
         yield f"`{path}`", _type_label(field), default, meaning.replace("|", "\\|")
-        if inner:
-            yield from _rows(definitions, inner, f"{path}{suffix}.")
+        if inner and kind not in shown:
+            shown[kind] = path + suffix
+            yield from _rows(definitions, inner, f"{path}{suffix}.", shown)
 
 
 def _default(field: dict[str, Any]) -> str:
@@ -70,15 +77,16 @@ def _default(field: dict[str, Any]) -> str:
     return f"`{json.dumps(field.get('default', empty))}`"
 
 
-def _inner_section(
-    definitions: dict[str, Any], field: dict[str, Any]
-) -> tuple[dict[str, Any] | None, str]:
-    """The section that a key holds, and how its path goes on: [] in lists, .<name> in mappings."""
+def _inner_section(field: dict[str, Any]) -> tuple[str, str]:
+    """The kind of section that a key holds, "" for none, and how its path goes on: [] in lists,
+    .<name> in mappings."""
     values = field.get("additionalProperties")
-    for place, suffix in ((field, ""), (field.get("items"), "[]"), (values, ".<name>")):
+    optional = next((item for item in field.get("anyOf", ()) if "$ref" in item), None)
+    places = ((field, ""), (optional, ""), (field.get("items"), "[]"), (values, ".<name>"))
+    for place, suffix in places:
         if isinstance(place, dict) and "$ref" in place:
-            return definitions[place["$ref"].rpartition("/")[2]], suffix
-    return None, ""
+            return str(place["$ref"]).rpartition("/")[2], suffix
+    return "", ""
 
 
 def _type_label(field: dict[str, Any]) -> str:

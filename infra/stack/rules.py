@@ -13,6 +13,8 @@ from infra.stack.config import DeploymentConfig
 from infra.stack.device_rules import device_faults
 from infra.stack.front_rules import cluster_front_faults, front_faults
 from infra.stack.image_names import registry_of
+from infra.stack.placement_rules import placement_faults
+from infra.stack.pod_rules import pod_faults
 
 NAME_LIMIT = 63
 _STORE_URL = re.compile(
@@ -49,12 +51,8 @@ def deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     if port in _TAKEN_PORTS:
         rule = f"is taken: {_TAKEN_PORTS[port]} listens on it in the same pod"
         yield Fault("common_params.master_port", port, rule)
-    for index, toleration in enumerate(deployment.tolerations):
-        if toleration.operator == "Exists" and toleration.value:
-            path = f"tolerations[{index}].value"
-            yield Fault(path, toleration.value, "must be empty with operator Exists")
-        if toleration.operator == "Equal" and not toleration.key:
-            yield Fault(f"tolerations[{index}].key", "", "is required with operator Equal")
+    yield from placement_faults(deployment)
+    yield from pod_faults(deployment)
 
 
 def cluster_deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:

@@ -17,6 +17,7 @@ from contract.specs import (
 from infra.stack import types
 from infra.stack.expose_config import Expose
 from infra.stack.generation_config import GenerationConfig
+from infra.stack.pod_config import Pods
 
 
 class Sessions(types.Section):
@@ -50,7 +51,7 @@ class Probe(types.Section):
     """Questions in a row without an answer after which it is restarted, or gets no requests."""
 
 
-class ProxyBlock(types.Section):
+class ProxyBlock(Pods):
     """One block: chat sessions and the block protocol in front of rank 0."""
 
     block_id: types.Label
@@ -96,7 +97,7 @@ class RequestLog(types.Section):
     """Whether questions and answers are kept too."""
 
 
-class InferenceServer(types.Section):
+class InferenceServer(Pods):
     """The public API."""
 
     enabled: bool = True
@@ -127,7 +128,7 @@ class InferenceServer(types.Section):
     """Memory: request and limit."""
 
 
-class SessionStore(types.Section):
+class SessionStore(Pods):
     """Where the proxy blocks keep histories in a cluster; on one machine always SQLite."""
 
     mode: Literal["sqlite", "valkey", "url"] = "sqlite"

@@ -34,6 +34,7 @@ _PATH_PART = r"(?!\.\.?(?:/|$))[^/\0]+"
 _RELATIVE_PATH = re.compile(rf"{_PATH_PART}(?:/{_PATH_PART})*/?")
 _ABSOLUTE_PATH = re.compile(rf"(?:/{_PATH_PART})+/?")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9](?:[-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -59,8 +60,10 @@ def _bytes(value: Any) -> int:
             raise ValueError('must be bytes, as in "24Gi", "80G" or 25769803776')
         unit = "k" if match[2] == "K" else match[2] or ""
         count = float(match[1]) * _UNITS[unit]
-    if not 1 <= count <= 2**60:
-        raise ValueError("must be at least 1 byte and at most 1024 Pi")
+    if not 2**20 <= count <= 2**60:
+        raise ValueError(
+            'must be from 1Mi to 1024Pi; a number alone counts bytes, so that 24 GiB are "24Gi"'
+        )
     return int(count)
 
 
@@ -69,8 +72,8 @@ def _cores(value: Any) -> float:
     if match is None:
         raise ValueError('must be CPU cores, as in 2, 0.5 or "500m"')
     cores = float(match[1]) / (1000 if match[2] else 1)
-    if not 0.001 <= cores <= 4096:
-        raise ValueError('must be from "1m" to 4096 cores')
+    if not 0.001 <= cores <= 1024:
+        raise ValueError('must be from "1m" to 1024 cores; 4000 thousandths of one are "4000m"')
     return cores
 
 
@@ -124,6 +127,12 @@ TemplateArguments = Annotated[dict[str, Any], AfterValidator(_template_arguments
 Key = Annotated[
     str,
     _matching(_KEY, "must be a label's or taint's key, as in nvidia.com/gpu"),
+    WithJsonSchema(_TEXT),
+]
+LabelKey = Annotated[str, _matching(_KEY, "must be a label's key, as in nvidia.com/gpu", False)]
+LabelValue = Annotated[
+    str,
+    _matching(_LABEL_VALUE, "must be a label's value: letters, digits, -, _ and ., at most 63"),
     WithJsonSchema(_TEXT),
 ]
 ClassName = Annotated[

@@ -50,10 +50,11 @@ def write_stack(folder: Path, mapping: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def applied(control_plane: ControlPlane, mapping: Mapping[str, Any]) -> Iterator[None]:
-    """Its namespaces go with everything in them when it is left."""
+    """Its namespaces go with everything in them when it is left, then what guards them."""
     program = run_program(mapping, secrets={"group_token": TOKEN})
     with control_plane.client() as api:
         core = client.CoreV1Api(api)
+        guards = client.AdmissionregistrationV1Api(api)
         namespaces = [item.metadata_name for item in program.of_kind("Namespace")]
         try:
             for item in sorted(program.objects, key=lambda item: item.short_kind != "Namespace"):
@@ -71,3 +72,7 @@ def applied(control_plane: ControlPlane, mapping: Mapping[str, Any]) -> Iterator
                 60,
                 "namespaces gone",
             )
+            for item in program.of_kind("ValidatingAdmissionPolicyBinding"):
+                guards.delete_validating_admission_policy_binding(item.metadata_name)
+            for item in program.of_kind("ValidatingAdmissionPolicy"):
+                guards.delete_validating_admission_policy(item.metadata_name)

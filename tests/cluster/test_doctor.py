@@ -95,6 +95,7 @@ def test_what_somebody_else_has_to_make(control_plane, nodes):
         priority_class="serving",
         image_pull_secrets=["registry"],
         model_cache={"mode": "existing-claim", "claim_name": "weights"},
+        pod_template={"env_from": [{"config_map": "site"}]},
         proxy_blocks=[{"block_id": "block", "max_instances": 3}],
         session_store={"mode": "url", "url": "redis://store.test:6379/0"},
     )
@@ -104,6 +105,7 @@ def test_what_somebody_else_has_to_make(control_plane, nodes):
         "secret registry in namespace needy-blocks (image_pull_secrets)",
         "priority class serving (priority_class)",
         "claim weights in namespace needy-splits (model_cache.claim_name)",
+        "config map site in namespace needy-splits (pod_template)",
         "metrics-server, which autoscalers ask (proxy_blocks.max_instances)",
     ):
         assert f"there is no {what}" in found
@@ -138,6 +140,53 @@ def test_more_than_a_node_has(control_plane, nodes):
     ranks = [{"rank": 0, "node_id": "doctor-gpu", "memory": "4Gi", "cpu": 32}]
     (text,) = findings(stack_mapping(control_plane, "full", nnodes=1, per_rank_params=ranks))
     assert "32 cpu, and rank 0 asks for 33" in text
+
+
+def test_room_for_pods_that_name_no_node(control_plane, nodes):
+    (text,) = findings(stack_mapping(control_plane, "wide", per_rank_params=[big(0), big(1)]))
+    assert text.startswith("no node has room for rank 1, which asks for 20 cpu, 200.0 GiB memory, ")
+    assert "doctor-gpu has " in text
+
+
+def big(rank):
+    """Two of the test's nodes would hold one each, were it not for the labels."""
+    chosen = {"node_selector": {"kubernetes.io/hostname": "doctor-gpu"}}
+    return {"rank": rank, "cpu": 20, "memory": "200Gi", "placement": chosen}
+
+
+def test_pods_that_no_node_takes(control_plane, nodes):
+    where = {"node_selector": {"pool": "nowhere"}}
+    mapping = stack_mapping(
+        control_plane,
+        "nowhere",
+        placement=where,
+        inference_server={"node_port": 30999, "anonymous": True} | where,
+    )
+    (ranks, server) = sorted(findings(mapping), key=lambda text: "inference" in text)
+    assert ranks.startswith("no node takes ranks 0, 1: ")
+    assert "doctor-gpu: its label pool is not there, not nowhere" in ranks
+    assert server.startswith("no node takes inference server: ")
+
+
+def test_storage_classes_and_secrets_that_nobody_has_made(control_plane, nodes):
+    claims = {"mode": "own-claim", "size": "1Gi"}
+    (text,) = findings(stack_mapping(control_plane, "classless", model_cache=claims))
+    assert text.startswith("model_cache.storage_class is empty, and no storage class is the def")
+    named = claims | {"storage_class": "fast"}
+    (text,) = findings(stack_mapping(control_plane, "fast", model_cache=named))
+    assert text == "there is no storage class fast (model_cache.storage_class)"
+    early = stack_mapping(control_plane, "early", image_pull_secrets=["registry"])
+    (text,) = findings(early, "warning")
+    assert "secret registry (image_pull_secrets) is to be made in early-splits" in text
+
+
+def test_a_driver_that_is_too_old(control_plane, nodes):
+    labels = {"nvidia.com/cuda.driver.major": "550"}
+    control_plane.add_nodes([Node("doctor-old", gpus=1, labels=labels)])
+    mapping = on_gpus(control_plane, "dated", "doctor-old")
+    assert findings(mapping) == []
+    (text,) = findings(mapping, "warning")
+    assert text.startswith("node doctor-old has NVIDIA driver 550; CUDA 13.0")
 
 
 def test_devices_that_no_driver_publishes(control_plane, nodes):

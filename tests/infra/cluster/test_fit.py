@@ -23,17 +23,36 @@ def plan(*weights: int | None) -> list[RankPlan]:
     ]
 
 
-def test_ranks_that_name_no_memory_get_their_weights_and_room():
+def test_ranks_that_name_no_memory_get_what_is_planned():
+    ranks = [replace(rank, kv_bytes_per_token=10_000) for rank in plan(3 * GIB, 3 * GIB)]
+    fitted = fit(parsed(), ranks, 4096)
+    needed = ranks[0].memory_share.needed_bytes(8 * 2048)
+    assert fitted.ranks[0].memory - 2**28 < needed <= fitted.ranks[0].memory
+    assert [params.cpu for params in fitted.ranks] == [1, 1]
+    # One that is longer than all of those together has to fit as well.
+    fitted = fit(parsed(), ranks, 131072)
+    assert fitted.ranks[0].memory >= ranks[0].memory_share.needed_bytes(131072)
+    alone = parsed(common_params={"model_name": "some/model", "max_concurrent_requests": 1})
+    assert fit(alone, ranks, 100).ranks[0].memory < fit(parsed(), ranks, 100).ranks[0].memory
+
+
+def test_ranks_of_which_nothing_is_known():
     fitted = fit(parsed(), plan(3 * GIB, None))
-    assert [params.memory for params in fitted.ranks] == [9 * GIB, 16 * GIB]
-    assert [params.cpu for params in fitted.ranks] == [2, 2]
+    assert [params.memory for params in fitted.ranks] == [16 * GIB, 16 * GIB]
+
+
+def test_a_gpus_host_holds_no_weights():
+    ranks = [replace(rank, largest_bytes=GIB) for rank in plan(60 * GIB, 60 * GIB)]
+    uuids = [{"rank": rank, "device_uuid": f"GPU-{rank}"} for rank in range(2)]
+    fitted = fit(parsed(gpu_pinning="dra", per_rank_params=uuids), ranks)
+    assert [params.memory for params in fitted.ranks] == [7 * GIB, 7 * GIB]
 
 
 def test_what_the_stack_file_says_counts():
     given = [{"rank": 0, "cpu": 4, "memory": "8Gi"}, {"rank": 1, "cpu": "500m"}]
     fitted = fit(parsed(per_rank_params=given), plan(GIB, GIB))
     assert [params.cpu for params in fitted.ranks] == [4, 0.5]
-    assert [params.memory for params in fitted.ranks] == [8 * GIB, 7 * GIB]
+    assert [params.memory for params in fitted.ranks] == [8 * GIB, 16 * GIB]
 
 
 def cached(files: int | None, **changes):
@@ -116,9 +135,9 @@ def test_what_the_file_says_counts_more_than_what_runs():
 def test_a_new_rank_gets_what_a_new_stack_would_give_it():
     before = running({"cpu": 3.0, "memory": 2 * GIB})
     fitted, _ = plan_on_clusters(parsed(common_params=DEMO), applied=before)
-    assert [params.cpu for params in fitted.ranks] == [3, 2]
+    assert [params.cpu for params in fitted.ranks] == [3, 1]
     assert fitted.ranks[0].memory == 2 * GIB
-    assert fitted.ranks[1].memory > 6 * GIB
+    assert fitted.ranks[1].memory > GIB
 
 
 def test_memory_grows_where_the_model_no_longer_fits_and_the_plan_says_so():
@@ -128,10 +147,10 @@ def test_memory_grows_where_the_model_no_longer_fits_and_the_plan_says_so():
     deployment = parsed(common_params=LONGER, per_rank_params=one_layer)
     fitted, plan = plan_on_clusters(deployment, applied=before)
     assert [params.cpu for params in fitted.ranks] == [1, 1]
-    assert fitted.ranks[0].memory > 6 * GIB
+    assert fitted.ranks[0].memory > 2 * GIB
     assert fitted.ranks[1].memory == 20 * GIB  # enough already
     (note,) = [note for note in plan.notes if "instead of" in note]
-    assert note.startswith("rank 0 gets 6.")
+    assert note.startswith("rank 0 gets 2.4 GB")
     assert "of memory instead of 1.3 GB, in which the model does not fit" in note
 
 

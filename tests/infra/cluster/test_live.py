@@ -51,7 +51,10 @@ def faults(found: LiveStack, deployment: DeploymentConfig) -> list[str]:
 def state_after(program: Program) -> dict[str, Any]:
     """As the engine keeps what the program declared."""
     resources = {
-        item.urn: {"type": item.kind, "outputs": {"output": item.properties.get("input")}}
+        item.urn: {
+            "type": item.kind,
+            "outputs": {**item.properties, "output": item.properties.get("input")},
+        }
         for item in program.resources
     }
     return resources | {
@@ -99,7 +102,7 @@ def test_the_preview_sorts_an_edit(mapping):
     state = state_after(run_program(mapping))
     edited = mapping | {"per_rank_params": [{"rank": 1, "cpu": 3}]}
     told = edit_told(run_program(edited, state=state, preview=True))
-    assert "pod: cpu of rank 1 2 -> 3" in told
+    assert "pod: cpu of rank 1 1 -> 3" in told
     assert "swap: layers of rank 0" in " ".join(told.split())
 
 
@@ -193,3 +196,22 @@ def test_a_cluster_is_left_in_an_edit_of_its_own(tmp_path):
     (fault,) = room_faults(found, other, room)
     assert "where small-rank-1 runs" in str(fault)
     assert list(room_faults(found, new, FIRST_ROOM)) == []
+
+
+def test_namespaces_that_would_go_with_everything_in_them(mapping):
+    program = run_program(mapping)
+    edited, state = mapping | {"namespaces": {"create": False}}, state_after(program)
+    with pytest.raises(pulumi.RunError) as refused:
+        run_program(edited, state=state)
+    assert "namespaces.create = False" in str(refused.value)
+    assert "would delete splits, inference-server, blocks" in str(refused.value)
+    assert "namespaces.retain: true" in str(refused.value)
+
+
+def test_namespaces_that_were_handed_over(mapping):
+    retained = run_program(mapping | {"namespaces": {"retain": True}})
+    made = retained.of_kind("Namespace")
+    assert len(made) == 3
+    assert all(item.retain_on_delete for item in made)
+    after = run_program(mapping | {"namespaces": {"create": False}}, state=state_after(retained))
+    assert after.of_kind("Namespace") == []

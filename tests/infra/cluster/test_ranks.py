@@ -103,7 +103,7 @@ def test_ranks_on_cpu(tmp_path):
         assert environment(stage(program, rank))["NVIDIA_VISIBLE_DEVICES"] == "void"
     limits = stage(program, 1)["resources"]["limits"]
     assert limits == {"cpu": "500m", "memory": str(3 * 2**30)}
-    assert stage(program, 0)["resources"]["limits"]["cpu"] == "2"
+    assert stage(program, 0)["resources"]["limits"]["cpu"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_numbers_are_accepted_where_strings_are_meant():
 @pytest.mark.parametrize(
     ("written", "count"),
     [("24Gi", 24 * 2**30), ("80G", 80 * 10**9), ("1.5GiB", 3 * 2**29), ("512 MB", 512 * 10**6),
-     (4096, 4096), ("4096", 4096)],
+     (1048576, 2**20), ("1048576", 2**20)],
 )  # fmt: skip
 def test_bytes(written, count):
     assert parsed(per_rank_params=[{"rank": 0, "memory": written}]).rank_params(0).memory == count

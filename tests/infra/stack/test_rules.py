@@ -177,7 +177,7 @@ def test_layers_cover_each_layer_once(layers, told):
         ({"model_cache": {"mode": "host-path", "host_path": "/models"}},
          "model_cache.mode = 'host-path': host-path needs namespaces.create: false, and namespace "
          "splits made before with Pod Security privileged"),
-        ({"model_cache": {"mode": "own-claim", "size": 1, "sub_path": "a"}},
+        ({"model_cache": {"mode": "own-claim", "size": "1Gi", "sub_path": "a"}},
          "model_cache.sub_path = 'a': is refused with mode own-claim: it is of mode existing-"),
         ({"model_cache": {"read_only": True}}, "model_cache.read_only = True: is refused with mo"),
         ({"model_cache": {"host_path": "/a"}}, "model_cache.host_path = '/a': is refused with "),

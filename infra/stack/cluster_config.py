@@ -1,0 +1,81 @@
+"""The stack file's sections of what only clusters have: images, namespaces, caches, time limits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from contract.specs import STALL_S
+from infra.stack import types
+
+CacheMode = Literal["empty-dir", "existing-claim", "own-claim", "shared-claim", "host-path"]
+
+
+class Images(types.Section):
+    """Where images come from. The local stack uses none."""
+
+    builder: Literal["docker", "reference"] = "docker"
+    """docker builds and pushes; reference takes images as given, by digest."""
+    proxy_block: types.Image = ""
+    """Proxy block image; empty with builder docker: beside common_params.image."""
+    inference_server: types.Image = ""
+    """Inference server image; empty with builder docker: beside common_params.image."""
+    platform: types.Text = ""
+    """What builder docker builds for, as in linux/amd64; empty: this machine's architecture."""
+    build_arguments: dict[types.EnvironmentName, types.Text] = Field(default_factory=dict)
+    """Build arguments of the Dockerfiles: BASE_IMAGE, TORCH, TORCH_INDEX, DEMO_MODEL, ..."""
+
+
+class Cluster(types.Section):
+    """How a cluster is reached."""
+
+    kubeconfig: types.Text = ""
+    """Path of its kubeconfig file; empty: the default one."""
+    context: types.Text = ""
+    """Context in that file; empty: its current one."""
+
+
+class Namespaces(types.Section):
+    """Namespaces beside `namespace`, which the ranks are in."""
+
+    create: bool = True
+    """Whether this stack creates them; a second stack on a cluster says false."""
+    retain: bool = False
+    """Whether those that this stack has made stay when it goes."""
+    guard: bool = True
+    """Whether those are kept while other stacks are in them: needs rights to admission policies."""
+    blocks: types.Label = "blocks"
+    """Namespace of the proxy blocks."""
+    inference_server: types.Label = "inference-server"
+    """Namespace of the inference server."""
+
+
+class Timeouts(types.Section):
+    """How long a deployment waits for an object."""
+
+    create_s: types.Seconds | None = None
+    """Seconds for a rank or tier to get ready; null: load_timeout_s + 300."""
+    stall_s: types.Seconds = STALL_S
+    """Seconds without a byte or a step after which bringing a model in is given up."""
+    delete_s: types.Seconds = 300
+    """Seconds for an object to go, beyond the time in which it drains."""
+
+
+class ModelCache(types.Section):
+    """Where ranks in a cluster keep downloaded weights."""
+
+    mode: CacheMode = "empty-dir"
+    """empty-dir lives as long as its pod; own-claim, one a rank, and shared-claim as the stack."""
+    claim_name: types.OptionalLabel = ""
+    """The existing claim."""
+    sub_path: types.RelativePath = ""
+    """Folder in the existing claim; empty: all of it."""
+    read_only: bool = False
+    """Whether the existing claim is only read: it has the model."""
+    host_path: types.AbsolutePath = ""
+    """Folder of every node (mode host-path)."""
+    size: types.Bytes | None = None
+    """Size of a claim; of an empty-dir its limit, half of it requested; null there: planned."""
+    storage_class: types.ClassName = ""
+    """Storage class of our own claims; empty: the cluster's default."""
