@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,11 @@ from infra.stack.faults import UserError
 from infra.stack.file import StackFile, load_stack_file
 
 STACKS = Path("stacks")
+# Beside the package in a clone, and where a wheel puts its data.
+_SHIPPED = (
+    Path(__file__).resolve().parents[2] / "stacks",
+    Path(sys.prefix) / "share" / "splitstack" / "stacks",
+)
 Stack = Annotated[
     str, typer.Option("--stack", "-s", help="Stack: stacks/Pulumi.<stack>.yaml, or a file.")
 ]
@@ -32,15 +38,19 @@ def load(stack: str, sets: list[str] | None) -> StackFile:
 
 
 def stack_path(stack: str) -> Path:
-    is_file = stack.endswith((".yaml", ".yml")) or "/" in stack
-    path = Path(stack) if is_file else STACKS / f"Pulumi.{stack}.yaml"
-    if not is_file and not path.is_file():
-        known = sorted(item.stem.removeprefix("Pulumi.") for item in STACKS.glob("Pulumi.*.yaml"))
-        there = (
-            f"there are: {', '.join(known)}" if known else f"there are none in {STACKS.resolve()}"
-        )
-        raise UserError(f"--stack {stack}: no file {path}; {there}")
-    return path
+    """In this folder; else of those that come with the package, which one machine needs no clone
+    for. Raises UserError."""
+    if stack.endswith((".yaml", ".yml")) or "/" in stack:
+        return Path(stack)
+    folders = [STACKS, *_SHIPPED]
+    for folder in folders:
+        path = folder / f"Pulumi.{stack}.yaml"
+        if path.is_file():
+            return path
+    found = {path for folder in folders for path in folder.glob("Pulumi.*.yaml")}
+    known = sorted({path.stem.removeprefix("Pulumi.") for path in found})
+    there = f"there are: {', '.join(known)}" if known else f"there are none in {STACKS.resolve()}"
+    raise UserError(f"--stack {stack}: no file {STACKS / f'Pulumi.{stack}.yaml'}; {there}")
 
 
 def cluster_stack(stack: str) -> StackFile | None:

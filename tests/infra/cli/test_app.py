@@ -131,7 +131,10 @@ def test_a_file_is_a_stack_too(project: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("plan", "-s", "none"), "--stack none: no file stacks/Pulumi.none.yaml; there are: small"),
+        (
+            ("plan", "-s", "none"),
+            "no file stacks/Pulumi.none.yaml; there are: kind, local,",
+        ),
         (("plan", "-s", "./none.yaml"), "none.yaml: 1 fault\n  the file: cannot be read"),
         (("plan", "-s", "small", "--set", "nnodes=0"), "nnodes = 0: must be at least 1"),
         (("plan", "-s", "small", "--set", "nonsense"), "nonsense: must be path=value"),
