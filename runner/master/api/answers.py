@@ -6,20 +6,21 @@ import asyncio
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, closing
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from runner.master.api.bodies import OpenAIBody
 from runner.master.api.errors import failure_body
-from runner.master.api.id_lines import IdLines
-from runner.master.api.served_models import ServedModel
+from runner.master.api.id_lines import IdLines, asked_lines
+from runner.master.api.prompts import Prompts
+from runner.master.api.served_models import ServedModel, entering
 from runner.master.engine.requests import TokenEvent
 from runner.master.text.choice import TextPiece, TextRequest, joined
-from runner.master.text.model_text import TokenBytes
+from runner.master.text.model_text import ModelText, TokenBytes
 from runner.master.text.streams import TextStream
 from web.deadline import remaining_s
 from web.disconnect import until_disconnected
@@ -27,6 +28,7 @@ from web.events import ADMITTED, DONE, LAST_SEND_S, Events, EventStream
 from web.events import event as encoded
 
 Document = dict[str, Any]
+Asked = TypeVar("Asked", bound=OpenAIBody)
 # OpenAI's documented stand-in for "so unlikely that it has no number"; JSON has no infinity.
 _LEAST = -9999.0
 
@@ -42,6 +44,22 @@ class Answer(Protocol):
 
     def last(self) -> Iterable[Document]:
         """What a stream ends with once all pieces have come."""
+
+
+async def answer_openai(
+    request: Request,
+    body: Asked,
+    judge: Callable[[Prompts, Asked], Awaitable[list[TextRequest]]],
+    make: Callable[[Asked, Sequence[TextRequest], ModelText], OpenAIAnswer],
+) -> Response:
+    """`judge` makes requests of the body, `make` an answer of what they become."""
+    async with entering(request) as model:
+        requests = await judge(model.prompts, body)
+        answer = make(body, requests, model.text)
+        lines = asked_lines(request, body, requests, answer.head, request.app.state.engine)
+        text = begin(request, model, requests)
+    deadline_s = model.spec.request_deadline_s
+    return await respond(request, text, answer, deadline_s, stream=body.stream, lines=lines)
 
 
 def begin(request: Request, model: ServedModel, requests: Sequence[TextRequest]) -> TextStream:

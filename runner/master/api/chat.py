@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runner.master.api.answers import Document, OpenAIAnswer, begin, chat_logprobs, respond
+from runner.master.api.answers import Document, OpenAIAnswer, answer_openai, chat_logprobs
 from runner.master.api.bodies import AiosChatBody, ChatBody, parse_body
-from runner.master.api.id_lines import asked_lines
-from runner.master.api.served_models import entering
+from runner.master.api.prompts import Prompts
 from runner.master.engine.requests import TokenEvent
 from runner.master.text.choice import TextPiece, TextRequest
 from runner.master.text.model_text import ModelText
@@ -20,25 +19,15 @@ from web.body import read_json_object
 
 async def chat_completions(request: Request) -> Response:
     """Without max_tokens the answer may fill the rest of the context."""
-    return await _answer(request, parse_body(ChatBody, await read_json_object(request)))
+    body = parse_body(ChatBody, await read_json_object(request))
+    return await answer_openai(request, body, Prompts.to_answer, ChatAnswer)
 
 
 async def aios_chat(request: Request) -> Response:
     """As chat_completions, answers too; of the served model where the body names none."""
     body = parse_body(AiosChatBody, await read_json_object(request))
     body.model = body.model or request.app.state.spec.deployment_name
-    return await _answer(request, body)
-
-
-async def _answer(request: Request, body: ChatBody) -> Response:
-    state = request.app.state
-    async with entering(request) as model:
-        requests = await model.prompts.to_answer(body)
-        answer = ChatAnswer(body, requests, model.text)
-        lines = asked_lines(request, body, requests, answer.head, state.engine)
-        text = begin(request, model, requests)
-    deadline_s = model.spec.request_deadline_s
-    return await respond(request, text, answer, deadline_s, stream=body.stream, lines=lines)
+    return await answer_openai(request, body, Prompts.to_answer, ChatAnswer)
 
 
 class ChatAnswer(OpenAIAnswer):

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from runner.master.api.answers import (
     Document,
     OpenAIAnswer,
+    answer_openai,
     begin,
     completion_logprobs,
     prompt_tokens,
@@ -17,7 +18,7 @@ from runner.master.api.answers import (
     usage,
 )
 from runner.master.api.bodies import CompletionBody, GenerateBody, parse_body
-from runner.master.api.id_lines import asked_lines
+from runner.master.api.prompts import Prompts
 from runner.master.api.served_models import entering
 from runner.master.text.choice import Offsets, TextPiece, TextRequest
 from runner.master.text.model_text import ModelText
@@ -26,14 +27,7 @@ from web.body import read_json_object
 
 async def completions(request: Request) -> Response:
     body = parse_body(CompletionBody, await read_json_object(request))
-    state = request.app.state
-    async with entering(request) as model:
-        requests = await model.prompts.to_complete(body)
-        answer = CompletionAnswer(body, requests, model.text)
-        lines = asked_lines(request, body, requests, answer.head, state.engine)
-        text = begin(request, model, requests)
-    deadline_s = model.spec.request_deadline_s
-    return await respond(request, text, answer, deadline_s, stream=body.stream, lines=lines)
+    return await answer_openai(request, body, Prompts.to_complete, CompletionAnswer)
 
 
 async def generate(request: Request) -> Response:
