@@ -132,6 +132,7 @@ def _model(state: State, name: str) -> dict[str, Any]:
         "max_model_len": state.engine.max_model_len,
         "generation_config": state.models.defaults.in_force(),
         "merges_system_messages": template is not None and template.merges_system,
+        "keeps_reasoning": template is not None and template.keeps_reasoning,
     }
 
 

@@ -159,6 +159,8 @@ class Prompts:
         same prompt has some already: `first_choice` of them."""
         if not ids:
             raise InvalidField(field, "", "must have at least one token")
+        if fault := self._text.beyond(self._engine.vocabulary_size, ids):
+            raise InvalidField(field, f"{len(ids)} tokens", f"{fault}: leave it out")
         _, asked = body.asked_tokens()
         least = 1 if asked is None else min(asked, 1)
         self._check_length(field, len(ids), "tokens", self._engine.context - least)
@@ -205,8 +207,10 @@ class Prompts:
             raise PromptTooLong(field, f"{length} {unit}", rule)
 
     def _check_ids(self, field: str, ids: Collection[int]) -> None:
-        vocabulary = self._text.vocabulary_size
-        for token_id in (min(ids, default=0), max(ids, default=0)):
+        if not ids:
+            return
+        vocabulary = min(self._text.vocabulary_size, self._engine.vocabulary_size)
+        for token_id in (min(ids), max(ids)):
             if not 0 <= token_id < vocabulary:
                 rule = f"must be a token id below the vocabulary's size {vocabulary}"
                 raise InvalidField(field, token_id, rule)

@@ -1,7 +1,7 @@
 """A model's chat template, rendered as transformers renders it, without importing transformers.
 
 The environment (sandbox, extensions, filters, globals) is that of
-transformers.utils.chat_template_utils, with a bound on what a template may do; a test holds the two
+transformers.utils.chat_template_utils, with bounds on what a template may do; a test holds the two
 equal.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -23,7 +24,8 @@ from contract.faults import path_of
 from contract.template_arguments import OWN_NAMES
 from runner.errors import InvalidField, ModelUnavailable
 from runner.master.text.message_forms import MessageForms, Messages
-from runner.master.text.template_steps import CountingEnvironment, counted_steps
+from runner.master.text.template_growth import size_of
+from runner.master.text.template_steps import CountingEnvironment, bounded, counted_steps, made
 
 # What every template is given.
 _log = logging.getLogger(__name__)
@@ -50,7 +52,8 @@ class _TemplateNamespace(Namespace):
 
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)
-        super().__setitem__(name, value)
+        # A text was counted when it was made; one namespace may hold another many times.
+        super().__setitem__(name, value if isinstance(value, str) else made(value))
 
 
 class _TemplateDict:
@@ -100,20 +103,25 @@ def _environment() -> CountingEnvironment:
         "namespace": _TemplateNamespace,
     }
     environment.globals.update(functions)
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = bounded("tojson", _tojson)
     return environment
 
 
 class ChatTemplate:
     """One compiled template. `special_tokens`: names such as bos_token, as the template sees them.
+    `file` is the name of the one that it stands in.
 
-    Raises ModelUnavailable when the template's source does not compile, or has no end.
+    Raises ModelUnavailable when the template's source does not compile, has no end, or makes too
+    much.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        self.source = source
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], file: str = "chat_template.jinja"
+    ) -> None:
+        self.source, self._file = source, file
         try:
-            self._template = _environment().from_string(source)
+            with counted_steps():
+                self._template = _environment().from_string(source)
         except Exception as error:  # a deep one overflows Jinja's parser, or Python's
             raise ModelUnavailable(
                 f"the model's chat template does not compile: {error}"
@@ -130,6 +138,11 @@ class ChatTemplate:
     def merges_system(self) -> bool:
         """System messages that lead become part of the user's message after them."""
         return not self._forms.takes_system
+
+    @property
+    def keeps_reasoning(self) -> bool:
+        """The reasoning_content of answers to earlier messages stands in the prompt."""
+        return self._forms.keeps_reasoning
 
     def render(
         self,
@@ -155,7 +168,7 @@ class ChatTemplate:
         try:
             return self._rendered(read, add_generation_prompt, further)
         except Exception as error:  # a template is foreign code and may raise anything
-            rule = f"the model's chat template refuses them: {error}"
+            rule = f"the model's chat template, {self._file}, refuses them: {error}"
             raise InvalidField("messages", f"{len(plain)} messages", rule) from error
 
     def _checked(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -179,5 +192,5 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        with counted_steps(len(messages)):
+        with counted_steps(len(messages), size_of(messages, sys.maxsize)):
             return self._template.render({**(further or {}), **names, **self._special_tokens})

@@ -6,7 +6,7 @@ a string's characters for parts of type text, or has no branch for system messag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,7 +22,8 @@ _FILLING = "hello"
 
 @dataclass(frozen=True, slots=True)
 class MessageForms:
-    """Which roles' content is read as a list of parts, and whether system messages are read.
+    """Which roles' content is read as a list of parts, and whether system messages are read, and
+    the reasoning of answers to earlier messages.
 
     `parts` are role names; a role that is not among `known` goes in the user's form.
     """
@@ -30,6 +31,7 @@ class MessageForms:
     parts: frozenset[str]
     known: frozenset[str]
     takes_system: bool
+    keeps_reasoning: bool
 
     @classmethod
     def found(cls, render: Render) -> MessageForms:
@@ -45,6 +47,7 @@ class MessageForms:
             parts=frozenset(role for role, parts in forms.items() if parts),
             known=frozenset(role for role, parts in forms.items() if parts is not None),
             takes_system=forms["user"] is None or forms["system"] is not None,
+            keeps_reasoning=_keeps_reasoning(render, forms),
         )
 
     def apply(self, messages: Sequence[dict[str, Any]]) -> Messages:
@@ -69,13 +72,24 @@ class MessageForms:
 
 def _form(render: Render, role: str, *, user_parts: bool) -> bool | None:
     """Whether the template reads this role's content as parts; None if in neither form."""
-    user = {"role": "user", "content": _parts(_FILLING) if user_parts else _FILLING}
+    user = _message("user", _FILLING, user_parts)
     for parts in (False, True):
-        probe = {"role": role, "content": _parts(_PROBE) if parts else _PROBE}
+        probe = _message(role, _PROBE, parts)
         conversations = {"user": [probe], "system": [probe, user], "assistant": [user, probe, user]}
         if _shows(render, conversations[role]):
             return parts
     return None
+
+
+def _keeps_reasoning(render: Render, forms: Mapping[str, bool | None]) -> bool:
+    """Whether what was thought before an earlier answer stands in the prompt."""
+    user = _message("user", _FILLING, bool(forms["user"]))
+    answer = _message("assistant", _FILLING, bool(forms["assistant"]))
+    return _shows(render, [user, {**answer, "reasoning_content": _PROBE}, user])
+
+
+def _message(role: str, text: str, parts: bool) -> dict[str, Any]:
+    return {"role": role, "content": _parts(text) if parts else text}
 
 
 def _shows(render: Render, conversation: Messages) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from contract.generation import MEANS_SAMPLING
-from runner.errors import ModelUnavailable, NoChatTemplate
+from runner.errors import InvalidField, ModelUnavailable, NoChatTemplate
 from runner.master.text.chat_template import ChatTemplate
 from runner.master.text.model_files import read_object
 from runner.master.text.named_tokens import NamedTokens
 from runner.master.text.reasoning import ReasoningFormat, reasoning_format
 
+_log = logging.getLogger(__name__)
 _DEFAULT_PARAMETERS = ("do_sample", *MEANS_SAMPLING, "repetition_penalty")
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -31,7 +33,8 @@ class ModelText:
     `special_tokens` are texts by name. `chat_template` is None for a base model, `reasoning` for a
     model whose template marks none. `eos_ids` end a text; a turn in a chat ends at
     `chat_eos_ids`, which has the tokenizer's eos_token too. `generation_defaults` are the sampling
-    values of the model's generation_config.json, those that it sets.
+    values of the model's generation_config.json, those that it sets. `files` say which file has an
+    id that tokenizer.json has not.
     """
 
     tokenizer: Tokenizer
@@ -43,6 +46,7 @@ class ModelText:
     eos_ids: tuple[int, ...]
     chat_eos_ids: tuple[int, ...]
     generation_defaults: Mapping[str, Any]
+    files: Mapping[int, str]
 
     @classmethod
     def load(cls, folder: Path) -> ModelText:
@@ -62,12 +66,13 @@ class ModelText:
         tokenizer.no_padding()
         generation = read_object(folder / "generation_config.json")
         named_tokens = NamedTokens.read(folder)
+        had = tokenizer.get_added_tokens_decoder()
         named_tokens.add_to(tokenizer)
         special_tokens = named_tokens.contents()
         own_eos_ids = _own_eos_ids(special_tokens, tokenizer)
         eos_ids = _eos_ids(folder, generation) or own_eos_ids
         template = _chat_template(folder, special_tokens)
-        return cls(
+        text = cls(
             tokenizer=tokenizer,
             longest_token=max(map(len, tokenizer.get_vocab()), default=1),
             token_bytes=TokenBytes(tokenizer),
@@ -81,12 +86,28 @@ class ModelText:
                 for name in _DEFAULT_PARAMETERS
                 if generation.get(name) is not None
             },
+            files={
+                token_id: named_tokens.file_of(token.content)
+                for token_id, token in tokenizer.get_added_tokens_decoder().items()
+                if token_id not in had and tokenizer.model.id_to_token(token_id) is None
+            },
         )
+        _check_vocabulary(folder, text)
+        return text
 
     @property
     def vocabulary_size(self) -> int:
         """One more than the last id: a vocabulary may have gaps."""
         return self.token_bytes.last_id + 1
+
+    def beyond(self, vocabulary: int, ids: Collection[int]) -> str:
+        """What is wrong with `ids` for a model that knows so many: "" for nothing. A padded model
+        knows more than there are tokens; one with fewer has no embedding for the last."""
+        last = max(ids, default=0)
+        if last < vocabulary:
+            return ""
+        token, file = self.tokenizer.id_to_token(last), self.files.get(last, "tokenizer.json")
+        return f"{token!r} has the id {last} in {file}, and the model knows {vocabulary} ids"
 
     def decode(self, ids: Sequence[int]) -> str:
         """All of `ids` as text, special tokens left out."""
@@ -176,22 +197,49 @@ def _check_ids(path: Path, tokenizer: Tokenizer) -> None:
             raise ModelUnavailable(f"{path}: {text}: {rule}; it would get {given}")
 
 
+def _check_vocabulary(folder: Path, text: ModelText) -> None:
+    """Raises ModelUnavailable where the chat template writes tokens that the model does not know;
+    others are warned of: who does not send them is served."""
+    config = read_object(folder / "config.json")
+    inner = config.get("text_config")
+    vocabulary = {**(inner if isinstance(inner, dict) else {}), **config}.get("vocab_size")
+    if not isinstance(vocabulary, int) or text.vocabulary_size <= vocabulary:
+        return
+    _log.warning(
+        "%s: %s; prompts with it are refused",
+        folder,
+        text.beyond(vocabulary, [text.vocabulary_size - 1]),
+    )
+    try:
+        ids = text.encode_chat([{"role": "user", "content": ""}])
+    except InvalidField:  # a base model, or a template that wants other messages
+        return
+    if fault := text.beyond(vocabulary, ids):
+        raise ModelUnavailable(f"{folder}: {fault}: the chat template writes it")
+
+
 def _chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
     """chat_template.jinja goes before the template inside tokenizer_config.json."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
-            return ChatTemplate(file.read_text("utf-8"), special_tokens)
+            source: Any = file.read_text("utf-8")
         except UnicodeDecodeError as error:
             raise ModelUnavailable(f"{file} is no UTF-8 text: {error}") from error
-    config = folder / "tokenizer_config.json"
-    source = read_object(config).get("chat_template")
+    else:
+        file = folder / "tokenizer_config.json"
+        source = read_object(file).get("chat_template")
     if isinstance(source, list):  # several named ones
         if not all(isinstance(item, dict) for item in source):
-            raise ModelUnavailable(f"{config}: chat_template must be a text, or objects with one")
+            raise ModelUnavailable(f"{file}: chat_template must be a text, or objects with one")
         named = {item.get("name"): item.get("template") for item in source}
         source = named.get("default")
-    return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
+    if not isinstance(source, str):
+        return None
+    try:
+        return ChatTemplate(source, special_tokens, file.name)
+    except ModelUnavailable as error:
+        raise ModelUnavailable(f"{file}: {error}") from error
 
 
 def _eos_ids(folder: Path, generation: Mapping[str, Any]) -> tuple[int, ...]:

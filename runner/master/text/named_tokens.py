@@ -8,7 +8,7 @@ ids are its ids; transformers itself is not imported, and a test holds the two e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,12 +34,14 @@ _MARKS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 class NamedTokens:
     """`special` by name, as templates may use them; `further` special ones; `listed` by the id
     that the files say, which orders them: the id itself is the tokenizer's next free one. With
-    `decides` the marks listed go before those in tokenizer.json."""
+    `decides` the marks listed go before those in tokenizer.json. `files` say, by text, which one
+    has a token that tokenizer_config.json has not."""
 
     special: Mapping[str, Said]
     further: Sequence[Said]
     listed: Mapping[int, AddedToken]
     decides: bool
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> NamedTokens:
@@ -88,11 +90,20 @@ class NamedTokens:
         if not further:
             both = {**values, **older}
             further = _all_said(path, both.get("additional_special_tokens"))
-        return cls(special | from_older | own, further, listed, decides=False)
+        in_older = [*from_older.values()]
+        for name in ("extra_special_tokens", "additional_special_tokens"):
+            in_older += _all_said(path, older.get(name))
+        files = {_text(token): path.name for token in in_older}
+        files |= {token.content: "added_tokens.json" for token in listed.values()}
+        return cls(special | from_older | own, further, listed, decides=False, files=files)
 
     def contents(self) -> dict[str, str]:
         """The special tokens' texts by name."""
         return {name: _text(token) for name, token in self.special.items()}
+
+    def file_of(self, text: str) -> str:
+        """The name of the file that has the token with this text."""
+        return self.files.get(text, "tokenizer_config.json")
 
     def add_to(self, tokenizer: Tokenizer) -> None:
         """To what `tokenizer` has already only marks are added, such as that it is special."""

@@ -86,3 +86,34 @@ def test_more_messages_than_any_conversation_has(
     assert error["param"] == "messages"
     assert f"at most {MAX_MESSAGES}" in error["message"]
     assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {"messages": [USER]}, "messages"),
+        ("/v1/completions", {"prompt": "hello"}, "prompt"),
+    ],
+)
+def test_a_token_that_the_model_does_not_know_is_named_with_its_file(
+    url: str, engine: ScriptedEngine, body: dict[str, Any], path: str, param: str
+) -> None:
+    """A tokenizer file that has more than the model has rows for."""
+    engine.vocabulary_size = 1
+    error = refusal(url, path, body)
+    assert error["param"] == param
+    assert "in tokenizer.json, and the model knows 1 ids" in error["message"]
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [({"prompt": [5000]}, "prompt"), ({"prompt": "x", "logit_bias": {"5000": 1}}, "logit_bias")],
+)
+def test_ids_that_the_model_does_not_know_are_named(
+    url: str, engine: ScriptedEngine, body: dict[str, Any], param: str
+) -> None:
+    engine.vocabulary_size = 5000
+    error = refusal(url, "/v1/completions", body)
+    assert error["param"] == param
+    assert "= 5000: must be a token id below the vocabulary's size 5000" in error["message"]

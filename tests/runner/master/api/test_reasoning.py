@@ -57,6 +57,7 @@ class Served:
         ids = text.tokenizer.encode(answer, add_special_tokens=False).ids
         self.ids = [*ids, text.chat_eos_ids[0]]
         self.text, self.engine, self.url = text, ScriptedEngine(lambda _: self.ids), ""
+        self.engine.vocabulary_size = text.vocabulary_size
 
     def chat(self, **body: Any) -> dict[str, Any]:
         answer = self._ask(body)

@@ -46,6 +46,27 @@ TEMPLATES = {
     ),
     "dict": "{{ dict(a=1) | tojson }}{{ dict.fromkeys(['x'], 2) | tojson }}",
     "date": "{{ strftime_now('%Y-%m') }}",
+    "operators": (
+        "{{ 'a' ~ 1 ~ none ~ missing }}{{ 'a' + 'b' }}{{ 7 % 4 }}{{ '%s-%d' % ('x', 3) }}"
+        "{{ 1.5 + 2 }}{{ [1] + [bos_token] }}{{ messages[1:] | length }}{{ 'abc'[::-1] }}"
+        "{% set x, y = 1, [2, messages[0].role] %}{{ x }}{{ y }}{{ (x, {'a': x}) }}"
+    ),
+    "filters and methods": (
+        "{{ messages | map(attribute='role') | join(', ') }}{{ ','.join(['a', bos_token]) }}"
+        "{{ 'x'.ljust(4) }}{{ 'a-b'.replace('-', '+') }}{{ '{} {a:>4}'.format(1, a=2) }}"
+        "{{ 'abc' | replace('b', 'B') | upper | center(7) }}{{ 'a\n' | indent(2) }}"
+        "{{ '%s %s' | format('y', 2.5) }}{{ messages | batch(3) | list | length }}"
+        "{{ {'a': [bos_token]} | tojson(indent=2) }}{{ 2.25 | round(1) }}{{ [1, 2] | sum }}"
+        "{{ ' x '.strip() }}{{ 'a b'.split() | last }}{{ messages | tojson | length }}"
+    ),
+    "blocks that are put together": (
+        "{% macro m(a, b=1) %}[{{ a }}{{ b }}{{ caller() if caller }}]{% endmacro %}"
+        "{{ m(bos_token) }}{% call m(2) %}c{{ bos_token }}{% endcall %}"
+        "{% set text %}t{{ bos_token }}{% endset %}{{ text }}{% set u | upper %}u{{ text }}"
+        "{% endset %}{{ u }}{% filter upper %}f{{ bos_token }}{% endfilter %}"
+        "{% for a in [[1, [2]], [3]] recursive %}{% if a is iterable %}({{ loop(a) }})"
+        "{% else %}{{ a }}{{ loop.depth }}{% endif %}{% endfor %}"
+    ),
 }
 
 
@@ -184,10 +205,34 @@ def test_a_template_that_takes_system_messages_says_nothing(
     assert not caplog.text
 
 
+@pytest.mark.parametrize(
+    ("template", "keeps"),
+    [
+        (READS_PARTS, False),
+        ("{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}{% endfor %}", True),
+        (
+            "{% for m in messages %}{% if m.reasoning_content %}<t>{{ m.reasoning_content }}</t>"
+            "{% endif %}{{ m.content[0].text }}{% endfor %}",
+            True,
+        ),
+        (  # only of answers after the last question, as between calls of tools
+            "{% for m in messages %}{% if loop.last %}{{ m.reasoning_content }}{% endif %}"
+            "{{ m.content }}{% endfor %}",
+            False,
+        ),
+        ("{{ raise_exception('no') }}", False),
+    ],
+)
+def test_whether_a_template_reads_the_reasoning_of_earlier_answers(
+    template: str, keeps: bool
+) -> None:
+    assert ChatTemplate(template, {}).keeps_reasoning == keeps
+
+
 def test_a_template_that_refuses_says_so_in_its_own_words() -> None:
     template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(InvalidField, match=re.escape("roles must alternate")):
-        ChatTemplate(template, {}).render(CONVERSATION)
+    with pytest.raises(InvalidField, match=r"template, own\.jinja, .*: roles must alternate"):
+        ChatTemplate(template, {}, "own.jinja").render(CONVERSATION)
 
 
 @pytest.mark.parametrize(

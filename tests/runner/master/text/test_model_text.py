@@ -165,6 +165,42 @@ def test_a_vocabulary_may_have_gaps(folder: Path) -> None:
     assert text.vocabulary_size == 60_001
 
 
+def test_ids_beyond_the_models_are_warned_of_with_their_file(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model that was given tokens, and no rows of its embedding for them."""
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config = {key: config[key] for key in config if key != "added_tokens_decoder"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    text = ModelText.load(folder)
+    assert not caplog.text
+    size = text.vocabulary_size
+    assert text.beyond(size, [0, size - 1]) == ""
+    write(folder / "added_tokens.json", **{"<new>": size})
+    write(folder / "config.json", vocab_size=size)
+    text = ModelText.load(folder)
+    fault = f"'<new>' has the id {size} in added_tokens.json, and the model knows {size} ids"
+    assert fault in caplog.text
+    assert text.beyond(size, text.encode_prompt("a <new> one")) == fault
+    assert text.beyond(size, text.encode_prompt("another")) == ""
+    last = text.tokenizer.id_to_token(size - 1)
+    assert text.beyond(size - 1, [size - 1]) == (
+        f"{last!r} has the id {size - 1} in tokenizer.json, and the model knows {size - 1} ids"
+    )
+
+
+def test_a_chat_template_whose_tokens_the_model_does_not_know_is_refused(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("<turn>{{ messages[0].content }}")
+    write(folder / "tokenizer_config.json", additional_special_tokens=["<turn>"])
+    with pytest.raises(
+        ModelUnavailable, match=r"'<turn>' has the id \d+ in tokenizer_config\.json"
+    ):
+        ModelText.load(folder)
+    write(folder / "config.json", vocab_size=60_000)
+    assert ModelText.load(folder).beyond(60_000, [59_999]) == ""
+
+
 @pytest.mark.parametrize(
     ("file", "content", "told"),
     [
@@ -172,7 +208,17 @@ def test_a_vocabulary_may_have_gaps(folder: Path) -> None:
         ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json is no JSON text"),
         ("tokenizer_config.json", '{"eos_token": "\\ud800"}', "tokenizer_config.json is no JSON"),
         ("tokenizer_config.json", '{"chat_template": [1]}', "chat_template must be"),
-        ("tokenizer_config.json", '{"chat_template": "{{ "}', "does not compile"),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": "{{ "}',
+            r"tokenizer_config\.json: .* does not compile",
+        ),
+        (
+            "chat_template.jinja",
+            2 * "{% for i in range(99999) %}" + 2 * "{% endfor %}",
+            r"chat_template\.jinja: .* does not come to an end",
+        ),
+        ("chat_template.jinja", "{{ 'a' * 10 ** 10 }}", r"chat_template\.jinja: .* too much"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(
