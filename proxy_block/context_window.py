@@ -1,4 +1,4 @@
-"""How much of a history fits the model."""
+"""What of a history goes to the model: as much as fits, with its reasoning where that is read."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ REPLY_SHARE, REPLY_TOKENS = 4, 512
 
 
 class ContextWindow:
-    """The upstream's `max_model_len`; an upstream that has none says so when asked too much."""
+    """Of what the upstream's model takes; an upstream that does not tell its `max_model_len` says
+    so when asked too much."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._limit = Remembered(self._ask_limit)
+        self._model = Remembered(self._ask_model)
+
+    async def keeps_reasoning(self) -> bool:
+        """Whether the model gets what it thought before its earlier answers."""
+        return (await self._model.get() or {}).get("keeps_reasoning") is True
 
     async def fitting(
         self, turns: Sequence[Turn], message: str, config: Mapping[str, Any]
     ) -> tuple[Turn, ...]:
         """The youngest turns that, by what was counted of them, fit with message and answer."""
-        limit = await self._limit.get()
+        limit = _limit(await self._model.get() or {})
         if limit is None or not turns:
             return tuple(turns)
         answer = config.get("max_new_tokens", min(REPLY_TOKENS, limit // REPLY_SHARE))
@@ -43,15 +48,19 @@ class ContextWindow:
 
     def refused(self) -> None:
         """The upstream refused what fitted: it may have come back with another limit."""
-        self._limit.doubt()
+        self._model.doubt()
 
-    async def _ask_limit(self) -> int | None:
+    async def _ask_model(self) -> dict[str, Any] | None:
         try:
             model = (await self._upstream.get("/v1/models"))["data"][0]
         except (ApiError, KeyError, IndexError, TypeError):
             return None
-        found = model.get("max_model_len") if isinstance(model, dict) else None
-        return found if isinstance(found, int) and found > 0 else None
+        return model if isinstance(model, dict) else None
+
+
+def _limit(model: Mapping[str, Any]) -> int | None:
+    found = model.get("max_model_len")
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def is_too_long(answer: Answer) -> bool:
@@ -63,7 +72,7 @@ def turn_tokens(
     message: str, reply: str, reasoning: str, usage: Mapping[str, Any] | None, turns: Sequence[Turn]
 ) -> int:
     """What a turn adds: the whole conversation's tokens less those of the turns before it, and
-    less those of the `reasoning`, which stays out of the history."""
+    less those of the `reasoning`, so far as that stays out of the history."""
     usage = usage or {}
     total, answer = usage.get("total_tokens"), usage.get("completion_tokens")
     if not isinstance(total, int):

@@ -44,9 +44,11 @@ class Chat:
         config = self._master.config(question)
         turns = await self._window.fitting(self._turns, question.message, config)
         reply, turns = await self._ask(question, turns)
-        tokens = turn_tokens(question.message, reply.text, reply.reasoning, reply.usage, turns)
+        kept = reply.reasoning if await self._window.keeps_reasoning() else ""
+        left_out = "" if kept else reply.reasoning
+        tokens = turn_tokens(question.message, reply.text, left_out, reply.usage, turns)
         self._added = min(self._added, len(turns)) + 1
-        self._turns = (*turns, Turn(question.message, reply.text, tokens))
+        self._turns = (*turns, Turn(question.message, reply.text, tokens, kept))
         return reply
 
     def exchange(self, seq_no: int, answer: object) -> Exchange:

@@ -129,7 +129,8 @@ class Master:
         messages = [{"role": "system", "content": system}] if system else []
         for turn in turns:
             messages.append({"role": "user", "content": turn.message})
-            messages.append({"role": "assistant", "content": turn.reply})
+            thought = {"reasoning_content": turn.reasoning} if turn.reasoning else {}
+            messages.append({"role": "assistant", "content": turn.reply, **thought})
         return [*messages, {"role": "user", "content": message}]
 
 

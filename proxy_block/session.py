@@ -16,11 +16,13 @@ class SeqNoPassed(Exception):
 
 @dataclass(frozen=True)
 class Turn:
-    """One message and its reply; `tokens` is what the two add to a prompt."""
+    """One message and its reply; `tokens` is what they add to a prompt. `reasoning` is that of the
+    reply where the model's template reads it again."""
 
     message: str
     reply: str
     tokens: int
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,11 @@ class Session:
 
     def to_text(self) -> str:
         """One JSON object, what a store keeps."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        document = asdict(self)
+        for turn in document["turns"]:
+            if not turn["reasoning"]:  # a replica of an earlier version knows no such field
+                del turn["reasoning"]
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 def from_text(text: str | bytes | None) -> Session:

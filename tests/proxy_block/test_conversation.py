@@ -100,6 +100,19 @@ def test_reasoning_stands_beside_the_reply_and_stays_out_of_the_history(
     assert all("reasoning_content" not in message for message in upstream.requests[-1]["messages"])
 
 
+def test_reasoning_goes_back_to_a_model_that_reads_it_again(
+    upstream: SmallUpstream, spec: ProxySpec, tmp_path: Path
+) -> None:
+    upstream.keeps_reasoning = True
+    with TierProcess("proxy_block", spec, tmp_path) as proxy:
+        infer(proxy, message="think")
+    with TierProcess("proxy_block", spec, tmp_path) as proxy:
+        infer(proxy, message="two")
+        infer(proxy, message="three")
+    thought = [message.get("reasoning_content") for message in upstream.requests[-1]["messages"]]
+    assert thought == [None, None, 2 * "2 messages: think", None, None, None]
+
+
 def test_reset_forgets_one_session(proxy: TierProcess, upstream: SmallUpstream) -> None:
     for session_id in ("a", "b"):
         infer(proxy, session_id, mode="chat", message="one")

@@ -75,6 +75,13 @@ def test_text_and_back() -> None:
     assert from_text(None) == Session()
 
 
+def test_reasoning_is_kept_and_its_field_only_then() -> None:
+    assert '"reasoning"' not in after_turns(3).to_text()
+    session = after_turns(2).after(exchange(9, Turn("m", "r", 5, "why")), SessionsSpec())
+    assert from_text(session.to_text()) == session
+    assert session.to_text().count('"reasoning"') == 1
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"turns": 1}', '{"turns": [], "x": 1}', b"\xff"]
 )

@@ -49,7 +49,7 @@ class SmallUpstream:
         self.held: bool | None = None
         self.model = MODEL
         self.max_model_len: int | None = None
-        self.merges_system = False
+        self.merges_system = self.keeps_reasoning = False
         self.has_chat_template = True
         self.in_flight = 0
         self.most_in_flight = 0
@@ -84,6 +84,7 @@ class SmallUpstream:
     async def _models(self, _: Request) -> Response:
         limit = {"max_model_len": self.max_model_len} if self.max_model_len else {}
         limit |= {"merges_system_messages": True} if self.merges_system else {}
+        limit |= {"keeps_reasoning": True} if self.keeps_reasoning else {}
         entries = [{"id": name, "object": "model", **limit} for name in (self.model, DEPLOYMENT)]
         return JSONResponse({"object": "list", "data": entries})
 
