@@ -18,6 +18,8 @@ from infra.stack.tier_config import SessionStore
 
 # What an object may take beyond the drain or load that it is waited for.
 _READY_MARGIN_S = 300
+# A load that nobody has limited ends itself when it stalls; a pod that no node takes does not.
+_UNLIMITED_LOAD_S = 1800
 SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}
 
 
@@ -151,7 +153,8 @@ def object_options(
 def waited_for(deployment: DeploymentConfig, drain_s: float) -> pulumi.CustomTimeouts:
     """Limits on how long pods are waited for: an unschedulable one would be without end."""
     timeouts = deployment.timeouts
-    create_s = timeouts.create_s or deployment.common_params.load_timeout_s + _READY_MARGIN_S
+    load_s = deployment.common_params.load_timeout_s or _UNLIMITED_LOAD_S
+    create_s = timeouts.create_s or load_s + _READY_MARGIN_S
     return pulumi.CustomTimeouts(
         create=_seconds(create_s),
         update=_seconds(create_s),

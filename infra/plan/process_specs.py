@@ -76,6 +76,7 @@ def group_spec(
         prefill_token_budget=common.prefill_token_budget,
         request_deadline_s=common.request_deadline_s,
         load_timeout_s=common.load_timeout_s,
+        swap_drain_s=deployment.timeouts.swap_drain_s,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from contract.specs import STALL_S
+from contract.specs import STALL_S, GroupSpec
 from infra.stack import types
 
 CacheMode = Literal["empty-dir", "existing-claim", "own-claim", "shared-claim", "host-path"]
@@ -52,12 +52,14 @@ class Namespaces(types.Section):
 
 
 class Timeouts(types.Section):
-    """How long a deployment waits for an object."""
+    """How long is waited: for objects, for a model, for requests."""
 
     create_s: types.Seconds | None = None
-    """Seconds for a rank or tier to get ready; null: load_timeout_s + 300."""
+    """Seconds for a rank or tier to get ready; null: load_timeout_s + 300, without one 2100."""
     stall_s: types.Seconds = STALL_S
     """Seconds without a byte or a step after which bringing a model in is given up."""
+    swap_drain_s: types.Drain | None = GroupSpec.swap_drain_s
+    """Seconds that requests have to end before a swap; null: request_deadline_s."""
     delete_s: types.Seconds = 300
     """Seconds for an object to go, beyond the time in which it drains."""
 

@@ -47,8 +47,8 @@ class CommonParams(types.Section):
     """Requests that generate at the same time."""
     request_deadline_s: types.Seconds = GroupSpec.request_deadline_s
     """Seconds after which a request is ended."""
-    load_timeout_s: types.Seconds = 1800.0
-    """Seconds that a stage may take to fetch and load its weights."""
+    load_timeout_s: types.Seconds | None = GroupSpec.load_timeout_s
+    """Seconds that a rank may take to fetch or to load its part; null: as long as bytes come."""
     prefill_token_budget: types.Positive = GroupSpec.prefill_token_budget
     """Prompt tokens per step: longer prompts are prefilled in chunks."""
 

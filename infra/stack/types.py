@@ -116,6 +116,7 @@ Integer = Annotated[int, NO_BOOLEAN]
 Positive = Annotated[Integer, Field(ge=1)]
 WorldSize = Annotated[Integer, Field(ge=1, le=1024)]  # more layers than any model has
 Seconds = Annotated[float, NO_BOOLEAN, Field(gt=0, le=30 * 24 * 3600)]
+Drain = Annotated[float, NO_BOOLEAN, Field(ge=0, le=30 * 24 * 3600)]
 Window = Annotated[Integer, Field(ge=0, le=3600)]  # what an autoscaler's stabilisation takes
 Port = Annotated[Integer, Field(ge=1, le=65535)]
 Text = Annotated[str, WithJsonSchema(_TEXT)]

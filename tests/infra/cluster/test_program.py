@@ -294,6 +294,13 @@ def test_timeouts_come_from_the_stack_file(tmp_path):
     assert program.rank(0).timeouts == ("60s", "60s", f"{30 + 100 + 15}s")
 
 
+@pytest.mark.parametrize(("load_timeout_s", "create_s"), [(None, "2100s"), (90.5, "391s")])
+def test_pods_are_waited_for_as_long_as_a_load_may_take(tmp_path, load_timeout_s, create_s):
+    common = stack(tmp_path)["common_params"] | {"load_timeout_s": load_timeout_s}
+    program = run_program(stack(tmp_path, common_params=common, timeouts={}))
+    assert program.rank(0).timeouts[0] == create_s
+
+
 def test_another_request_deadline_replaces_no_pod_of_a_rank(tmp_path):
     first = stack(tmp_path)
     second = first | {"common_params": first["common_params"] | {"request_deadline_s": 900}}
@@ -395,6 +402,12 @@ def test_what_the_group_serves_replaces_no_pod(tmp_path, key, value):
     first, second = (run_program(mapping) for mapping in (before, after))
     assert changed(first, second) == SPEC_OBJECTS
     assert first.outputs["spec_hash"] != second.outputs["spec_hash"]
+
+
+def test_another_time_to_drain_replaces_no_pod(tmp_path):
+    first = stack(tmp_path, **FULL | {"per_rank_params": SIZED})
+    second = first | {"timeouts": first.get("timeouts", {}) | {"swap_drain_s": 0}}
+    assert changed(run_program(first), run_program(second)) == SPEC_OBJECTS
 
 
 def test_other_layers_replace_no_pod(tmp_path):

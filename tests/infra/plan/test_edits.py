@@ -64,6 +64,18 @@ def test_limits_are_free(key, value):
     assert (change.kind, change.key, change.after) == ("free", f"common_params.{key}", value)
 
 
+def test_the_limit_of_a_stall_is_in_every_rank_s_file():
+    assert sorted_edit(stack(timeouts={"stall_s": 5})) == [("pod", "timeouts.stall_s", None)]
+
+
+def test_the_time_to_drain_is_free():
+    (change,) = sort_edit(stack(), stack(timeouts={"swap_drain_s": 5}))
+    assert (change.kind, change.key, change.after) == ("free", "timeouts.swap_drain_s", 5)
+    assert edit_lines([change], 2) == [
+        "free: timeouts.swap_drain_s - -> 5. Taken between two steps; nothing is away"
+    ]
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

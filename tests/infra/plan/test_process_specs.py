@@ -69,6 +69,7 @@ def deployment(**keys: Any) -> DeploymentConfig:
                     "sessions": {"max_turns": 2, "max_tokens": 3, "max_age_s": 4},
                 }
             ],
+            "timeouts": {"swap_drain_s": 0},
             **keys,
         }
     )
@@ -99,7 +100,13 @@ def test_every_key_of_the_stack_file_reaches_the_group() -> None:
         prefill_token_budget=64,
         request_deadline_s=33.0,
         load_timeout_s=44.0,
+        swap_drain_s=0.0,
     )
+
+
+def test_limits_of_a_swap_are_none_by_themselves() -> None:
+    spec = group_spec(deployment(common_params={"model_name": "org/model"}, timeouts={}), PLAN)
+    assert (spec.load_timeout_s, spec.swap_drain_s) == (None, None)
 
 
 def test_without_a_commit_the_revision_of_the_file_holds() -> None:
