@@ -198,6 +198,23 @@ def _recorded(item: Registration) -> Recorded:
     )
 
 
+def state_after(program: Program) -> dict[str, Any]:
+    """By URN, as the engine keeps what the program declared."""
+    resources: dict[str, Any] = {
+        item.urn: {"type": item.kind, "outputs": _kept(item)} for item in program.resources
+    }
+    resources["urn:pulumi:test::splitstack::pulumi:pulumi:Stack::splitstack-test"] = {
+        "type": "pulumi:pulumi:Stack",
+        "outputs": dict(program.outputs),
+    }
+    return resources
+
+
+def edit_told(program: Program) -> str:
+    """What the program said of an edit; "" where it saw none."""
+    return "".join(message for message in program.messages if "this edit:" in message)
+
+
 def changed_objects(before: Program, after: Program) -> set[tuple[str, str]]:
     """(kind, name) of the objects that an edit of the stack file changes, makes or takes away."""
     old, new = ({item.urn: item for item in found.objects} for found in (before, after))
@@ -230,6 +247,13 @@ def whole_numbers(value: Any) -> Any:
     if isinstance(value, list):
         return [whole_numbers(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _kept(item: Recorded) -> dict[str, Any]:
+    """What the program reads of it again."""
+    if item.kind == "pulumi:index:Stash":
+        return {"output": item.properties["input"]}
+    return {"metadata": item.properties["metadata"]} if item.is_object else {}
 
 
 def _plain(value: Any) -> Any:

@@ -425,44 +425,6 @@ def test_one_more_rank_replaces_no_pod(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("cpu", 2),
-        ("memory", "9Gi"),
-        ("node_id", "n2"),
-        ("nccl_socket_ifname", "eth1"),
-        ("advertise_address", "10.0.0.1"),
-    ],
-)
-def test_what_one_rank_has_replaces_its_pod_alone(tmp_path, key, value):
-    first = run_program(stack(tmp_path, per_rank_params=SIZED))
-    edited = [SIZED[0], SIZED[1] | {key: value}]
-    touched = changed(first, run_program(stack(tmp_path, per_rank_params=edited)))
-    assert ("ConfigMap", "small-rank-1") in touched
-    assert {name for kind, name in touched if kind == "StatefulSet"} == {"small-rank-1"}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"namespace": "elsewhere"},
-        {"common_params": {"model_name": DEMO, "image": RUNNER.replace("runner", "other")}},
-        {"common_params": {"model_name": DEMO, "image": RUNNER, "master_port": 3100}},
-        {"extra_env": {"A": "1"}},
-        {"tolerations": [{"key": "gpu", "operator": "Exists"}]},
-        {"image_pull_secrets": ["registry"]},
-        {"model_cache": {"mode": "own-claim", "size": "1Gi"}},
-    ],
-)
-def test_what_all_ranks_share_replaces_every_pod(tmp_path, change):
-    first = run_program(stack(tmp_path, per_rank_params=SIZED))
-    touched = changed(first, run_program(stack(tmp_path, per_rank_params=SIZED, **change)))
-    assert {name for kind, name in touched if kind == "StatefulSet"} == {
-        "small-rank-0", "small-rank-1"
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("full", [False, True])
 def test_a_system_message_is_the_proxys_business_only(tmp_path, full):
     before = stack(tmp_path, **(FULL if full else {}))
