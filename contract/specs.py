@@ -53,6 +53,7 @@ class StageSpec(_File):
 
     `bind_address` "" listens on every address (a pod); on one machine it is 127.0.0.1.
     `master_host` is where it finds the master. A load that gets no byte for `stall_s` is given up.
+    With `cache_for_two` the model cache has room for the model that serves and the next one alone.
     """
 
     deployment_name: str
@@ -70,6 +71,7 @@ class StageSpec(_File):
     node: str = ""
     visible_devices: str = ""
     model_cache: str = ""
+    cache_for_two: bool = False
     stall_s: _Seconds = STALL_S
 
 

@@ -124,6 +124,8 @@ def stage_spec(
         node=params.node_id,
         visible_devices=params.nvidia_visible_devices or params.device_uuid,
         model_cache=model_cache,
+        # An empty-dir's pod is evicted with more in it, and nobody else uses it.
+        cache_for_two=bool(model_cache) and deployment.model_cache.mode == "empty-dir",
         stall_s=deployment.timeouts.stall_s,
     )
 

@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ from contract.specs import GroupSpec, StageSpec
 from runner.errors import UnsupportedModel
 from runner.models.folder import resolve_model
 from runner.models.progress import FetchProgress
+from runner.models.room import forget_other_models
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel, choose_dtype
 from runner.stage.process.device import device_of
@@ -35,8 +37,11 @@ class PreparedPart:
     sharing: int
 
 
-def prepare(stage: StageSpec, order: Prepare, progress: FetchProgress) -> PreparedPart:
-    """Fetch and check; nothing of what the process computes with is touched. From any thread.
+def prepare(
+    stage: StageSpec, order: Prepare, progress: FetchProgress, held: PreparedPart | None = None
+) -> PreparedPart:
+    """Fetch and check; nothing of what the process computes with, `held`, is touched. From any
+    thread.
 
     `progress` counts the bytes of weights. Raises RunnerError: ModelUnavailable, UnsupportedModel,
     or where the memory does not hold the part.
@@ -62,6 +67,9 @@ def prepare(stage: StageSpec, order: Prepare, progress: FetchProgress) -> Prepar
     )
     memory_of(stage, spec, share, device_of(device), order.sharing)
     files = checkpoint.own_files(layers)
+    if stage.cache_for_two and (held is not None or order.in_force):
+        keep = [checkpoint.folder] + ([held.checkpoint.folder] if held is not None else [])
+        forget_other_models(Path(stage.model_cache), keep)
     resolve(tensor_files=files)  # into the same folder
     sizes = {file: _read_ahead(checkpoint.folder / file) for file in files}
     progress.want(sizes)

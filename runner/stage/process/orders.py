@@ -199,7 +199,7 @@ class Orders:
             self.imported.wait()
             from runner.stage.process.load import prepare
 
-            part = prepare(self._spec, order, progress)
+            part = prepare(self._spec, order, progress, self._held)
         except Exception as error:  # whatever a broken checkpoint makes of its reader
             if not isinstance(error, RunnerError):
                 logger.exception("the model cannot be prepared")
