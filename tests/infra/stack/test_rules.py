@@ -2,6 +2,7 @@
 
 import pytest
 
+from contract.models import DEMO_MODEL
 from infra.stack.faults import StackConfigError
 from infra.stack.file import parse_deployment, require_clusters
 from infra.stack.rules import cluster_deployment_faults
@@ -240,6 +241,18 @@ def test_images_to_build_are_named_where_they_can_be_pushed(image, rule):
         require_clusters(deployment)
     assert [fault.path for fault in raised.value.faults] == ["common_params.image"]
     assert rule in str(raised.value)
+
+
+def test_the_demo_model_is_baked_into_an_image_that_is_built():
+    common = {"model_name": DEMO_MODEL, "image": "registry.example/runner:1"}
+
+    def faults(**images: object) -> list[str]:
+        deployment = parsed(clusters={"c": {}}, common_params=common, images=images)
+        return [str(fault) for fault in cluster_deployment_faults(deployment)]
+
+    (line,) = faults()
+    assert line.startswith(f"images.build_arguments.DEMO_MODEL: must be {DEMO_MODEL}, the model")
+    assert faults(build_arguments={"DEMO_MODEL": DEMO_MODEL}) == []
 
 
 DIGEST = "registry.test/valkey@sha256:" + "a" * 64

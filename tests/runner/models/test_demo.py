@@ -52,6 +52,16 @@ def test_a_wheel_with_another_digest_is_refused(
     assert [path.name for path in folder.parent.iterdir()] == ["it.lock"]
 
 
+def test_an_image_without_it_says_how_it_is_baked_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the runner's image, which has no pip."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.delenv(demo_model.BAKED_MODELS, raising=False)
+    with pytest.raises(ModelUnavailable, match=f"no pip .* DEMO_MODEL={NAME}"):
+        resolve_model(NAME, cache=str(tmp_path))
+
+
 @pytest.mark.slow
 def test_it_answers_in_words() -> None:
     import torch
