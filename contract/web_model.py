@@ -1,7 +1,7 @@
-"""A model below an http address: which files are asked for, and what stands for its content.
+"""A model below an address: which files are asked for, and what stands for its content.
 
-A web server gives no list of files: the names are transformers' own, and the tensor index has the
-rest.
+A web server gives no list of files, and a bucket is asked as one: the names are transformers' own,
+and the tensor index has the rest.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from contract.bucket import S3_PREFIX
 from contract.models import QUANTIZATION_FILES, SINGLE_FILE, TOKENIZER
 
-PREFIXES = ("https://", "http://")
+PREFIXES = ("https://", "http://", S3_PREFIX)
 # What the runner reads beside config.json, tensor index and weights, where it is there.
 OTHER_FILES = (
     TOKENIZER,
@@ -36,7 +37,7 @@ class WebFile:
 
 
 def is_address(name: str) -> bool:
-    """Whether a model_name is the address of a folder on a web server."""
+    """Whether a model_name is the address of a folder on a web server or in a bucket."""
     return name.startswith(PREFIXES)
 
 

@@ -23,7 +23,10 @@ HTTPS_PORT = 443
 # Where the API server is behind its Service; which of the two counts differs between networks.
 API_SERVER_PORTS = (HTTPS_PORT, 6443)
 # The hub is reached through these where the ranks' environment has them.
-_HUB_VARIABLES = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+_HUB_VARIABLES = (
+    *("HF_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+    *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"),
+)
 _DEFAULT_PORTS = {"http": 80, "https": HTTPS_PORT, "socks5": 1080}
 
 

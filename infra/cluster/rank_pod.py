@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pulumi
 from pulumi_kubernetes.core import v1 as core
 
@@ -25,6 +27,12 @@ STAGE_FILE, MASTER_FILE, GROUP_FILE = "stage.json", "master.json", "group.json"
 GROUP_FOLDER = "/etc/splitstack-group"
 GROUP_TOKEN_FILE = "group_token"  # noqa: S105 (a file's name)
 HUB_TOKEN_FILE = "hub_token"  # noqa: S105 (a file's name)
+S3_CREDENTIALS_FILE = "s3_credentials"
+# The variables by which libraries find files of the Secret.
+_READ_BY_LIBRARIES = {
+    HUB_TOKEN_FILE: "HF_TOKEN_PATH",
+    S3_CREDENTIALS_FILE: "AWS_SHARED_CREDENTIALS_FILE",
+}
 CACHE_FOLDER = "/var/cache/splitstack"
 GPU = "nvidia.com/gpu"
 CLAIM = "gpu"
@@ -74,12 +82,12 @@ def rank_pod_spec(
     params: RankParams,
     image: pulumi.Input[str],
     *,
-    hub_token: bool,
+    secret_files: Collection[str],
 ) -> core.PodSpecArgs:
-    """`params` must name cores and memory; `hub_token` says whether the Secret holds one."""
-    containers = [_stage(deployment, params, image, hub_token)]
+    """`params` must name cores and memory; `secret_files` are the names in the ranks' Secret."""
+    containers = [_stage(deployment, params, image, secret_files)]
     if params.rank == 0:
-        containers.insert(0, _master(deployment, image, hub_token))
+        containers.insert(0, _master(deployment, image, secret_files))
     return pod_spec(
         containers=containers,
         drain_s=_DRAIN_S,
@@ -106,7 +114,10 @@ def _placement(deployment: DeploymentConfig, params: RankParams) -> Placement:
 
 
 def _stage(
-    deployment: DeploymentConfig, params: RankParams, image: pulumi.Input[str], hub_token: bool
+    deployment: DeploymentConfig,
+    params: RankParams,
+    image: pulumi.Input[str],
+    secret_files: Collection[str],
 ) -> Container:
     assert params.cpu is not None
     assert params.memory is not None
@@ -125,7 +136,8 @@ def _stage(
         ),
         cpu=params.cpu,
         memory=params.memory,
-        environment=_environment(deployment, hub_token) | _device_environment(deployment, params),
+        environment=_environment(deployment, secret_files)
+        | _device_environment(deployment, params),
         mounts=_mounts(deployment, params.rank),
         devices={GPU: 1} if mode == "resource" else {},
         claims=(CLAIM,) if mode == "dra" else (),
@@ -133,7 +145,9 @@ def _stage(
     )
 
 
-def _master(deployment: DeploymentConfig, image: pulumi.Input[str], hub_token: bool) -> Container:
+def _master(
+    deployment: DeploymentConfig, image: pulumi.Input[str], secret_files: Collection[str]
+) -> Container:
     return Container(
         name="master",
         image=image,
@@ -154,7 +168,7 @@ def _master(deployment: DeploymentConfig, image: pulumi.Input[str], hub_token: b
         cpu=deployment.master.cpu,
         memory=deployment.master.memory,
         # Images based on CUDA's ask for every GPU, and the master uses none.
-        environment=_environment(deployment, hub_token) | {"NVIDIA_VISIBLE_DEVICES": "void"},
+        environment=_environment(deployment, secret_files) | {"NVIDIA_VISIBLE_DEVICES": "void"},
         mounts=(
             *_mounts(deployment, 0),
             config_map_mount(group_spec_name(deployment), GROUP_FOLDER, "group", optional=True),
@@ -167,13 +181,14 @@ def _arguments(file: str) -> tuple[str, ...]:
     return ("--spec", spec, "--token-file", token)
 
 
-def _environment(deployment: DeploymentConfig, hub_token: bool) -> dict[str, str]:
+def _environment(deployment: DeploymentConfig, secret_files: Collection[str]) -> dict[str, str]:
     """huggingface_hub keeps its own files beside the weights; extra_env has the last word."""
     # What is only read takes none of them.
     folder = "/tmp" if deployment.model_cache.read_only else CACHE_FOLDER  # noqa: S108 (the pod's own)
     environment = {"HF_HOME": f"{folder}/huggingface"}
-    if hub_token:
-        environment["HF_TOKEN_PATH"] = f"{SECRET_FOLDER}/{HUB_TOKEN_FILE}"
+    for file, variable in _READ_BY_LIBRARIES.items():
+        if file in secret_files:
+            environment[variable] = f"{SECRET_FOLDER}/{file}"
     return environment | deployment.extra_env
 
 

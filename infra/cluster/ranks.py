@@ -72,20 +72,25 @@ class SplitModel(Component):
 
     def _shared_objects(self, cluster: str) -> list[pulumi.Resource]:
         """What every rank of a cluster mounts and runs as; pods name them by plain strings."""
-        deployment, secrets = self._deployment, self._args.secrets
-        tokens = {
-            rank_pod.GROUP_TOKEN_FILE: secrets.group_token,
-            rank_pod.HUB_TOKEN_FILE: secrets.hub_token,
-        }
-        given = {name: value for name, value in tokens.items() if value is not None}
+        deployment = self._deployment
         made: list[pulumi.Resource] = [
-            self._secret(rank_pod.rank_secret_name(deployment), given, cluster),
+            self._secret(rank_pod.rank_secret_name(deployment), self._secret_files, cluster),
             self._account(rank_pod.rank_account_name(deployment), cluster),
         ]
         if deployment.model_cache.mode == "shared-claim":
             name = rank_pod.shared_claim_name(deployment)
             made.append(self._claim(name, deployment.model_cache, cluster=cluster, shared=True))
         return made
+
+    @property
+    def _secret_files(self) -> dict[str, pulumi.Output[str]]:
+        secrets = self._args.secrets
+        files = {
+            rank_pod.GROUP_TOKEN_FILE: secrets.group_token,
+            rank_pod.HUB_TOKEN_FILE: secrets.hub_token,
+            rank_pod.S3_CREDENTIALS_FILE: secrets.s3_credentials,
+        }
+        return {name: value for name, value in files.items() if value is not None}
 
     def _services(self) -> None:
         """`rank-master` before the group is ready, for its ranks; `master-api` after, for users."""
@@ -145,7 +150,7 @@ class SplitModel(Component):
             deployment,
             params,
             self._args.image,
-            hub_token=self._args.secrets.hub_token is not None,
+            secret_files=self._secret_files.keys(),
         )
         if deployment.workload == "pod":
             of_pod = template_metadata(deployment.pod_template, head)

@@ -19,6 +19,7 @@ NAMESPACE = "splitstack"
 _SET_LINES = {
     "group_token": "pulumi config set --secret splitstack:group_token $(openssl rand -hex 32)",
     "hub_token": "pulumi config set --secret splitstack:hub_token",
+    "s3_credentials": "pulumi config set --secret splitstack:s3_credentials < ~/.aws/credentials",
     "api_keys": "pulumi config set --secret splitstack:api_keys < api_keys.json",
     "session_store_password": "pulumi config set --secret splitstack:session_store_password",
 }
@@ -30,6 +31,7 @@ class StackSecrets:
 
     group_token: pulumi.Output[str]
     hub_token: pulumi.Output[str] | None = None
+    s3_credentials: pulumi.Output[str] | None = None
     api_keys: pulumi.Output[str] | None = None
     session_store_password: pulumi.Output[str] | None = None
 

@@ -1,4 +1,4 @@
-"""What the plan asks of a web server that gives out a model's folder."""
+"""What the plan asks of a web server, or a bucket, that gives out a model's folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from contract.bucket import BucketError, Locate, locate_files
 from contract.hub import is_transient
 from contract.models import CONFIG, TENSOR_INDEX
 from contract.web_model import OTHER_FILES, WebFile, content_digest, weight_files
@@ -18,10 +19,11 @@ def ask_address(address: str) -> HubFiles:
 
     Raises HubSilent, and BadModel for what can never be served.
     """
-    address = address.rstrip("/")
     try:
         with httpx.Client(timeout=HUB_TIMEOUT_S, follow_redirects=True) as client:
-            return _Folder(client, address).read()
+            return _Folder(client, locate_files(address)).read()
+    except BucketError as error:
+        raise HubSilent(f"it {error}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise HubSilent(f"it cannot be reached ({error or type(error).__name__})") from error
 
@@ -29,7 +31,7 @@ def ask_address(address: str) -> HubFiles:
 @dataclass(frozen=True)
 class _Folder:
     client: httpx.Client
-    address: str
+    locate: Locate
 
     def read(self) -> HubFiles:
         config = self._get(CONFIG)
@@ -56,11 +58,12 @@ class _Folder:
 
     def _asked(self, method: str, name: str) -> httpx.Response | None:
         """None where there is no such file."""
-        url = f"{self.address}/{name}"
+        url = self.locate(method, name)
         answer = self.client.request(method, url, headers={"Accept-Encoding": "identity"})
         if answer.status_code == 404:
             return None
         if answer.status_code >= 400:
             later = "; try again" if is_transient(answer.status_code) else ""
-            raise HubSilent(f"{url} answers {answer.status_code}{later}")
+            # Behind the ? is the signature of a bucket's.
+            raise HubSilent(f"{url.partition('?')[0]} answers {answer.status_code}{later}")
         return answer

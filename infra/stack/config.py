@@ -32,7 +32,7 @@ class CommonParams(types.Section):
     """What all ranks share."""
 
     model_name: types.NonEmptyText
-    """Hub id, folder, https:// address of a folder, or `demo:smollm2-135m-instruct`."""
+    """Hub id, folder, https:// or s3:// address of one, or `demo:smollm2-135m-instruct`."""
     image: types.Image = ""
     """Runner image: where it is pushed (builder docker) or its digest reference."""
     master_port: types.Port = RANK_MASTER_PORT

@@ -21,7 +21,10 @@ from infra.stack.rules import cluster_deployment_faults, deployment_faults
 
 _SET = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 _PATH_PART = re.compile(r"\.?([^.\[\]]+)|\[([0-9]+)\]")
-_SECRETS = ("secure", "group_token", "hub_token", "api_keys", "session_store_password")
+_SECRETS = (
+    *("secure", "group_token", "hub_token", "s3_credentials"),
+    *("api_keys", "session_store_password"),
+)
 
 
 @dataclass(frozen=True)

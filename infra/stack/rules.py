@@ -228,7 +228,10 @@ def _model_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
         plain = False
     if not plain or "@" in name:
         # What lies before an @ or behind a ? may be a secret.
-        rule = "must be https://HOST/PATH of a folder, without a user, a password or a query"
+        rule = (
+            "must be https://HOST/PATH or s3://BUCKET/PATH of a folder, without a user, a password "
+            "or a query"
+        )
         yield Fault("common_params.model_name", MISSING, rule)
 
 

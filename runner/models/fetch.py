@@ -224,6 +224,10 @@ class Fetcher:
         place = here if resumed else 0
         if resumed and not answer.headers.get("Content-Range", "").startswith(f"bytes {here}-"):
             raise _TryAgain(f"{file.name}: another range came than was asked for")
+        if resumed and answer.headers.get("ETag", file.version) != file.version and file.version:
+            # Not every store heeds If-Range.
+            file.partial.unlink(missing_ok=True)
+            raise _TryAgain(f"{file.name}: has changed at its source")
         descriptor = os.open(file.partial, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             if not resumed:

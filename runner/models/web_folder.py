@@ -1,4 +1,4 @@
-"""A model below an http address: a folder that a web server gives out as it is."""
+"""A model below an address: a folder that a web server, or a bucket, gives out as it is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from contract.bucket import BucketError, locate_files
 from contract.hub import is_transient
 from contract.models import CONFIG, TENSOR_INDEX
 from contract.web_model import (
@@ -33,6 +34,7 @@ _FIRST_PAUSE_S = 0.5
 
 Choice = Callable[[Iterable[str]], list[str]]
 Listing = dict[str, WebFile]
+_Signed = TypeVar("_Signed")
 
 
 class WebModel:
@@ -42,9 +44,10 @@ class WebModel:
     """
 
     def __init__(self, address: str, revision: str, store: Path, patience_s: float) -> None:
-        self._name, self._address = address, address.rstrip("/")
+        self._name = address
         self._revision, self._patience_s = revision, patience_s
-        self._store = store / f"web-{hashlib.sha256(self._address.encode()).hexdigest()[:16]}"
+        self._store = store / f"web-{hashlib.sha256(address.rstrip('/').encode()).hexdigest()[:16]}"
+        self._locate = self._signed(lambda: locate_files(address))
 
     def fetch(self, choose: Choice, progress: FetchProgress) -> tuple[Path, str]:
         """The folder with what `choose` wants, and its digest."""
@@ -53,7 +56,7 @@ class WebModel:
         files = [
             RemoteFile(
                 name,
-                f"{self._address}/{name}",
+                self._url("GET", name),
                 folder / name,
                 folder / ".locks" / name,
                 listing[name].size,
@@ -110,7 +113,7 @@ class WebModel:
         if index is not None:
             found[TENSOR_INDEX] = WebFile(len(index))
         for name in (*OTHER_FILES, *weight_files(index)):
-            answer = client.head(f"{self._address}/{name}", headers=_PLAIN)
+            answer = client.head(self._url("HEAD", name), headers=_PLAIN)
             if answer.status_code == 404:
                 continue
             if answer.status_code >= 400:
@@ -121,12 +124,21 @@ class WebModel:
         return content_digest(config, index, found), found
 
     def _read(self, client: httpx2.Client, name: str) -> bytes | None:
-        answer = client.get(f"{self._address}/{name}", headers=_PLAIN)
+        answer = client.get(self._url("GET", name), headers=_PLAIN)
         if answer.status_code == 404:
             return None
         if answer.status_code >= 400:
             raise self._refusal(answer)
         return answer.content
+
+    def _url(self, method: str, name: str) -> str:
+        return self._signed(lambda: self._locate(method, name))
+
+    def _signed(self, sign: Callable[[], _Signed]) -> _Signed:
+        try:
+            return sign()
+        except BucketError as error:
+            raise ModelUnavailable(self._said(str(error))) from error
 
     def _refusal(self, answer: httpx2.Response) -> ModelUnavailable:
         status = answer.status_code

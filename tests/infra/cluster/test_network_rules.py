@@ -125,6 +125,7 @@ def test_ranks_reach_the_hub_when_the_model_is_on_it():
     [
         ("HF_ENDPOINT", "http://mirror.example", 80),
         ("HF_ENDPOINT", "https://mirror.example:8443/hub", 8443),
+        ("AWS_ENDPOINT_URL", "http://minio.storage:9000", 9000),
         ("https_proxy", "http://proxy.example:3128", 3128),
         ("HTTPS_PROXY", "no port at all:99999", 443),
         ("OTHER", "http://elsewhere:81", 443),
@@ -143,6 +144,7 @@ def test_a_mirror_or_a_web_proxy_is_reached_where_it_listens(variable, value, po
         ("https://models.example/mine", 443),
         ("https://models.example:8443/mine", 8443),
         ("http://minio.storage:9000/models/mine", 9000),
+        ("s3://models/mine", 443),
     ],
 )
 def test_a_model_below_an_address_is_reached_there(address, port):

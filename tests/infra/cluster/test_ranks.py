@@ -201,6 +201,18 @@ def test_a_hub_token_is_a_file(tmp_path):
         assert environment(container)["HF_TOKEN_PATH"] == "/run/secrets/splitstack/hub_token"
 
 
+def test_credentials_of_a_bucket_are_a_file(tmp_path):
+    secrets = {"group_token": "t" * 32, "s3_credentials": "[default]", "api_keys": API_KEYS}
+    program = run_program(stack(tmp_path), secrets=secrets)
+    assert program.one("Secret", "small-ranks").properties["stringData"] == {
+        "group_token": "t" * 32,
+        "s3_credentials": "[default]",
+    }
+    for container in rank_pod(program, 0)["containers"]:
+        file = environment(container)["AWS_SHARED_CREDENTIALS_FILE"]
+        assert file == "/run/secrets/splitstack/s3_credentials"
+
+
 def test_ranks_may_not_use_the_cluster(tmp_path):
     program = run_program(stack(tmp_path))
     assert rank_pod(program, 0)["serviceAccountName"] == "small-rank"
