@@ -113,7 +113,7 @@ def test_every_build_argument_is_one_of_the_dockerfiles():
 def test_the_engine_builds_every_image_and_pods_name_digests_only(tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY / "infra")  # where Pulumi runs the program
     common = {"model_name": DEMO, "image": "registry.test:5000/team/runner:1"}
-    images = BUILT | {"platform": "linux/amd64"}
+    images = BUILT | {"platform": "linux/amd64", "build_arguments": {"DEMO_MODEL": DEMO}}
     program = run_program(stack(tmp_path, common_params=common, images=images))
     built = {
         item.name: item.properties
