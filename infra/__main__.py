@@ -27,7 +27,8 @@ def deploy(stack: ClusterStack) -> None:
     policies = NetworkPolicies(name, clusters)
 
     specs = RankSpecs(stack.group, stack.master, stack.stages)
-    runner = SplitModelArgs(clusters, specs, images["runner"], secrets, stack.applied.room)
+    room, stand_ins = stack.applied.room, stack.stand_ins
+    runner = SplitModelArgs(clusters, specs, images["runner"], secrets, room, stand_ins)
     model = SplitModel(name, runner)
     tiers: list[pulumi.Resource] = [policies, model]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import urllib3.exceptions
@@ -23,6 +24,15 @@ _UNANSWERED = (
     OSError,
     ValueError,
 )
+
+
+@dataclass(frozen=True)
+class FailedPod:
+    """`reason` as its kubelet told it, as in "Evicted: low on memory"; may be ""."""
+
+    name: str
+    uid: str
+    reason: str
 
 
 def node_address(kubeconfig: Kubeconfig) -> str:
@@ -47,6 +57,30 @@ def lacks_secret(kubeconfig: Kubeconfig, namespace: str, name: str) -> bool:
     except _UNANSWERED:
         pass
     return False
+
+
+def failed_pods(
+    kubeconfig: Kubeconfig, namespace: str, labels: Mapping[str, str]
+) -> list[FailedPod]:
+    """The pods with these labels that are over and stay; none where the cluster does not tell."""
+    try:
+        with _api(kubeconfig) as api:
+            found: Any = client.CoreV1Api(api).list_namespaced_pod(
+                namespace,
+                label_selector=",".join(f"{key}={value}" for key, value in labels.items()),
+                field_selector="status.phase=Failed",
+                _request_timeout=_TIMEOUT,
+            )
+    except _UNANSWERED:
+        return []
+    return [
+        FailedPod(
+            pod.metadata.name,
+            pod.metadata.uid,
+            ": ".join(filter(None, (pod.status.reason, pod.status.message))),
+        )
+        for pod in found.items
+    ]
 
 
 def _api(kubeconfig: Kubeconfig) -> client.ApiClient:

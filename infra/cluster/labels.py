@@ -13,6 +13,7 @@ RANK = "splitstack.dev/rank"
 BLOCK = "splitstack.dev/block"
 # An annotation: the namespace stays when the stack that made it goes.
 RETAINED = "splitstack.dev/retained"
+INSTEAD_OF = "splitstack.dev/instead-of"  # an annotation: the uid of a rank's failed pod
 PROJECT = "splitstack"
 
 RANK_COMPONENT = "rank"

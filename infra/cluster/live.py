@@ -7,7 +7,7 @@ engine, and nothing is asked of a cluster.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,9 @@ import pulumi
 from pulumi.runtime import invoke
 
 from contract.faults import MISSING, Fault
+from infra.cluster.cluster_lookup import FailedPod
 from infra.cluster.fit import rank_clusters
-from infra.cluster.labels import RETAINED
+from infra.cluster.labels import INSTEAD_OF, RETAINED
 from infra.cluster.room import FIRST_ROOM, ROOM
 from infra.plan.applied import Applied, read_applied
 from infra.plan.edits import wants_room
@@ -33,6 +34,7 @@ _SET_WORKLOAD = "pulumi config set --path 'splitstack:deployment.workload'"
 class LiveStack:
     """`ranks` maps each rank's name to its `workload`; empty before the first `up`.
 
+    `stand_ins` maps the name of a rank's pod to the uid of the failed one in whose place it came.
     `applied` None: no `up` of this version has come to its end. `room` None: no rank was made by a
     version that can put ranks away before others come. `namespaces` are those that this stack has
     made and would delete.
@@ -42,6 +44,7 @@ class LiveStack:
     ranks: Mapping[str, str] = field(default_factory=dict)
     room: str | None = None
     namespaces: tuple[str, ...] = ()
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_live_stack() -> LiveStack:
@@ -50,21 +53,41 @@ def read_live_stack() -> LiveStack:
     resources = invoke(_READ_STATE, {"stackName": name}).value["outputs"]
     ranks: dict[str, str] = {}
     namespaces: list[str] = []
+    stand_ins: dict[str, str] = {}
     text = room = None
     for urn, resource in resources.items():
         types, found = urn.split("::", 3)[2:]
         parent, kind = ["", *types.split("$")][-2:]
         if parent == _MODEL and kind in _WORKLOADS:
             ranks[found] = _WORKLOADS[kind]
-        elif kind == "kubernetes:core/v1:Namespace":
-            metadata = resource["outputs"].get("metadata") or {}
-            if RETAINED not in (metadata.get("annotations") or {}):
-                namespaces.append(metadata.get("name", found))
+            if uid := _annotations(resource).get(INSTEAD_OF):
+                stand_ins[found] = uid
+        elif kind == "kubernetes:core/v1:Namespace" and RETAINED not in _annotations(resource):
+            namespaces.append(resource["outputs"].get("metadata", {}).get("name", found))
         elif kind == "pulumi:index:Stash" and found == ROOM:
             room = resource["outputs"].get("output")
         elif kind == "pulumi:pulumi:Stack":
             text = resource["outputs"].get(APPLIED_OUTPUT)
-    return LiveStack(read_applied(text) if text else None, ranks, room, tuple(namespaces))
+    before = read_applied(text) if text else None
+    return LiveStack(before, ranks, room, tuple(namespaces), stand_ins)
+
+
+def _annotations(resource: Mapping[str, Any]) -> Mapping[str, str]:
+    return (resource["outputs"].get("metadata") or {}).get("annotations") or {}
+
+
+def stand_ins(
+    live: LiveStack, deployment: DeploymentConfig, failed: Iterable[FailedPod]
+) -> dict[str, str]:
+    """The uid of the failed pod in whose place each rank's comes, by the rank's name.
+
+    Another uid is another pod: so what a node evicted goes by an ordinary replacement, which the
+    preview shows. What came in the place of one stays. Sets need none: they do so by themselves.
+    """
+    wanted = _wanted(deployment)
+    found = dict(live.stand_ins) | {pod.name: pod.uid for pod in failed}
+    stay = {name for name, kind in live.ranks.items() if kind == "pod" == wanted.get(name)}
+    return {name: uid for name, uid in found.items() if name in stay}
 
 
 def live_faults(live: LiveStack, deployment: DeploymentConfig) -> Iterator[Fault]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -17,7 +17,7 @@ from pulumi_kubernetes.resource import v1 as devices
 from contract.specs import MASTER_HTTP_PORT, GroupSpec, MasterSpec, StageSpec, render, spec_hash
 from infra.cluster import rank_pod
 from infra.cluster.fit import rank_clusters
-from infra.cluster.labels import RANK_COMPONENT, RANK_MASTER, selector
+from infra.cluster.labels import INSTEAD_OF, RANK_COMPONENT, RANK_MASTER, selector
 from infra.cluster.objects import SKIP_AWAIT, Clusters, Component, waited_for
 from infra.cluster.pod_template import template_metadata
 from infra.cluster.room import rank_room
@@ -39,13 +39,15 @@ class RankSpecs:
 
 @dataclass(frozen=True)
 class SplitModelArgs:
-    """`image` is the runner's; `room` is what ranks that run have to go first for."""
+    """`image` is the runner's; `room` is what ranks that run have to go first for, and `stand_ins`
+    are as in infra/cluster/live.py."""
 
     clusters: Clusters
     specs: RankSpecs
     image: pulumi.Input[str]
     secrets: StackSecrets
     room: str
+    stand_ins: Mapping[str, str]
 
 
 class SplitModel(Component):
@@ -145,7 +147,9 @@ class SplitModel(Component):
         name = deployment.rank_name(params.rank)
         before = [*shared, *self._own_objects(params, cluster), *self._room.markers]
         options = self._rank_options(params.rank, cluster, before)
-        head = self._metadata(name, rank=params.rank)
+        failed = self._args.stand_ins.get(name)
+        own = {INSTEAD_OF: failed} if failed else None
+        head = self._metadata(name, rank=params.rank, annotations=own)
         spec = rank_pod.rank_pod_spec(
             deployment,
             params,
@@ -153,7 +157,7 @@ class SplitModel(Component):
             secret_files=self._secret_files.keys(),
         )
         if deployment.workload == "pod":
-            of_pod = template_metadata(deployment.pod_template, head)
+            of_pod = template_metadata(deployment.pod_template, head, own)
             of_pod.name, of_pod.namespace = head.name, head.namespace
             return core.Pod(name, metadata=of_pod, spec=spec, opts=options)
         chosen = selector(deployment, RANK_COMPONENT, params.rank)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,10 +12,11 @@ import pulumi
 from contract.faults import MISSING, Fault
 from contract.signature import MANAGEMENT_OUTPUT
 from contract.specs import GroupSpec, MasterSpec, StageSpec, spec_hash
-from infra.cluster.cluster_lookup import lacks_secret, node_address
+from infra.cluster.cluster_lookup import FailedPod, failed_pods, lacks_secret, node_address
 from infra.cluster.fit import addresses, plan_on_clusters, rank_clusters
 from infra.cluster.front_url import forward_line, front_url, needs_forward
 from infra.cluster.kubeconfig import PROJECT_ROOT, Kubeconfig, KubeconfigError, read_kubeconfig
+from infra.cluster.labels import RANK_COMPONENT, selector
 from infra.cluster.live import (
     APPLIED_OUTPUT,
     applied_output,
@@ -23,6 +24,7 @@ from infra.cluster.live import (
     read_live_stack,
     room_faults,
     room_for,
+    stand_ins,
 )
 from infra.cluster.rank_pod import CACHE_FOLDER
 from infra.cluster.secrets import (
@@ -49,7 +51,7 @@ class ClusterStack:
     """`deployment` names cores and memory for every rank; `kubeconfigs` has one per cluster.
 
     `applied` is what will be in force. `node` is the address of one of rank 0's cluster, "" where
-    it is not known or not needed.
+    it is not known or not needed. `stand_ins` as in infra/cluster/live.py.
     """
 
     deployment: DeploymentConfig
@@ -58,6 +60,7 @@ class ClusterStack:
     kubeconfigs: Mapping[str, Kubeconfig]
     applied: Applied
     node: str = ""
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def addresses(self) -> Addresses:
@@ -144,7 +147,33 @@ def read_stack() -> ClusterStack:
     server = deployment.inference_server
     at_node = server.enabled and server.expose.mode == "node_port" and not server.public_host
     node = node_address(kubeconfig) if at_node else ""
-    return ClusterStack(deployment, plan, secret_outputs(values), kubeconfigs, new, node)
+    failed = _failed_ranks(deployment, kubeconfigs) if live.ranks else []
+    return ClusterStack(
+        deployment,
+        plan,
+        secret_outputs(values),
+        kubeconfigs,
+        new,
+        node,
+        stand_ins(live, deployment, failed),
+    )
+
+
+def _failed_ranks(
+    deployment: DeploymentConfig, kubeconfigs: Mapping[str, Kubeconfig]
+) -> list[FailedPod]:
+    """Bare pods that nobody takes away: what has become of them is told."""
+    if deployment.workload != "pod":
+        return []
+    chosen = selector(deployment, RANK_COMPONENT)
+    found = [
+        pod
+        for kubeconfig in kubeconfigs.values()
+        for pod in failed_pods(kubeconfig, deployment.namespace, chosen)
+    ]
+    for pod in found:
+        pulumi.log.info(f"{pod.name} has failed ({pod.reason or 'no reason given'}): another comes")
+    return found
 
 
 def _refuse(source: str, faults: Iterable[Fault]) -> None:

@@ -51,10 +51,10 @@ def diagnose(core: client.CoreV1Api, pod: Pod) -> Diagnosis:
     if pod.metadata.deletion_timestamp:
         return Diagnosis("is ending")
     if pod.status.phase == "Failed":
-        mend = f"kubectl delete pod {pod.metadata.name} -n {pod.metadata.namespace}"
+        mend = "pulumi up"
         # What a controller owns has its successor already, or gets it now.
-        if not pod.metadata.owner_references:
-            mend += " && pulumi up --refresh"
+        if pod.metadata.owner_references:
+            mend = f"kubectl delete pod {pod.metadata.name} -n {pod.metadata.namespace}"
         mend = f"it stays so until: {mend}"
         return Diagnosis(_joined("failed", pod.status.reason, pod.status.message, mend))
     scheduled = _condition(pod, "PodScheduled")

@@ -89,6 +89,19 @@ def test_why_the_last_edit_failed(control_plane):
         assert expected in render_cluster_status(found)
         assert found.to_json()["edit"]["reason"] == "rank 1: its weights take 9 GB of 4 GB"
 
+        with control_plane.client() as api:
+            core, labels = client.CoreV1Api(api), "app.kubernetes.io/component=rollout"
+            core.delete_collection_namespaced_pod(
+                "red-splits", label_selector=labels, grace_period_seconds=0
+            )
+
+        def told_by_its_job():
+            edit = status(mapping).edit
+            return edit if edit and "its pod was deleted" in edit.reason else None
+
+        edit = wait_for(told_by_its_job, 30, "the pod gone")
+        assert (edit.name, edit.phase) == (found.edit.name, "failed")
+
 
 def test_an_image_that_cannot_be_pulled(control_plane):
     mapping = stack_mapping(control_plane, "no-image", common_params=images("missing.test/runner"))
@@ -124,7 +137,7 @@ def test_an_evicted_pod_with_what_mends_it(control_plane):
                 "evicted-rank-1", "evicted-splits", {"status": failed | {"conditions": ready}}
             )
         pod = with_reason(mapping, 1, "failed: Evicted: low on memory")
-        assert "kubectl delete pod evicted-rank-1 -n evicted-splits && pulumi up" in pod.reason
+        assert pod.reason.endswith("it stays so until: pulumi up")
 
 
 @pytest.mark.parametrize(("minutes", "word"), [(60, "not ready: stage"), (0, "crash: ")])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -172,10 +171,14 @@ def test_a_new_system_message_touches_the_proxy_only(workspace, core):
     assert uids(core) == before
 
 
-def test_a_new_model_replaces_no_pod(workspace, core, tmp_path):
+def test_a_larger_model_and_another_limit_replace_no_pod(workspace, core, tmp_path):
     before = uids(core)
-    shutil.copy(REPOSITORY / "infra" / "plan" / "demo_model_config.json", tmp_path / "config.json")
+    config = json.loads((REPOSITORY / "infra" / "plan" / "demo_model_config.json").read_text())
+    # A new stack would ask for more memory: what runs keeps what it has.
+    config["intermediate_size"] *= 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
     workspace.set(f"{DEPLOYMENT}.common_params.model_name", str(tmp_path))
+    workspace.set(f"{DEPLOYMENT}.common_params.max_concurrent_requests", "8")
     run = workspace.up()
     assert run.succeeded, run.output
     assert run.changes == {
@@ -183,7 +186,9 @@ def test_a_new_model_replaces_no_pod(workspace, core, tmp_path):
         f"Job::{NAME}-rollout": "replace",
         f"ConfigMap::{NAME}-spec": "update",
     }
+    assert "free: max_concurrent_requests 64 -> 8. Taken between two steps" in run.messages
     assert "swap: model_name" in run.messages
+    assert "No pod is replaced for it" in " ".join(run.messages.split())
     assert uids(core) == before
 
 
@@ -229,6 +234,20 @@ def test_a_rank_deleted_by_hand_comes_back_with_refresh(workspace, core):
     assert after.pop(RANKS[2]) != before.pop(RANKS[2])
     assert after == before
     assert "replace" not in run.changes.values()
+
+
+def test_a_rank_that_a_node_evicted_makes_way(workspace, core):
+    before = uids(core)
+    evicted = {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}
+    core.patch_namespaced_pod_status(RANKS[3], "splits", {"status": evicted})
+    run = workspace.up()
+    assert run.succeeded, run.output
+    assert f"{RANKS[3]} has failed (Evicted: low on memory): another comes" in run.messages
+    assert run.changes == {f"Pod::{RANKS[3]}": "replace"}
+    after = uids(core)
+    assert after.pop(RANKS[3]) != before.pop(RANKS[3])
+    assert after == before
+    assert workspace.up().changes == {}
 
 
 def set_ready(core, name: str, *, ready: bool) -> None:

@@ -8,17 +8,24 @@ from typing import Any
 import pulumi
 import pytest
 
+from infra.cluster.cluster_lookup import FailedPod
 from infra.cluster.fit import plan_on_clusters
-from infra.cluster.live import LiveStack, live_faults, room_faults, room_for
+from infra.cluster.labels import INSTEAD_OF
+from infra.cluster.live import LiveStack, live_faults, room_faults, room_for, stand_ins
 from infra.cluster.room import FIRST_ROOM
 from infra.plan.applied import Applied, applied
 from infra.plan.stack_plan import plan_stack
 from infra.stack.config import DeploymentConfig
 from infra.stack.file import parse_deployment
 from tests.infra.program_stacks import stack, two_clusters
-from tests.infra.recorded_program import API_KEYS, TOKEN, Program, run_program
-
-URN = "urn:pulumi:test::splitstack::"
+from tests.infra.recorded_program import (
+    API_KEYS,
+    TOKEN,
+    Program,
+    edit_told,
+    run_program,
+    state_after,
+)
 
 
 @pytest.fixture
@@ -46,27 +53,6 @@ def live(deployment: DeploymentConfig, room: str | None = FIRST_ROOM) -> LiveSta
 
 def faults(found: LiveStack, deployment: DeploymentConfig) -> list[str]:
     return [str(fault) for fault in live_faults(found, deployment)]
-
-
-def state_after(program: Program) -> dict[str, Any]:
-    """As the engine keeps what the program declared."""
-    resources = {
-        item.urn: {
-            "type": item.kind,
-            "outputs": {**item.properties, "output": item.properties.get("input")},
-        }
-        for item in program.resources
-    }
-    return resources | {
-        f"{URN}pulumi:pulumi:Stack::splitstack-test": {
-            "type": "pulumi:pulumi:Stack",
-            "outputs": dict(program.outputs),
-        }
-    }
-
-
-def edit_told(program: Program) -> str:
-    return "".join(message for message in program.messages if "this edit:" in message)
 
 
 def rooms(program: Program) -> list[str]:
@@ -215,3 +201,22 @@ def test_namespaces_that_were_handed_over(mapping):
     assert all(item.retain_on_delete for item in made)
     after = run_program(mapping | {"namespaces": {"create": False}}, state=state_after(retained))
     assert after.of_kind("Namespace") == []
+
+
+def test_a_failed_pod_makes_way_once(mapping):
+    deployment = parse(mapping)
+    failed = [FailedPod("small-rank-1", "uid-1", "Evicted"), FailedPod("small-rank-7", "uid-7", "")]
+    assert stand_ins(live(deployment), deployment, failed) == {"small-rank-1": "uid-1"}
+    sets = parse(mapping, workload="statefulset")
+    assert stand_ins(live(sets), sets, failed) == {}
+    assert stand_ins(live(deployment), sets, failed) == {}
+
+
+def test_what_came_in_the_place_of_a_failed_pod_stays(mapping):
+    state = state_after(run_program(mapping))
+    (urn,) = (urn for urn in state if urn.endswith(":Pod::small-rank-1"))
+    metadata = dict(state[urn]["outputs"]["metadata"], annotations={INSTEAD_OF: "uid-1"})
+    state[urn] = {"type": "kubernetes:core/v1:Pod", "outputs": {"metadata": metadata}}
+    found = run_program(mapping, state=state)
+    given = [found.rank(rank).manifest["metadata"].get("annotations") for rank in range(2)]
+    assert given == [None, {INSTEAD_OF: "uid-1"}]
