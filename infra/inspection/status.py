@@ -25,7 +25,13 @@ from infra.cluster.labels import (
 )
 from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
 from infra.inspection.diagnosis import Pod, diagnose, is_ready
-from infra.inspection.edit_status import DONE, EditStatus, edit_status, newest
+from infra.inspection.edit_status import (
+    DONE,
+    EditStatus,
+    edit_status,
+    edits_without_pods,
+    newest,
+)
 from infra.plan.table import table_lines
 from infra.stack.config import DeploymentConfig
 
@@ -126,6 +132,9 @@ def _pods_of(
                     edits.append(edit_status(core, pod))
                 else:
                     pods.append(status)
+    of_rollouts = f"{selector},{COMPONENT}={ROLLOUT}"
+    jobs = client.BatchV1Api(cluster.api)
+    edits += edits_without_pods(jobs, deployment.namespace, of_rollouts, edits)
     return pods, edits
 
 
