@@ -21,13 +21,15 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.pod_network import GATEWAY, Namespace, PodNetwork
 from tests.waiting import wait_for
 
+_SIGNALLED = 128
 _CONTAINER_ROOT = Path(__file__).with_name("container_root.py")
 _PROJECT = str(Path(__file__).parents[2])
 _SEARCHED = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
 
 
 class LocalPods:
-    """Runs every pod with the labels `selector` until `close`. `folder` gets files and logs.
+    """Runs every pod with the labels `selector` from `start` until `close`. `folder` gets files and
+    logs.
 
     This project and its virtual environment stand in for the images; what else an image would have
     is `image_environment` and `image_folders`: folders here by their paths in containers.
@@ -53,16 +55,16 @@ class LocalPods:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._pods: list[tuple[dict[str, Any], Namespace]] = []
 
-    def __enter__(self) -> LocalPods:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def start(self) -> None:
+        """The pods that are there, and the addresses of services. Once: then it does nothing."""
+        if self._pods:
+            return
+        port = int(self._control_plane.url.rsplit(":", 1)[1])
+        self._network.publish_outside(port)
+        with self._control_plane.client() as client:
+            self._core = CoreV1Api(client)
+            self._hosts = self._services(client, self._listed())
+        self._add_pods()
 
     def close(self) -> None:
         """End every process."""
@@ -83,19 +85,25 @@ class LocalPods:
                     lambda n=name, p=namespace, c=container: self._is_ready(n, p, c), limit_s, name
                 )
 
-    def finish_jobs(self, limit_s: float) -> None:
-        """Run the pods that have come since, and tell the API server how those of Jobs end."""
+    def finish_jobs(self, limit_s: float, *, killed: bool = False) -> None:
+        """Run the pods that have come since, and tell the API server how those of Jobs end; with
+        `killed` as soon as they have begun, by SIGKILL."""
         self._add_pods()
         for pod, _ in self._pods:
             owners = pod["metadata"].get("ownerReferences", [])
             if any(owner["kind"] == "Job" for owner in owners) and pod["status"]:
-                self._finish(pod, limit_s)
+                self._finish(pod, limit_s, killed)
                 pod["status"] = {}
 
-    def _finish(self, pod: dict[str, Any], limit_s: float) -> None:
+    def _finish(self, pod: dict[str, Any], limit_s: float, killed: bool) -> None:
         name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
         (container,) = pod["spec"]["containers"]
-        code = self._processes[f"{name}/{container['name']}"].wait(limit_s)
+        process = self._processes[f"{name}/{container['name']}"]
+        if killed:
+            process.kill()
+        code = process.wait(limit_s)
+        if code < 0:  # as container runtimes count the end by a signal
+            code = _SIGNALLED - code
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         words = (self._folder / name / container["name"] / "termination-log").read_text()
         ended = {
@@ -124,14 +132,6 @@ class LocalPods:
     def log(self, name: str) -> str:
         """What the container `<pod>/<container>` wrote."""
         return (self._folder / name / "log").read_text(errors="replace")
-
-    def _start(self) -> None:
-        port = int(self._control_plane.url.rsplit(":", 1)[1])
-        self._network.publish_outside(port)
-        with self._control_plane.client() as client:
-            self._core = CoreV1Api(client)
-            self._hosts = self._services(client, self._listed())
-        self._add_pods()
 
     def _listed(self) -> list[dict[str, Any]]:
         found = self._core.list_pod_for_all_namespaces(label_selector=self._selector).items

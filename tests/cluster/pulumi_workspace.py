@@ -36,6 +36,13 @@ class PulumiRun:
     events: tuple[Mapping[str, Any], ...]
 
     @property
+    def steps(self) -> list[tuple[str, str]]:
+        """(the engine's operation, `<type>::<name>`) as they began."""
+        found = [event["resourcePreEvent"]["metadata"] for event in self.events
+                 if "resourcePreEvent" in event]  # fmt: skip
+        return [(step["op"], _resource(step["urn"])) for step in found]
+
+    @property
     def operations(self) -> dict[str, str]:
         """`<type>::<name>` of each resource to create, update, replace, delete or same.
 
@@ -43,12 +50,8 @@ class PulumiRun:
         operation was carried out, or in `preview` would be.
         """
         found: dict[str, str] = {}
-        for event in self.events:
-            metadata = event.get("resourcePreEvent", {}).get("metadata")
-            if metadata is None:
-                continue
-            operation = "replace" if metadata["op"] in _REPLACEMENT else metadata["op"]
-            resource = _resource(metadata["urn"])
+        for step, resource in self.steps:
+            operation = "replace" if step in _REPLACEMENT else step
             # A resource that is gone is created after its deletion was refreshed.
             if operation not in _UNCHANGED or resource not in found:
                 found[resource] = "same" if operation in _UNCHANGED else operation

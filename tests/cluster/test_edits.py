@@ -75,12 +75,10 @@ def pods(control_plane) -> dict[str, str]:
 
 def order(run: PulumiRun) -> list[tuple[str, str]]:
     """(operation, resource) as they began; only of ranks."""
-    steps = [event["resourcePreEvent"]["metadata"] for event in run.events
-             if "resourcePreEvent" in event]  # fmt: skip
     return [
-        (step["op"], step["urn"].rpartition("::")[2])
-        for step in steps
-        if re.search(rf":(Pod|StatefulSet)::{NAME}-rank-\d$", step["urn"])
+        (step, resource.partition("::")[2])
+        for step, resource in run.steps
+        if re.fullmatch(rf"(Pod|StatefulSet)::{NAME}-rank-\d", resource)
     ]
 
 

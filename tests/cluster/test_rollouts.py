@@ -114,3 +114,13 @@ def test_the_former_value_is_handed_over_again(workspace, served):
     assert f"ConfigMap::{NAME}-spec" not in run.changes
     assert served()[0] == before
     assert workspace.up().changes == {}
+
+
+def test_a_rank_that_is_no_longer_wanted_goes_after_the_question(workspace):
+    workspace.set(f"{DEPLOYMENT}.nnodes", "1")
+    run = workspace.up()
+    assert run.succeeded, run.output
+    gone = {f"{kind}::{NAME}-rank-1": "delete" for kind in ("Pod", "ConfigMap")}
+    assert run.changes == ROLLOUT | gone
+    asked = run.steps.index(("create-replacement", f"Job::{NAME}-rollout"))
+    assert run.steps.index(("delete", f"Pod::{NAME}-rank-1")) > asked

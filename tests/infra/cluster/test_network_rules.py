@@ -204,6 +204,19 @@ def test_a_rollout_asks_the_outermost_tier_that_there_is():
     assert connects(master, "rollout", "rank 0", 8080)
 
 
+@pytest.mark.parametrize("expose", [{"mode": "none"}, {"mode": "none", "client_namespace": "app"}])
+def test_of_a_closed_front_the_stack_s_own_rollout_alone_is_let_in_beside_clients(expose):
+    deployment = parsed(inference_server={"expose": expose})
+    callers = {name for name in PODS if connects(deployment, name, "server", 31504)}
+    assert callers == {"rollout", "prometheus"}
+    assert not connects(deployment, OUTSIDE, "server", 31504)
+    rules = [rule for rule in network_rules(deployment) if rule.name == "inference-server"]
+    another = labels.labels(parsed(deployment_name="other"), labels.ROLLOUT)
+    assert not one_way(rules, "ingress", 31504, "splits", another)
+    client = {"app": "any"}
+    assert one_way(rules, "ingress", 31504, "app", client) is ("client_namespace" in expose)
+
+
 def test_every_rule_is_about_our_own_instance_only():
     deployment = parsed(session_store=VALKEY)
     for rule in network_rules(deployment):
