@@ -16,17 +16,34 @@ from web.errors import ApiError
 
 # Of one body; one of so many takes tens of milliseconds. As ids, twice the longest usual context.
 MAX_VALUES = 262_144
+# Of all its objects together; a key takes ten times as long as a number. As many messages as are
+# allowed have so many.
+MAX_KEYS = 65_536
 # Of a whole number; Python needs the square of them in time. 64 bits have 20.
 MAX_DIGITS = 64
 
 # Everything of a string, unterminated ones too: each byte is looked at once.
 _STRING = rb'"(?:[^"\\]++|\\.|\\\Z)*+"?+'
-# Between strings, what one more value comes after.
-_SEPARATOR = rb'(?:[^",\[{]*+(?:' + _STRING + rb'[^",\[{]*+)*+[,\[{])'
-_TOO_MANY = re.compile(_SEPARATOR + b"{%d}+" % MAX_VALUES, re.DOTALL)
+# What one more of them comes after, between strings.
+_VALUES, _KEYS = b",[{", b":"
+
+
+def _so_many(number: int, after: bytes) -> re.Pattern[bytes]:
+    others = b'[^"%s]*+' % re.escape(after)
+    one = b"(?:%s(?:%s%s)*+[%s])" % (others, _STRING, others, re.escape(after))
+    return re.compile(one + b"{%d}+" % number, re.DOTALL)
+
+
+_TOO_MANY = {
+    (MAX_VALUES, "values", _VALUES): _so_many(MAX_VALUES, _VALUES),
+    (MAX_KEYS, "keys", _KEYS): _so_many(MAX_KEYS, _KEYS),
+}
 # As a pattern it would be tried at each byte, for seconds.
 _DIGITS = bytes(ord("0") if byte in b"0123456789" else ord(" ") for byte in range(256))
 _LONG_NUMBER = b"0" * (MAX_DIGITS + 1)
+_KEY = re.compile(r'\s*+,?\s*+"((?:[^"\\]|\\.)*+)"\s*+:\s*+')
+# Of a body, more than a request has; and characters of one's name.
+_FIELDS, _SHOWN = 256, 64
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -36,9 +53,7 @@ def parse_json(content: bytes) -> Any:
     NaN and Infinity, which are not JSON, are refused, and numbers too large to be told from it;
     lone surrogates ("\\ud800") too, which are JSON but cannot be sent on as UTF-8.
     """
-    if _has_too_many_values(content):
-        rule = f"the body has more than {MAX_VALUES} values; at most so many are allowed"
-        raise ApiError(400, f"{rule}: send long prompts as text", code="too_many_values")
+    _check_number(content)
     has_long_number = _LONG_NUMBER in content.translate(_DIGITS)
     try:
         document = json.loads(
@@ -62,10 +77,31 @@ def parse_json(content: bytes) -> Any:
     return document
 
 
-def _has_too_many_values(content: bytes) -> bool:
-    # With those in texts, which a few megabytes of prose have too; to count them costs nothing.
-    separators = sum(map(content.count, (b",", b"[", b"{")))
-    return separators >= MAX_VALUES and _TOO_MANY.match(content) is not None
+def _check_number(content: bytes) -> None:
+    for (number, what, after), pattern in _TOO_MANY.items():
+        # With those in texts, which a few megabytes of prose have too; to count them costs nothing.
+        separators = sum(content.count(byte) for byte in after)
+        found = pattern.match(content) if separators >= number else None
+        if found is not None:
+            field = _field_of(content[: found.end()].decode("utf-8", "replace"))
+            rule = f"the body has more than {number} {what}; at most so many are allowed"
+            said = f"{field}: {rule}" if field else rule
+            advice = "send long prompts as text"
+            raise ApiError(400, f"{said}: {advice}", param=field, code="too_many_values")
+
+
+def _field_of(beginning: str) -> str | None:
+    """The field of the body in which its `beginning` ends; None for the body itself."""
+    decode, place = json.JSONDecoder().raw_decode, beginning.find("{") + 1
+    for _ in range(_FIELDS):
+        key = _KEY.match(beginning, place)
+        if key is None:
+            return None
+        try:
+            _, place = decode(beginning, key.end())
+        except (ValueError, RecursionError):
+            return key[1][:_SHOWN]
+    return None
 
 
 def _surrogate_path(document: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from web.errors import ApiError
-from web.json_text import MAX_DIGITS, MAX_VALUES, parse_json
+from web.json_text import MAX_DIGITS, MAX_KEYS, MAX_VALUES, parse_json
 
 
 def refusal(content: bytes) -> ApiError:
@@ -20,8 +20,9 @@ def refusal(content: bytes) -> ApiError:
 
 @pytest.mark.parametrize("value", ["1", '"a"', "{}", "[]", '{"a": "b"}', "1.5e3", '"\\",\\\\"'])
 def test_a_million_values_are_too_many(value: str) -> None:
-    content = f'{{"messages": [{",".join([value] * 1_000_000)}]}}'.encode()
-    assert f"more than {MAX_VALUES} values" in str(refusal(content))
+    content = f'{{"n": [1, {{}}], "messages": [{",".join([value] * 1_000_000)}]}}'.encode()
+    assert str(refusal(content)).startswith(f"messages: the body has more than {MAX_VALUES} values")
+    assert refusal(content).body["error"]["param"] == "messages"
 
 
 @pytest.mark.parametrize("broken", ["", "]", "x", '"', '"\\'])
@@ -34,8 +35,20 @@ def test_as_many_values_as_are_allowed_pass() -> None:
     assert parse_json(json.dumps({"prompt": ids}).encode()) == {"prompt": ids}
 
 
+@pytest.mark.parametrize("separator", [":", " : "])
+def test_more_keys_than_any_request_has(separator: str) -> None:
+    def body(number: int) -> bytes:
+        keys = ",".join(f'"{place}"{separator}"a:b"' for place in range(number))
+        return b'{"metadata": {%s}}' % keys.encode()
+
+    assert f"metadata: the body has more than {MAX_KEYS} keys" in str(refusal(body(MAX_KEYS)))
+    of_the_body = b'{"n": 1, %s' % body(MAX_KEYS).partition(b": {")[2]
+    assert refusal(of_the_body).body["error"]["param"] is None
+    assert len(parse_json(body(MAX_KEYS - 2))["metadata"]) == MAX_KEYS - 2
+
+
 @pytest.mark.parametrize(
-    "text", [', [{"', "\\", '\\"', '",', "\u00e9,", "9" * 100 + " ,", "\U0001f600,{"]
+    "text", [', [{"', "\\", '\\"', '",', "\u00e9,", "9" * 100 + " ,", "\U0001f600,{", '":']
 )
 @pytest.mark.parametrize("ascii_only", [True, False])
 def test_a_text_may_have_any_number_of_anything(text: str, ascii_only: bool) -> None:
