@@ -70,7 +70,7 @@ CHAT: Table = {
     "modalities": Unserved('is not supported: only ["text"] is', (["text"],)),
     "audio": Unserved(_TEXT_ONLY),
     "prediction": Unserved("is not supported"),
-    "reasoning_effort": Unserved("is not supported", ("none",)),
+    "reasoning_effort": Unserved("is not supported: use chat_template_kwargs", ("none",)),
     "verbosity": Unserved("is not supported"),
     "web_search_options": Unserved("is not supported: this server does not search"),
     "add_generation_prompt": Unserved("must be true: the assistant answers", (True,)),
