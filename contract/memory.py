@@ -11,6 +11,9 @@
     process     PROCESS_BYTES
     KV          bytes a token, from config.json as from the layers' own shapes, times tokens
 
+While a rank serves one model, the weights of the next are loaded beside it where they fit into the
+part of KV that no request can ever fill (`room_beside`); else the one goes before the other comes.
+
 The plan, a stage that checks a model before it loads it and a stage that has loaded one ask here,
 and refuse in the same words.
 """
@@ -78,6 +81,12 @@ class MemoryShare:
             "memory (memory, on a GPU device_memory) or fewer layers, or take more ranks (nnodes), "
             "a smaller common_params.max_model_len or dtype bfloat16"
         )
+
+
+def room_beside(kv_tokens: int, kv_bytes_per_token: int, *, requests: int, longest: int) -> int:
+    """Bytes for another model's weights while a loaded one computes: what its KV of `kv_tokens`
+    positions has beyond `requests` requests of `longest` positions each."""
+    return max(0, kv_tokens - requests * longest) * kv_bytes_per_token
 
 
 def gpu_memory_bytes(declared: int | None, *, mine: int, free: int) -> int:

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 VOCABULARY = 160
 LAYERS = 4
@@ -192,6 +199,23 @@ def save_small_llama(folder: Path, *, layers: int, vocabulary: int, positions: i
     )
     torch.manual_seed(3)
     LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def save_small_gpt2(folder: Path, *, layers: int, vocabulary: int, positions: int) -> None:
+    """The other architecture, likewise."""
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_embd=64,
+        n_layer=layers,
+        n_head=4,
+        n_positions=positions,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(5)
+    GPT2LMHeadModel(config).save_pretrained(folder)
 
 
 @torch.no_grad()

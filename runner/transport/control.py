@@ -180,9 +180,11 @@ class Progress(_Message):
 
 @dataclass(frozen=True)
 class Prepared(_Message):
-    """Stage -> master: all is here, and it fits."""
+    """Stage -> master: all is here, and it fits. `loaded`: its weights are in memory too, beside
+    those that it computes with."""
 
     spec_hash: str
+    loaded: bool = False
     kind: Literal["prepared"] = "prepared"
 
 
@@ -193,6 +195,15 @@ class PrepareFailed(_Message):
     spec_hash: str
     reason: str
     kind: Literal["prepare_failed"] = "prepare_failed"
+
+
+@dataclass(frozen=True)
+class Forget(_Message):
+    """Master -> stage: what you were told to prepare of this spec, of any where it is "", is not
+    wanted any more."""
+
+    spec_hash: str
+    kind: Literal["forget"] = "forget"
 
 
 @dataclass(frozen=True)
@@ -300,6 +311,7 @@ Message = (
     | Progress
     | Prepared
     | PrepareFailed
+    | Forget
     | Load
     | Loaded
     | LoadFailed

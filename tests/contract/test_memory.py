@@ -14,6 +14,7 @@ from contract.memory import (
     MemoryShare,
     gpu_memory_bytes,
     host_memory_bytes,
+    room_beside,
 )
 from tests.lanes import examples
 
@@ -75,6 +76,18 @@ def test_every_byte_is_given_out_once() -> None:
     assert share.kv_bytes(6 * GB) == 2 * GB
     assert share.kv_tokens(6 * GB) == 2_000_000
     assert share.kv_bytes(GB) == share.kv_tokens(GB) == 0
+
+
+@many
+@given(shares, amounts, st.integers(1, 200), tokens)
+def test_what_lies_beside_leaves_the_requests_their_keys_and_values(
+    share: MemoryShare, memory: int, requests: int, longest: int
+) -> None:
+    known, each = share.kv_tokens(memory), share.kv_bytes_per_token
+    room = room_beside(known, each, requests=requests, longest=longest)
+    assert 0 <= room <= share.kv_bytes(memory)
+    if room:
+        assert share.needed_bytes(requests * longest) + room <= memory
 
 
 @pytest.mark.parametrize(("count", "told"), [(1, "one token"), (8192, "8,192 tokens")])

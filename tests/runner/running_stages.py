@@ -145,6 +145,7 @@ class Stages:
         advertise: dict[int, str] | None = None,
         master_host: str = "127.0.0.1",
         spare: int = 0,
+        memory_bytes: int = 2 * 10**9,
         **settings: object,
     ) -> None:
         processes = len(layers) + spare
@@ -160,7 +161,7 @@ class Stages:
                 master_port=ports[0],
                 bind_address="127.0.0.1",
                 threads=1,
-                memory_bytes=2 * 10**9,
+                memory_bytes=memory_bytes,
                 data_port=ports[2 + 2 * rank],
                 health_port=ports[3 + 2 * rank],
                 advertise_address=(advertise or {}).get(rank, ""),

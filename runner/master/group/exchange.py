@@ -9,7 +9,8 @@ from runner.errors import ModelSwapped
 from runner.master.group.formation import GroupListener
 from runner.master.group.history import History
 from runner.master.group.keeper import SpecKeeper
-from runner.master.group.swap import Swap, what_changes
+from runner.master.group.spec_changes import what_changes
+from runner.master.group.swap import Swap
 
 DRAIN_LOOK_S = 0.02
 
@@ -42,7 +43,11 @@ class Exchange:
         specs, old = self._keeper.specs, self._keeper.specs.in_force
         assert old is not None
         limit_s = swap.spec.swap_drain_s
-        ends = time.monotonic() + (old.spec.request_deadline_s if limit_s is None else limit_s)
+        if limit_s is None:
+            limit_s = old.spec.request_deadline_s
+        if specs.returning:  # what is open cannot end by the old weights
+            limit_s = 0.0
+        ends = time.monotonic() + limit_s
         waited_for = self._listener.must_be_waited_for
         while swap.running and waited_for(time.monotonic() < ends):  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_LOOK_S)

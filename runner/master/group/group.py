@@ -19,10 +19,13 @@ from runner.master.group.barren_epochs import BarrenEpochs
 from runner.master.group.exchange import Exchange
 from runner.master.group.formation import Formation, GroupListener, Loss
 from runner.master.group.history import History
-from runner.master.group.keeper import MakeReady, SpecKeeper, nothing_more
+from runner.master.group.incoming import refusal
+from runner.master.group.keeper import SpecKeeper
 from runner.master.group.membership import Member, Membership
+from runner.master.group.own_part import MakeReady, nothing_more
 from runner.master.group.pipeline_ends import PipelineEnds
-from runner.master.group.swap import Swap, alike
+from runner.master.group.spec_changes import alike
+from runner.master.group.swap import Swap
 from runner.master.own_fault import OnFault, own_work, raise_fault
 from runner.steps import Step, StepResult
 from runner.transport.connection import Proven, ProvingListener
@@ -40,7 +43,7 @@ from runner.transport.control import (
 )
 from runner.transport.dialling import BackOff
 from runner.transport.frames import Epoch, Limits
-from runner.transport.handshake import MASTER_RANK, NO_EPOCH, Hello, Role, differing_specs
+from runner.transport.handshake import MASTER_RANK, Hello, Role
 from web.listener import bind
 from web.logs import note_in_logs
 
@@ -396,22 +399,8 @@ class Group:
 
     def _judge(self, hello: Hello) -> str:
         """Why a connection is refused, "" accepts."""
-        if hello.role == Role.CONTROL:
-            return "" if hello.epoch == NO_EPOCH else "a control connection is of no epoch"
-        served, ends = self._forming, self._ends
-        last = None if served is None else len(served.spec.ranks) - 1
-        if hello.role != Role.RETURN or hello.rank != last:
-            return (
-                f"role = {hello.role.name}, rank {hello.rank}: the master accepts control, and"
-                f" the return of rank {last}"
-            )
-        if ends is None or hello.epoch != ends.epoch:
-            current = Epoch(self._master_id, self.epoch)
-            return f"epoch {hello.epoch} is not in force; the last one is {current}"
-        assert served is not None
-        if differing := differing_specs(hello, served.spec_hash):
-            return differing
-        return "" if ends.wants_return else f"epoch {hello.epoch} has its return already"
+        current = Epoch(self._master_id, self.epoch)
+        return refusal(hello, self._forming, self._ends, current)
 
     async def _deliver(self, proven: Proven) -> None:
         if proven.hello.role == Role.CONTROL:

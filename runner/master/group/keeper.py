@@ -7,19 +7,21 @@ the master's own part: the commit of a model, and whatever it needs of it beside
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 
 from contract.specs import GroupSpec, MasterSpec
 from runner.errors import ModelUnavailable, NotServing, RunnerError
+from runner.master.group.former_spec import FormerSpec
 from runner.master.group.membership import Member, Membership
-from runner.master.group.swap import Specs, Swap, changed_keys
+from runner.master.group.own_part import MakeReady, OwnPart
+from runner.master.group.spec_changes import changed_keys
+from runner.master.group.specs import Specs
+from runner.master.group.swap import Phase, Swap
 from runner.master.own_fault import OnFault
-from runner.models.folder import resolve_model
 from runner.transport.control import (
+    Forget,
     Load,
     Loaded,
     LoadFailed,
@@ -39,15 +41,6 @@ logger = logging.getLogger(__name__)
 KNOWN_WITHIN_S = 5.0  # after that a push is put off
 LOOK_EACH_S = 0.5
 LOG_EACH_TURNS = 20
-PATIENCE_S = 1.5  # a new master waits so long for stages that know what was served
-RESOLVE_AGAIN_S = 5.0
-
-# What the master itself needs of a model, made ready; raises ModelUnavailable.
-MakeReady = Callable[[Served, Path], Awaitable[None]]
-
-
-async def nothing_more(_served: Served, _folder: Path) -> None:
-    """For a master without an API."""
 
 
 class SpecKeeper:
@@ -70,15 +63,12 @@ class SpecKeeper:
         self._taken, self._ended, self._on_fault = taken, ended, on_fault
         self._untaken: set[int] = set()
         self._processes: dict[int, str] = {}
-        self._spec, self._file, self._make_ready = spec, file, make_ready
+        self._own = OwnPart(spec.model_cache, make_ready)
+        self._former = FormerSpec(file, self._own)
         self._changed = changed
         self.specs = Specs(spec.stall_s)
-        self.failure = ""
-        """Why the master does not know what to load, where it should."""
         self._members: Membership
-        self._remembered: tuple[int, Served] | None = None
         self._decided = self._formed = False
-        self._first, self._all = asyncio.Event(), asyncio.Event()
         self._known = asyncio.Event()  # what was served, or that nothing was
         self._work: set[asyncio.Task[None]] = set()
 
@@ -90,56 +80,37 @@ class SpecKeeper:
         """Why no epoch can be formed now, "" where one can."""
         if (wanted := self.specs.to_form) is not None:
             return self._members.missing(wanted)
-        if self.failure:
-            return self.failure
-        if self._file is not None:
-            missing = self._members.missing(Served(self._file, ""))
+        if self._former.failure:
+            return self._former.failure
+        if (file := self._former.file) is not None:
+            missing = self._members.missing(Served(file, ""))
             return missing or "it is not known yet what stages served before"
         return "no spec is served yet: one is to be pushed"
 
     async def decide(self) -> None:
-        """Once: what stages remember, else the file, else nothing until a spec is pushed."""
-        await self._first.wait()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._all.wait(), PATIENCE_S)
-        while not self._decided:
-            try:
-                self.specs.in_force = await self._what_was_served()
-                self._decided = True
-            except ModelUnavailable as error:
-                logger.error("%s", error)
-                self.failure = str(error)
-                self._changed()
-                await asyncio.sleep(RESOLVE_AGAIN_S)
-        self.failure = ""
-        if (served := self.specs.in_force) is not None:
+        """Once: what was served before, else nothing until a spec is pushed; which it can be too
+        while that one cannot be had."""
+        served = await self._former.found(self._let_in)
+        if served is not None and self.specs.in_force is None:
+            self.specs.in_force = served
             logger.info("the model's commit is %s", served.commit)
+        self._let_in()
+        self._heard()
+
+    def _let_in(self) -> None:
+        """Those who have joined; a spec can be pushed."""
         self._known.set()
-        for member in self._members.members.values():
-            self._greet(member)
+        if not self._decided:
+            self._decided = True
+            for member in self._members.members.values():
+                self._greet(member)
         self._changed()
-
-    async def _what_was_served(self) -> Served | None:
-        if self._remembered is not None:
-            served = self._remembered[1]
-            await self._ready(served.spec, served.commit)
-            return served
-        return None if self._file is None else await self._ready(self._file, "")
-
-    async def _ready(self, spec: GroupSpec, commit: str) -> Served:
-        """The spec with the commit of its model, the one given or what its name stands for now."""
-        revision = commit or spec.model_revision
-        folder = await asyncio.to_thread(
-            resolve_model, spec.model_name, revision, self._spec.model_cache
-        )
-        served = Served(spec, commit or folder.commit)
-        await self._make_ready(served, folder.path)
-        return served
 
     # A spec is pushed
 
     async def push(self, spec: GroupSpec) -> Swap | None:
-        """As Specs.push; raises NotServing where nobody has joined yet who may know what is served.
+        """As Specs.push; raises NotServing too where nobody has joined yet who may know what is
+        served.
         What is taken from one step to the next is in Specs.in_force then."""
         try:
             await asyncio.wait_for(self._known.wait(), KNOWN_WITHIN_S)
@@ -166,7 +137,7 @@ class SpecKeeper:
         logger.info("spec %s is taken, its limits are others", digest[:12])
         for rank, member in self._members.members.items():
             if member.holds == before:
-                member.holds = digest
+                member.holds = member.told = digest
                 self._untaken.add(rank)
                 member.channel.send(Take(served.spec))
 
@@ -178,7 +149,7 @@ class SpecKeeper:
             "model_revision",
         }
         try:
-            served = await self._ready(spec, old.commit if old is not None and same else "")
+            served = await self._own.ready(spec, old.commit if old is not None and same else "")
         except Exception as error:  # whatever reads a tokenizer
             if not isinstance(error, RunnerError):
                 logger.exception("the model's text cannot be read")
@@ -221,18 +192,10 @@ class SpecKeeper:
     # What is heard
 
     def joined(self, member: Member) -> None:
-        memory = member.join.memory
-        if memory is not None and memory.served is not None:
-            known = self._remembered
-            if known is None or memory.version > known[0]:
-                self._remembered = memory.version, memory.served
+        self._former.heard(member.join.memory, len(self._members.members))
         instance, before = member.join.instance, self._processes.get(member.rank)
         self._processes[member.rank] = instance
         self.specs.rank_joined(member.rank, same_process=instance == before, now=time.time())
-        self._first.set()
-        expected = self._remembered[1].spec if self._remembered else self._file
-        if expected is not None and len(self._members.members) >= len(expected.ranks):
-            self._all.set()
         if self._decided:
             self._greet(member)
             self._change_mind()
@@ -267,15 +230,15 @@ class SpecKeeper:
 
     def _change_mind(self) -> None:
         """A stage came late that knows better what was served: as long as nothing was."""
-        known = self._remembered
+        known = self._former.remembered
         if known is None or self._formed or self.specs.swap is not None:
             return
-        if known[1] != self.specs.in_force:
-            self.start(self._adopt(known[1]))
+        if known != self.specs.in_force:
+            self.start(self._adopt(known))
 
     async def _adopt(self, served: Served) -> None:
         try:
-            await self._ready(served.spec, served.commit)
+            await self._own.ready(served.spec, served.commit)
         except ModelUnavailable as error:
             logger.error("%s", error)
             return
@@ -293,7 +256,7 @@ class SpecKeeper:
             )
         elif isinstance(message, Prepared):
             member.prepared = message.spec_hash
-            specs.prepared(rank, message.spec_hash, now)
+            specs.prepared(rank, message.spec_hash, now, ahead=message.loaded)
         elif isinstance(message, Loaded):
             member.loaded(message.spec_hash, message.stage)
             self._members.failures.pop(rank, None)
@@ -315,23 +278,36 @@ class SpecKeeper:
         return True
 
     def _heard(self) -> None:
-        """Tell every member what it is to have, where it does not know."""
-        for member in self._members.members.values():
-            self._tell(member)
+        """Tell every member what it is to have, where it does not know; again where that moves the
+        swap on."""
+        told: Phase | None = None
+        while (phase := self._phase) != told:
+            told = phase
+            for member in self._members.members.values():
+                self._tell(member)
         self._changed()
+
+    @property
+    def _phase(self) -> Phase:
+        swap = self.specs.running
+        return "serving" if swap is None else swap.phase
 
     # What is told
 
     def _greet(self, member: Member) -> None:
         member.channel.send(Welcome(part=self.specs.order(member.rank) is not None))
         self._tell(member)
+        if not member.told:  # by this master; one before it may have
+            member.channel.send(Forget(""))
 
     def _tell(self, member: Member) -> None:
         order = self.specs.order(member.rank)
-        if order is None:
-            return
-        digest = order.served.spec_hash
-        if member.holds == digest:
+        digest = "" if order is None else order.served.spec_hash
+        if order is None or member.holds == digest:
+            if member.told not in ("", digest):
+                member.channel.send(Forget(member.told))
+                member.told = member.prepared = ""
+            self.specs.holds(member.rank, digest, time.time())
             return
         if member.prepared != digest:
             if member.told != digest:

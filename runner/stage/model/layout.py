@@ -88,6 +88,11 @@ class ModelLayout:
         kept = [name for name in own if self.tied.get(name) not in own]
         return sum(self.weights[name].numel() for name in kept) * dtype.itemsize
 
+    def largest_weight_bytes(self, layers: tuple[int, int], dtype: torch.dtype) -> int:
+        """What one weight of a stage's takes at most in this type."""
+        own = self.own_weights(layers)
+        return max(self.weights[name].numel() for name in own) * dtype.itemsize
+
     def kv_bytes_per_token(self, layers: tuple[int, int], dtype: torch.dtype) -> int:
         shapes = (self.kv_shapes[index] for index in range(*layers))
         return sum(shape.elements_per_token for shape in shapes) * dtype.itemsize

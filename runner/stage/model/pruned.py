@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -12,6 +13,10 @@ from runner.errors import ModelUnavailable
 from runner.stage.model import attention
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.layout import ModelLayout
+
+# While transformers constructs a model, the process's default dtype is that model's, and functions
+# of torch are others. Who computes beside takes this for each step.
+constructing = threading.Lock()
 
 
 class PassThrough(nn.Module):
@@ -57,7 +62,7 @@ def load_pruned(
     transformers' own loading does the renaming, fusing and casting, tensor by tensor.
     """
     transformers_logging.disable_progress_bar()
-    stage_class = _make_class(checkpoint.model_class, checkpoint.layout, layers)
+    stage_class = make_class(checkpoint.model_class, checkpoint.layout, layers)
     model, report = stage_class.from_pretrained(
         None,
         config=checkpoint.config,
@@ -76,14 +81,22 @@ def load_pruned(
     return model
 
 
-def _make_class(model_class: type[Any], layout: ModelLayout, layers: tuple[int, int]) -> type[Any]:
-    """A subclass under the same name and module: by these transformers finds its conversions."""
+def make_class(model_class: type[Any], layout: ModelLayout, layers: tuple[int, int]) -> type[Any]:
+    """A subclass with those layers only, under the same name and module: by these transformers
+    finds its conversions."""
 
     def initialize(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
         _prune(self, layout, layers)
 
-    names = {"__init__": initialize, "__module__": model_class.__module__}
+    def contexts(_cls: type[Any], *args: Any, **kwargs: Any) -> list[Any]:
+        return [constructing, *model_class.get_init_context(*args, **kwargs)]
+
+    names = {
+        "__init__": initialize,
+        "__module__": model_class.__module__,
+        "get_init_context": classmethod(contexts),
+    }
     return type(model_class.__name__, (model_class,), names)
 
 

@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 import torch
 
 from runner.stage.cpu.allocator import give_back_freed
+from runner.stage.model.pruned import constructing
 from runner.stage.model.stage_model import StageModel
 from runner.stage.process.device import device_of
 from runner.stage.process.error_kind import ErrorKind, error_kind
@@ -173,7 +174,8 @@ class ComputeLoop:
         try:
             if again:
                 self._device.give_back()
-            return self._compute(arrival, began, wait_ns)
+            with constructing:
+                return self._compute(arrival, began, wait_ns)
         except Exception as error:
             logger.exception("step %d failed%s", arrival.frame.step.number, " again" * again)
             return _Failure(error_kind(error), _told(error))

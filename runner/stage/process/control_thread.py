@@ -22,6 +22,7 @@ from runner.stage.process.work import Exchange, Stop, Work
 from runner.transport.connection import ProvingListener, interface_address
 from runner.transport.control import (
     EpochFailed,
+    Forget,
     Form,
     GroupMemory,
     Join,
@@ -39,6 +40,7 @@ from runner.transport.frames import Epoch
 from web.listener import bind
 
 if TYPE_CHECKING:
+    from runner.stage.model.stage_model import StageModel
     from runner.stage.process.compute_loop import ComputeLoop
     from runner.stage.process.load import PreparedPart
 
@@ -202,6 +204,8 @@ class ControlThread(threading.Thread):
             self._alone_since, self._welcome = None, message
         elif isinstance(message, Prepare):
             self._orders.prepare(message)
+        elif isinstance(message, Forget):
+            self._orders.forget(message.spec_hash)
         elif isinstance(message, Load):
             self._orders.load(message.spec_hash)
         elif isinstance(message, Take):
@@ -217,10 +221,10 @@ class ControlThread(threading.Thread):
         elif isinstance(message, Released) and self._leaving:
             self._stop(message.reason)
 
-    def _exchange(self, part: PreparedPart) -> None:
+    def _exchange(self, part: PreparedPart, model: StageModel | None) -> None:
         self._epochs.detach("the weights are exchanged")
         self._compute = None
-        self.inbox.put(Exchange(part))
+        self.inbox.put(Exchange(part, model))
 
     def _give_up(self, code: int) -> None:
         """The master is told why before the process ends; the main thread may hang."""

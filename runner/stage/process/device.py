@@ -13,10 +13,10 @@ from runner.stage.cpu.allocator import give_back_freed
 
 
 class Device(Protocol):
-    """Used by one thread only: the main one, which loads and then computes."""
+    """Used by the main thread, which loads and then computes, where nothing else is said."""
 
     def give_back(self) -> None:
-        """Memory that was freed and is kept for later: a step found too little of it."""
+        """Memory that was freed and is kept for later; from any thread."""
 
     def ask(self) -> None:
         """Raises what the device has to say; cheap, and there is nothing on its way."""
@@ -26,6 +26,9 @@ class Device(Protocol):
 
         `held` is what this process holds by that rule, `sharing` how many ranks are on its node.
         """
+
+    def free_bytes(self) -> int:
+        """What nobody has of it now; from any thread."""
 
     def peak_bytes(self, work: Callable[[], None], /) -> int | None:
         """What `work` takes at its peak beside what was there before; None where nobody counts it,
@@ -43,6 +46,9 @@ class Cpu:
 
     def memory_bytes(self, declared: int | None, held: int, sharing: int, /) -> int:
         return host_memory_bytes(declared, mine=held, free=available_bytes(), sharing=sharing)
+
+    def free_bytes(self) -> int:
+        return available_bytes()
 
     def peak_bytes(self, _work: Callable[[], None], /) -> int | None:
         return None
@@ -68,6 +74,12 @@ class Cuda:
         free, _ = torch.cuda.mem_get_info(self._place)
         mine = torch.cuda.memory_reserved(self._place) + PROCESS_BYTES
         return gpu_memory_bytes(declared, mine=mine, free=free)
+
+    def free_bytes(self) -> int:
+        # Beside what the driver says, what torch keeps of its own.
+        free, _ = torch.cuda.mem_get_info(self._place)
+        kept = torch.cuda.memory_reserved(self._place) - torch.cuda.memory_allocated(self._place)
+        return free + kept
 
     def peak_bytes(self, work: Callable[[], None], /) -> int | None:
         torch.cuda.reset_peak_memory_stats(self._place)

@@ -10,6 +10,7 @@ from contract.memory import MemoryShare
 from contract.specs import GroupSpec, StageSpec
 from runner.errors import RunnerError
 from runner.sampling_parameters import SamplingParameters
+from runner.stage.model.pruned import constructing
 from runner.stage.model.stage_model import StageModel
 from runner.stage.process.device import Device
 from runner.steps import Admission, Segment, Step
@@ -76,7 +77,8 @@ def try_step(step: Step, model: StageModel) -> None:
     hidden = None
     if not model.is_first:
         hidden = torch.zeros(len(step.token_ids), model.hidden_size, dtype=model.torch_dtype)
-    model.forward(step, hidden)
+    with constructing:
+        model.forward(step, hidden)
     model.reset()
 
 

@@ -78,8 +78,8 @@ def prepare(
     return PreparedPart(spec, order.commit, layers, checkpoint, order.sharing)
 
 
-def load(stage: StageSpec, part: PreparedPart) -> tuple[StageModel, StageInfo]:
-    """The model on its device, and what the master is told of it; raises RunnerError."""
+def load(stage: StageSpec, part: PreparedPart) -> StageModel:
+    """The model on its device; raises RunnerError."""
     began = time.monotonic()
     spec = part.spec
     model = StageModel.load(part.checkpoint, part.layers, dtype=spec.dtype, device=stage.device)
@@ -91,7 +91,7 @@ def load(stage: StageSpec, part: PreparedPart) -> tuple[StageModel, StageInfo]:
         model.weight_bytes,
         time.monotonic() - began,
     )
-    return model, describe(stage, part, model)
+    return model
 
 
 def describe(stage: StageSpec, part: PreparedPart, model: StageModel) -> StageInfo:

@@ -28,20 +28,26 @@ from runner.transport.control import (
 )
 
 if TYPE_CHECKING:
+    from runner.stage.model.stage_model import StageModel
     from runner.stage.process.load import PreparedPart
 
 logger = logging.getLogger(__name__)
 
 REPORT_EACH_S = 1.0
+GIVE_BACK_AFTER_S = 0.1
 _LONGEST_REASON = 500  # characters
+
+Beside = tuple[GroupSpec | None, StageInfo | None]
+"""The spec and the weights that a stage computes with, None where it has none."""
 
 
 class Orders:
     """`holding` is what the main thread computes with, None where it has no weights.
 
-    Parts are prepared on a thread of their own, beside what is computed. `send` tells the master,
-    `exchange` has the main thread load a part, and `give_up` ends the process with a code: where
-    the group has nothing else to serve and the stage cannot have it.
+    Parts are prepared on a thread of their own, beside what is computed, and loaded there where
+    memory holds both. `send` tells the master, `exchange` has the main thread take a part, and
+    `give_up` ends the process with a code: where the group has nothing else to serve and the stage
+    cannot have it.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class Orders:
         spec: StageSpec,
         *,
         send: Callable[[Message], None],
-        exchange: Callable[[PreparedPart], None],
+        exchange: Callable[[PreparedPart, StageModel | None], None],
         give_up: Callable[[int], None],
     ) -> None:
         self._spec = spec
@@ -58,6 +64,8 @@ class Orders:
         self._info: StageInfo | None = None
         self._order: Prepare | None = None
         self._part: PreparedPart | None = None  # of that order, once it is prepared
+        self._model: StageModel | None = None  # of that part, where it is loaded ahead
+        self._one_ahead = threading.Lock()
         self._loading: PreparedPart | None = None  # the last one given to the main thread
         self.failure = ""
         # The main thread has imported torch and transformers, which two at a time cannot.
@@ -86,19 +94,50 @@ class Orders:
         """Begin, unless it is the order that is carried out already."""
         if self._order == order and not self.failure:
             if self._part is not None:
-                self._send(Prepared(spec_hash(order.spec)))
+                self._tell_prepared(order)
             return
-        self._order, self._part, self.failure = order, None, ""
+        self._begin(order)
         if self._held is not None and same_weights(self._held, order, self._spec.rank):
-            self._prepared(order, replace(self._held, spec=order.spec, sharing=order.sharing))
+            part = replace(self._held, spec=order.spec, sharing=order.sharing)
+            self._prepared(order, part, None)
             return
         progress, loop = FetchProgress(), asyncio.get_running_loop()
         thread = threading.Thread(
-            target=self._work, args=(order, progress, loop), name="prepare", daemon=True
+            target=self._work,
+            args=(order, progress, self._beside(order), loop),
+            name="prepare",
+            daemon=True,
         )
         thread.start()
         assert thread.native_id is not None
         self._report(order, progress, Stall(thread.native_id, self._spec.stall_s))
+
+    def _beside(self, order: Prepare) -> Beside | None:
+        """What the order's weights would lie beside; None where they are loaded when their time
+        comes: at once, or when the main thread has done what it is at."""
+        busy = self._held is None and self._loading is not None
+        return None if order.in_force or busy else (self.spec, self._info)
+
+    def forget(self, digest: str) -> None:
+        """What was ordered of this spec, of any where it is "", is not wanted any more."""
+        order, part = self._order, self._part
+        if order is None or digest not in ("", spec_hash(order.spec)):
+            return
+        if part is None or part is not self._loading:
+            self._begin(None)
+
+    def _begin(self, order: Prepare | None) -> None:
+        """What was prepared before is gone."""
+        had = self._model is not None
+        self._order, self._part, self._model, self.failure = order, None, None, ""
+        if had:
+            self._give_back_soon()
+
+    def _give_back_soon(self) -> None:
+        """Once nobody refers to the model."""
+        from runner.stage.process.ahead import give_back
+
+        asyncio.get_running_loop().call_later(GIVE_BACK_AFTER_S, give_back, self._spec)
 
     def load(self, digest: str) -> None:
         """The part that is prepared goes into the place of what is held."""
@@ -110,9 +149,10 @@ class Orders:
         elif part is None or spec_hash(part.spec) != digest:
             self._send(LoadFailed(digest, "this spec is not prepared"))
         else:
+            model, self._model = self._model, None
             self._held = self._info = None
             self._loading = part
-            self._exchange(part)
+            self._exchange(part, model)
             # The main thread's id is the process's.
             self._watch_load(part, Stall(os.getpid(), self._spec.stall_s))
 
@@ -144,10 +184,15 @@ class Orders:
             self._send(LoadFailed(spec_hash(part.spec), self.failure))
             self._end_if_needed(error)
 
-    def _prepared(self, order: Prepare, part: PreparedPart) -> None:
+    def _prepared(self, order: Prepare, part: PreparedPart, model: StageModel | None) -> None:
         if order is self._order:
-            self._part = part
-            self._send(Prepared(spec_hash(order.spec)))
+            self._part, self._model = part, model
+            self._tell_prepared(order)
+        elif model is not None:
+            self._give_back_soon()
+
+    def _tell_prepared(self, order: Prepare) -> None:
+        self._send(Prepared(spec_hash(order.spec), self._model is not None))
 
     def _report(self, order: Prepare, progress: FetchProgress, stall: Stall) -> None:
         """Each second while it is prepared, and once more at the end."""
@@ -181,6 +226,7 @@ class Orders:
             loop.call_later(REPORT_EACH_S, self._watch_load, part, stall)
 
     def _failed(self, order: Prepare, error: Exception) -> None:
+        self._give_back_soon()
         if order is self._order:
             self.failure = told(error)
             self._send(PrepareFailed(spec_hash(order.spec), self.failure))
@@ -193,19 +239,38 @@ class Orders:
     # On a thread of its own
 
     def _work(
-        self, order: Prepare, progress: FetchProgress, loop: asyncio.AbstractEventLoop
+        self,
+        order: Prepare,
+        progress: FetchProgress,
+        beside: Beside | None,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         try:
             self.imported.wait()
             from runner.stage.process.load import prepare
 
             part = prepare(self._spec, order, progress, self._held)
+            model = None if beside is None else self._load_ahead(order, part, beside)
         except Exception as error:  # whatever a broken checkpoint makes of its reader
             if not isinstance(error, RunnerError):
                 logger.exception("the model cannot be prepared")
-            loop.call_soon_threadsafe(self._failed, order, error)
+            loop.call_soon_threadsafe(self._failed, order, error.with_traceback(None))
         else:
-            loop.call_soon_threadsafe(self._prepared, order, part)
+            loop.call_soon_threadsafe(self._prepared, order, part, model)
+
+    def _load_ahead(self, order: Prepare, part: PreparedPart, beside: Beside) -> StageModel | None:
+        """One at a time, and none that is not wanted any more."""
+        from runner.stage.process.ahead import give_back, load_ahead
+
+        with self._one_ahead:
+            if order is not self._order:
+                return None
+            model = load_ahead(self._spec, part, *beside)
+            if order is self._order:
+                return model
+            del model
+            give_back(self._spec)
+            return None
 
 
 def same_weights(held: PreparedPart, order: Prepare, rank: int) -> bool:

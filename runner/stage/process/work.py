@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from runner.stage.model.stage_model import StageModel
     from runner.stage.process.epoch_links import EpochLinks
     from runner.stage.process.load import PreparedPart
     from runner.transport.data_link import Frame
@@ -29,9 +30,10 @@ class NewEpoch:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Load this part in place of what is held."""
+    """Have this part in place of what is held; `model` where it is loaded already."""
 
     part: PreparedPart
+    model: StageModel | None
 
 
 @dataclass(frozen=True, slots=True)

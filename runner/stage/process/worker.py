@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -12,9 +11,9 @@ import torch
 from contract.specs import StageSpec
 from runner.errors import RunnerError
 from runner.stage.model.stage_model import StageModel
+from runner.stage.process.ahead import give_back
 from runner.stage.process.compute_loop import ComputeLoop
 from runner.stage.process.control_thread import ControlThread
-from runner.stage.process.device import device_of
 from runner.stage.process.error_kind import ErrorKind, error_kind
 from runner.stage.process.load import PreparedPart, describe, load
 from runner.stage.process.orders import same_weights
@@ -29,10 +28,10 @@ class Worker:
 
     def __init__(self, spec: StageSpec, control: ControlThread) -> None:
         self._spec, self._control = spec, control
-        self._device = device_of(torch.device(spec.device))
         self._part: PreparedPart | None = None
         self._model: StageModel | None = None
         self._compute: ComputeLoop | None = None
+        self._used = False
 
     def run(self) -> int:
         """Until the process is to end; its exit code."""
@@ -46,7 +45,8 @@ class Worker:
             if isinstance(work, Stop):
                 return work.code
             if isinstance(work, Exchange):
-                self._exchange(work.part)
+                self._exchange(work)
+            del work  # it may have the last reference to a model
 
     def _compute_on(self) -> Stop | Exchange:
         assert self._compute is not None
@@ -56,9 +56,10 @@ class Worker:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # asked twice: at once
         self._control.leave()
 
-    def _exchange(self, part: PreparedPart) -> None:
+    def _exchange(self, work: Exchange) -> None:
+        part = work.part
         try:
-            info = self._load(part)
+            info = self._load(part, work.model)
         except Exception as error:  # whatever a broken checkpoint makes of its reader
             if not isinstance(error, RunnerError):
                 logger.exception("the weights cannot be loaded")
@@ -70,13 +71,14 @@ class Worker:
             return
         self._drop()
 
-    def _load(self, part: PreparedPart) -> StageInfo:
+    def _load(self, part: PreparedPart, ahead: StageModel | None) -> StageInfo:
         assert part.spec.ranks[self._spec.rank].layers == part.layers
-        if self._model is not None and self._part is not None and self._fits(self._part, part):
-            model, info = self._model, describe(self._spec, part, self._model)
-        else:
+        model = self._model
+        if model is None or self._part is None or not self._fits(self._part, part):
+            del model
             self._drop()
-            model, info = load(self._spec, part)
+            model = ahead or load(self._spec, part)
+        info = describe(self._spec, part, model)
         self._part, self._model = part, model
         self._compute = ComputeLoop(
             self._spec.rank,
@@ -94,8 +96,7 @@ class Worker:
 
     def _drop(self) -> None:
         """Before others are loaded: both together may be more than there is room for."""
-        had = self._model is not None
         self._compute = self._model = self._part = None
-        if had:
-            gc.collect()
-        self._device.give_back()
+        if self._used:  # by what could not be loaded, too
+            give_back(self._spec)
+        self._used = True

@@ -15,7 +15,8 @@ import pytest
 from contract.signature import signing_key
 from contract.signed_request import NONCE_BYTES, Verifier, sign
 from contract.specs import GroupSpec, render, spec_hash
-from runner.master.group.swap import Specs, Swap
+from runner.master.group.specs import Specs
+from runner.master.group.swap import Swap
 from runner.master.text.model_text import ModelText
 from runner.transport.control import Served
 from tests.runner.master.scripted_engine import ScriptedEngine
@@ -92,7 +93,14 @@ def test_what_is_served_and_what_is_pushed(address: str, pushed: PushedEngine) -
     for swap in (httpx.get(address + path).json()["swap"] for path in (PATH, "/topology")):
         assert (swap["phase"], swap["model_name"]) == ("preparing", "org/other")
         assert swap["ranks"] == [
-            {"rank": 0, "state": "waiting", "fetched_bytes": 0, "wanted_bytes": 0, "reason": ""}
+            {
+                "rank": 0,
+                "state": "waiting",
+                "fetched_bytes": 0,
+                "wanted_bytes": 0,
+                "loaded_ahead": False,
+                "reason": "",
+            }
         ]
 
 

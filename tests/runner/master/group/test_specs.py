@@ -8,7 +8,10 @@ from dataclasses import replace
 import pytest
 
 from contract.specs import GroupSpec, RankPart, spec_hash
-from runner.master.group.swap import Specs, Swap, SwapRunning, changed_keys, what_changes
+from runner.errors import NotServing
+from runner.master.group.spec_changes import changed_keys, what_changes
+from runner.master.group.specs import RETURNS_WITHIN_S, Specs
+from runner.master.group.swap import Swap, SwapRunning
 from runner.transport.control import Served
 
 STALL_S = 100.0
@@ -56,7 +59,7 @@ def test_the_whole_way() -> None:
         specs.told(rank, DIGEST, 2.0)
         specs.progress(rank, DIGEST, 10, 20, 2.5)
         assert states(swap)[rank] == "fetching"
-        specs.prepared(rank, DIGEST, 3.0)
+        specs.prepared(rank, DIGEST, 3.0, ahead=rank == 1)
     assert swap.phase == "draining"
     assert specs.requests_wait
     assert specs.to_form == specs.in_force == Served(OLD, "commit of old")
@@ -85,6 +88,7 @@ def test_the_whole_way() -> None:
                 "state": "loaded",
                 "fetched_bytes": 10,
                 "wanted_bytes": 20,
+                "loaded_ahead": rank == 1,
                 "reason": "",
             }
             for rank in range(3)
@@ -217,6 +221,39 @@ def test_what_fails_after_the_weights_are_dropped_brings_the_old_ones_back(how: 
     assert not specs.requests_wait
 
 
+def test_while_the_old_one_comes_back_no_other_is_begun_unless_it_takes_too_long() -> None:
+    specs = serving()
+    swap = prepared(specs)
+    specs.drained(4.0)
+    specs.rank_failed(1, DIGEST, "no memory", 5.0)
+    with pytest.raises(NotServing, match=r"coming back \(rank 1: no memory\): push again when"):
+        specs.push(NEW, 6.0)
+    assert specs.push(OLD, 6.0) is None
+    assert specs.swap is swap
+    specs.formed()
+    assert specs.push(NEW, 7.0) is not None
+    specs = serving()
+    prepared(specs)
+    specs.drained(4.0)
+    specs.rank_failed(1, DIGEST, "no memory", 5.0)
+    assert specs.push(NEW, 5.0 + RETURNS_WITHIN_S) is not None
+
+
+def test_who_has_the_weights_of_a_try_that_failed_is_prepared_and_loaded() -> None:
+    specs = serving()
+    swap = begun(specs)
+    for rank in range(3):
+        specs.holds(rank, spec_hash(OLD), 2.0)
+        assert states(swap)[rank] == "waiting"
+        specs.holds(rank, DIGEST, 2.0)
+    assert swap.phase == "draining"
+    specs.holds(0, DIGEST, 3.0)
+    assert states(swap) == ["prepared"] * 3
+    specs.drained(4.0)
+    specs.holds(0, DIGEST, 5.0)
+    assert states(swap) == ["loaded", "prepared", "prepared"]
+
+
 def test_without_one_in_force_nothing_is_drained_and_nothing_waits() -> None:
     specs = Specs(STALL_S)
     swap = prepared(specs)
@@ -283,7 +320,7 @@ def test_whatever_is_heard_one_of_the_two_is_served_and_it_comes_to_an_end(seed:
     for _ in range(300):
         now += chance.uniform(0, 5)
         rank, digest = chance.randrange(4), chance.choice([DIGEST, spec_hash(OLD), "f" * 64])
-        event = chance.randrange(12)
+        event = chance.randrange(13)
         before, swap = specs.in_force, specs.running
         touched = swap is not None and swap.phase == "loading"
         if event == 0:
@@ -291,6 +328,8 @@ def test_whatever_is_heard_one_of_the_two_is_served_and_it_comes_to_an_end(seed:
                 specs.push(chance.choice([OLD, NEW]), now)
             except SwapRunning:
                 assert specs.running is swap
+            except NotServing:
+                assert specs.returning
         elif event == 1 and specs.swap is not None:
             specs.commit_known(specs.swap, f"commit of {specs.swap.spec.model_name}", now)
         elif event == 2:
@@ -312,6 +351,8 @@ def test_whatever_is_heard_one_of_the_two_is_served_and_it_comes_to_an_end(seed:
             specs.answered(now)
         elif event == 11:
             specs.formed()
+        elif event == 12:
+            specs.holds(rank, digest, now)
         specs.look(now)
         assert specs.in_force is not None
         assert specs.in_force.spec_hash in known

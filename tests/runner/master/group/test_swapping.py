@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
+import shutil
 import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import transformers
@@ -177,11 +180,28 @@ def test_there_and_back(
     run(work())
 
 
+def config_alone(folder: Path, like: Path | None, **changes: Any) -> str:
+    """What is refused before a weight is looked at; a tokenizer is none of a group's business."""
+    known = {} if like is None else json.loads((like / "config.json").read_text())
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(known | changes))
+    return str(folder)
+
+
 def test_what_cannot_be_leaves_the_old_one_serving(
-    stages: Stages, other_model: Path, tmp_path: Path, first: list[int]
+    stages: Stages, small_llama: Path, other_model: Path, tmp_path: Path, first: list[int]
 ) -> None:
     (tmp_path / "none").mkdir()
+    large = config_alone(tmp_path / "large", small_llama, vocab_size=100_000_000)
+    mamba = config_alone(tmp_path / "mamba", None, model_type="mamba")
+    cut = tmp_path / "cut"
+    shutil.copytree(other_model, cut)
+    for file in cut.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-100])
     bad = {
+        "rank 0: rank 0: layers 0-2 do not fit its memory": replace(stages.spec, model_name=large),
+        "model_type mamba cannot be split": replace(stages.spec, model_name=mamba),
+        "safetensors": other_spec(stages, cut),
         "there is no such folder": replace(stages.spec, model_name="/no/such/folder"),
         "has no config.json": replace(stages.spec, model_name=str(tmp_path / "none")),
         "layers: those of all ranks end at 3": other_spec(stages, other_model, 0, 2, 3),
@@ -196,10 +216,90 @@ def test_what_cannot_be_leaves_the_old_one_serving(
                 ended = await group.until_ended(await group.engine.push(spec))
                 assert ended.phase == "failed"
                 assert reason in ended.reason
+                assert any(
+                    item.reason and item.reason in ended.reason for item in ended.ranks
+                ) == ended.reason.startswith("rank ")
                 assert await open_request == first
                 assert group.engine.ready
             assert group.engine.statistics().losses == 0
             assert await group.engine.push(stages.spec) is None
+
+    run(work())
+
+
+def test_what_fits_beside_is_loaded_before_the_drain(
+    stages: Stages, other_model: Path, second: list[int]
+) -> None:
+    async def work() -> None:
+        async with serving(stages) as group:
+            await group.until_ready()
+            swap = await group.until_ended(await group.engine.push(other_spec(stages, other_model)))
+            assert [item.loaded_ahead for item in swap.ranks] == [True, True]
+            assert await group.generate() == second
+            for rank in (0, 1):
+                assert stages.log(rank).count(f"of {other_model}") == 1  # loaded once
+
+    run(work())
+
+
+def test_what_does_not_fit_beside_is_loaded_when_the_other_is_gone(
+    small_llama: Path, other_model: Path, tmp_path: Path, second: list[int]
+) -> None:
+    # Enough for each of the two, and for the largest step; too little for both.
+    stages = Stages(str(small_llama), [(0, 3), (3, 6)], tmp_path, memory_bytes=1_200_000_000)
+    stages.start()
+
+    async def work() -> None:
+        async with serving(stages) as group:
+            await group.until_ready()
+            swap = await group.until_ended(await group.engine.push(other_spec(stages, other_model)))
+            assert (swap.phase, [item.loaded_ahead for item in swap.ranks]) == (
+                "serving",
+                [False, False],
+            )
+            assert await group.generate() == second
+            assert "are wanted to load" in stages.log(0)
+
+    try:
+        run(work())
+    finally:
+        stages.end()
+
+
+@pytest.mark.parametrize("lost", ["a rank", "the master"])
+def test_what_was_loaded_for_nothing_is_given_back(
+    stages: Stages, tmp_path: Path, first: list[int], lost: str
+) -> None:
+    large = tmp_path / "large"
+    make_small_model("llama", large, hidden_size=512, vocab_size=100_000)
+    size = 100_000 * 512 * 4
+
+    def resident() -> int:
+        return psutil.Process(stages.processes[0].pid).memory_info().rss
+
+    async def until_given_back(group: Group, before: int) -> None:
+        await group.until(lambda: resident() < before + 0.3 * size, "given back")
+        await group.until_ready()
+        assert await group.generate() == first
+
+    async def work() -> None:
+        async with serving(stages) as group:
+            await group.until_ready()
+            assert await group.generate() == first
+            before = resident()
+            stages.signal(1, signal.SIGSTOP)
+            swap = await group.engine.push(other_spec(stages, large))
+            assert swap is not None
+            await group.until(lambda: swap.ranks[0].loaded_ahead, "loaded ahead")
+            assert resident() > before + 0.9 * size
+            if lost == "a rank":
+                stages.restart(1)
+                assert (await group.until_ended(swap)).phase == "failed"
+                await until_given_back(group, before)
+                return
+        async with serving(stages) as group:
+            stages.restart(1)
+            await until_given_back(group, before)
 
     run(work())
 
@@ -327,6 +427,21 @@ def test_a_master_that_ends_in_the_middle_leaves_one_of_the_two(
             if swap is not None:
                 assert (await group.until_ended(swap)).phase == "serving"
             assert await group.generate() == second
+
+    run(work())
+
+
+def test_where_the_file_s_model_cannot_be_had_another_one_can_be_pushed(
+    stages: Stages, first: list[int]
+) -> None:
+    async def work() -> None:
+        spec, stages.spec = stages.spec, replace(stages.spec, model_name="/no/such/folder")
+        async with serving(stages) as group:
+            await group.until(lambda: "/no/such/folder" in group.engine.reason, "told")
+            ended = await group.until_ended(await group.push(spec))
+            assert ended.phase == "serving"
+            await group.until_ready()
+            assert await group.generate() == first
 
     run(work())
 
