@@ -95,15 +95,13 @@ def _fitted(
 ) -> DeploymentConfig:
     """Cores and memory that the file does not give stay while the model fits: another figure is
     another process."""
-    kept = fit_as_before(deployment, state.about["ranks"])
-    if kept is not None:
-        try:
-            plan_stack(kept, reader)
-        except StackConfigError:
-            pass
-        else:
-            return kept
-    return fit(deployment, held=_held(state))
+    held = _held(state)
+    try:
+        kept = fit_as_before(deployment, state.about["ranks"], held)
+        plan_stack(kept, reader)
+    except (UserError, StackConfigError):
+        return fit(deployment, held)
+    return kept
 
 
 def _held(state: StackState) -> int:

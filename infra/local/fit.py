@@ -59,16 +59,17 @@ def plan_before_up(deployment: DeploymentConfig, reader: ModelReader | None = No
 
 
 def fit_as_before(
-    deployment: DeploymentConfig, ranks: Sequence[Mapping[str, Any]]
-) -> DeploymentConfig | None:
-    """With the cores and memory that its ranks have now; None where they are others in number."""
-    if len(ranks) != deployment.nnodes:
-        return None
-    fitted = [
+    deployment: DeploymentConfig, ranks: Sequence[Mapping[str, Any]], held: int = 0
+) -> DeploymentConfig:
+    """As `fit`, but ranks that are there already have the cores and memory that they have now:
+    another figure is another process. New ones share what is left; `held` as there."""
+    before = [
         _fit_rank(params, rank["cpu"], rank["memory"])
-        for params, rank in zip(deployment.ranks, ranks, strict=True)
+        for params, rank in zip(deployment.ranks, ranks, strict=False)
     ]
-    return deployment.model_copy(update={"per_rank_params": fitted})
+    fresh = deployment.ranks[len(before) :]
+    kept = deployment.model_copy(update={"per_rank_params": [*before, *fresh]})
+    return fit(kept, held) if fresh else kept
 
 
 def _fit_rank(params: RankParams, cores: float, memory: int) -> RankParams:

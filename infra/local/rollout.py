@@ -9,10 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
+from contract.specs import MOST_RANKS
 from infra.local.process import die_with_parent
 
 # A person looks at it.
 _LOG_EVERY_S = 0.5
+# Who was killed follows what it began when it is started again.
+_STARTS = 3
+_ASK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,11 @@ class RolloutDefinition:
     questions: tuple[str, ...]
 
     @property
+    def master_url(self) -> str:
+        """Of the group."""
+        return self.questions[self.questions.index("--master") + 1]
+
+    @property
     def command(self) -> Sequence[str]:
         return (
             *(sys.executable, "-m", "rollout", "--spec", self.wanted),
@@ -41,7 +52,35 @@ class RolloutDefinition:
 
 async def roll_out(definition: RolloutDefinition, say: Callable[[str], None]) -> str:
     """Why it failed, "" once the spec has answered. `say` gets each line of progress."""
-    _begin(definition)
+    for start in range(1, _STARTS + 1):
+        _begin(definition)
+        code, last = await _run(definition, say)
+        if code >= 0 or start == _STARTS:
+            break
+        say(f"the rollout was killed by signal {-code}; it is started again")
+    if code:
+        return _reason(Path(definition.reason)) or f"the rollout ended with code {code}: {last}"
+    replace_file(Path(definition.served), definition.text)
+    return ""
+
+
+async def ranks_in_use(client: httpx.AsyncClient, definition: RolloutDefinition) -> int:
+    """How many ranks the group has a use for: by what it serves, and by what is on its way in.
+    MOST_RANKS where it does not say."""
+    try:
+        async with asyncio.timeout(_ASK_S):
+            answer = await client.get(f"{definition.master_url}/group/spec", timeout=_ASK_S)
+        told = answer.json()
+        serving, swap = told["serving"], told["swap"]
+        served = 0 if serving is None else len(serving["spec"]["ranks"])
+        goes_on = swap is not None and swap["phase"] not in ("serving", "failed")
+        return max(served, len(swap["ranks"]) if goes_on else 0)
+    except (httpx.HTTPError, TimeoutError, ValueError, KeyError, TypeError):
+        return MOST_RANKS
+
+
+async def _run(definition: RolloutDefinition, say: Callable[[str], None]) -> tuple[int, str]:
+    """Its exit code, and the last line that it said."""
     process = await asyncio.create_subprocess_exec(
         *definition.command,
         stdin=asyncio.subprocess.DEVNULL,
@@ -52,15 +91,11 @@ async def roll_out(definition: RolloutDefinition, say: Callable[[str], None]) ->
     )
     try:
         last = await _relay(process, Path(definition.log), say)
-        code = await process.wait()
+        return await process.wait(), last
     except asyncio.CancelledError:
         process.kill()
         await process.wait()
         raise
-    if code:
-        return _reason(Path(definition.reason)) or f"the rollout ended with code {code}: {last}"
-    replace_file(Path(definition.served), definition.text)
-    return ""
 
 
 def _begin(definition: RolloutDefinition) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from contract.signature import signing_key
 from contract.specs import read_token
-from infra.local.edit import EditState
+from infra.local.edit import RUNNING, EditState
 from infra.local.process import KeptProcess, start_time
 from infra.stack.faults import UserError
 
@@ -138,9 +138,12 @@ class StateFolder:
         """Held by the `apply` that is followed; raises UserError where there is one."""
         with self._locked("apply.lock") as is_ours:
             if not is_ours:
+                state = self.read()
+                edit = state.edit if state is not None else None
+                how_far = f" ({edit.text})" if edit is not None and edit.phase == RUNNING else ""
                 raise UserError(
-                    f"another `splitstack apply` of deployment {self.deployment_name} runs; wait "
-                    "until it has ended"
+                    f"another `splitstack apply` of deployment {self.deployment_name} runs"
+                    f"{how_far}; wait until it has ended"
                 )
             yield
 

@@ -16,7 +16,7 @@ from infra.local.edit import DONE, FAILED, RUNNING, EditState, Wanted
 from infra.local.process import PROBE_TIMEOUT_S, KeptProcess, ProcessDefinition
 from infra.local.processes import TIERS
 from infra.local.progress import Progress
-from infra.local.rollout import roll_out
+from infra.local.rollout import RolloutDefinition, ranks_in_use, roll_out
 
 EXIT_USAGE = 2
 # A process that ends this often before the stack was ever ready will not do better.
@@ -127,7 +127,7 @@ class Supervisor:
             wanted.rollout, lambda line: self._note_edit(EditState(wanted.id, RUNNING, line))
         )
         if reason:
-            await self._end(started[item.name] for item in added)
+            await self._end_unused([started[item.name] for item in added], wanted.rollout)
             self._note_edit(EditState(wanted.id, FAILED, reason))
             return
         await self._end(item for name, item in before.items() if name not in names)
@@ -135,6 +135,15 @@ class Supervisor:
         self.processes.sort(key=lambda item: order[item.definition.name])
         self.wanted = wanted
         self._note_edit(replace(self.edit or EditState(wanted.id, DONE), phase=DONE))
+
+    async def _end_unused(self, added: list[KeptProcess], rollout: RolloutDefinition) -> None:
+        """Those of a failed edit, but ranks that the group counts on all the same: what was not
+        proved may be in force."""
+        stages = sum(item.definition.tier == "stage" for item in self.processes)
+        more = [item for item in added if item.definition.tier == "stage"]
+        if more and await ranks_in_use(self._client, rollout) > stages - len(more):
+            added = [item for item in added if item not in more]
+        await self._end(added)
 
     def _note_edit(self, edit: EditState) -> None:
         if edit == self.edit:

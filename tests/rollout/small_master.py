@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -70,7 +71,7 @@ class SmallMaster:
         step = self._script[min(self._step, len(self._script) - 1)]
         self._step += 1
         if step["phase"] == "serving":
-            self.serving = dict(self._swap)
+            self.serving = self._swap | {"spec": self.pushed[-1]}
         return 200, {"serving": self.serving, "swap": {**self._swap, **step}}
 
     def ask(self, path: str, question: dict[str, Any], header: str) -> Answer:
@@ -132,4 +133,9 @@ def small_master(steps: list[dict[str, Any]], serving: Any = None) -> Iterator[S
 
 def serves(spec: Any) -> dict[str, Any]:
     """What `serving` is once the spec is."""
-    return {"spec_hash": spec_hash(spec), "model_name": spec.model_name, "commit": "0" * 40}
+    return {
+        "spec_hash": spec_hash(spec),
+        "model_name": spec.model_name,
+        "commit": "0" * 40,
+        "spec": asdict(spec),
+    }

@@ -8,9 +8,11 @@ import pytest
 import infra.local.fit
 from infra.local import machine
 from infra.local.fit import (
+    MEMORY_SHARE,
     addresses,
     check_inference_port,
     fit,
+    fit_as_before,
     plan_before_up,
     port_count,
     stage_environment,
@@ -18,6 +20,8 @@ from infra.local.fit import (
 from infra.stack.config import DeploymentConfig
 from infra.stack.faults import UserError
 from infra.stack.file import parse_deployment
+
+GB = 10**9
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +60,18 @@ def test_more_memory_than_there_is_is_refused() -> None:
     asking = [{"rank": rank, "memory": 4_000_000_000} for rank in range(3)]
     with pytest.raises(UserError, match=r"ask for 12,000,000,000 .* has 10,000,000,000"):
         fit(deployment(per_rank_params=asking))
+
+
+def test_ranks_that_are_there_keep_what_they_have_and_new_ones_share_the_rest() -> None:
+    now = [{"cpu": 3, "memory": 2 * GB}, {"cpu": 3, "memory": 3 * GB}]
+    kept = fit_as_before(deployment(), now, held=GB)
+    assert [(item.cpu, item.memory) for item in kept.ranks[:2]] == [(3, 2 * GB), (3, 3 * GB)]
+    third = kept.ranks[2]
+    assert (third.cpu, third.memory) == (2, int(6 * GB * MEMORY_SHARE))
+    fewer = fit_as_before(deployment(nnodes=1), now)
+    assert [(item.cpu, item.memory) for item in fewer.ranks] == [(3, 2 * GB)]
+    given = deployment(nnodes=1, per_rank_params=[{"rank": 0, "cpu": 1, "memory": 5 * GB}])
+    assert [(item.cpu, item.memory) for item in fit_as_before(given, now).ranks] == [(1, 5 * GB)]
 
 
 def test_a_plan_before_up_says_that_its_memory_is_this_machines() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from contract.signature import signing_key
@@ -297,6 +298,45 @@ def test_an_edit_that_fails_says_why_and_the_former_one_goes_on(
     group.steps = list(SWAP)
     assert edited.apply("2").startswith("done")
     assert served(tmp_path) == render(NEW)
+
+
+def test_a_rollout_that_is_killed_is_started_again_and_follows(
+    edited: SmallStack, tmp_path: Path, group: SmallMaster
+) -> None:
+    group.steps = [step("preparing", "fetching")]
+    edited.write_wanted("1")
+    edited.process.send_signal(signal.SIGUSR1)
+    wait_for(lambda: rollouts(edited), what="a rollout")
+    (process,) = rollouts(edited)
+    wait_for(lambda: len(group.pushed) == 2, what="the push")
+    process.kill()
+    wait_for(lambda: edited.said("was killed by signal 9; it is started again"), what="said")
+    group.steps.append(step("serving", "loaded"))
+    wait_for(lambda: (tmp_path / "edit").read_text().startswith("done"), 30, "the edit's end")
+    assert served(tmp_path) == render(NEW)
+
+
+def rollouts(stack: SmallStack) -> list[psutil.Process]:
+    children = psutil.Process(stack.process.pid).children()
+    return [one for one in children if "rollout" in one.cmdline()]
+
+
+def test_a_rank_that_the_group_counts_on_stays_though_its_edit_failed(
+    edited: SmallStack, group: SmallMaster
+) -> None:
+    """The new spec is in force, and nobody answers the question."""
+    new = replace(NEW, ranks=(RankPart((0, 2)), RankPart((2, 4))))
+    edited.rollout = rollout_of(edited.folder, group, new)
+    edited.definitions.append(edited.definition("stage-1", tier="stage"))
+    group.answer = (400, {"error": {"message": "not today"}})
+    assert "not today" in edited.apply("1")
+    assert len(edited.alive()) == 5
+    # The former one again: it goes when it has answered.
+    group.answer = (200, {"choices": [{"text": " Paris."}]})
+    edited.rollout = rollout_of(edited.folder, group, FORMER)
+    edited.definitions.pop()
+    assert edited.apply("2").startswith("done")
+    assert len(edited.alive()) == 4
 
 
 @pytest.mark.parametrize(
