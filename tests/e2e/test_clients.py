@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from langchain_openai import ChatOpenAI
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.e2e.whole_stack import BLOCK, WholeStack
+from runner.models.folder import resolve_model
+from tests.e2e.whole_stack import BLOCK, MODEL, WholeStack
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +28,11 @@ TOKENS = 12
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeStack]:
     with WholeStack(tmp_path_factory.mktemp("stack")) as stack:
         yield stack
+
+
+@pytest.fixture(scope="module")
+def demo_folder() -> Path:
+    return resolve_model(MODEL, weights=True).path
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
@@ -85,20 +94,45 @@ def test_litellm(stack: WholeStack, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == whole
 
 
-def test_the_requests_of_lm_evaluation_harness(stack: WholeStack) -> None:
-    """As its local-completions sends a loglikelihood: ids of context and continuation, and one
-    token more, which it leaves out. What it reads is each id's log probability, and whether the
-    continuation is what the model would have said."""
-    ids = [504, 3575, 282, 4649, 314, 7042, 30]  # of "The capital of France is Paris." or near it
-    body = {"model": BLOCK, "prompt": [ids, ids[:4]], "temperature": 0, "max_tokens": 1}
+def test_loglikelihoods_of_lm_evaluation_harness(stack: WholeStack, demo_folder: Path) -> None:
+    """As its local-completions asks: ids of context and continuation, and one token more, which it
+    leaves out. What it reads are the sum over the continuation, and whether each of its ids is what
+    the model would have said; both are transformers' own."""
+    tokenizer = AutoTokenizer.from_pretrained(demo_folder)
+    asked = [
+        ("The capital of France is", " Paris"),
+        ("The capital of France is", " a purple banana"),
+        (QUESTION, " Red, orange and yellow."),
+    ]
+    contexts = [tokenizer(context).input_ids for context, _ in asked]
+    prompts = [tokenizer(context + continuation).input_ids for context, continuation in asked]
+    body = {"model": BLOCK, "prompt": prompts, "temperature": 0, "max_tokens": 1}
     body |= {"logprobs": 1, "seed": 1234, "echo": True}
     answer = httpx.post(f"{stack.url}/v1/completions", json=body, timeout=60).json()
-    for choice, prompt in zip(answer["choices"], (ids, ids[:4]), strict=True):
-        logprobs = choice["logprobs"]
-        assert len(logprobs["token_logprobs"]) == len(prompt) + 1
-        scores = logprobs["token_logprobs"][1:-1]
-        assert logprobs["token_logprobs"][0] is None
-        for score, best in zip(scores, logprobs["top_logprobs"][1:-1], strict=True):
-            assert score <= max(best.values()) <= 0
-    whole, part = (choice["logprobs"]["token_logprobs"] for choice in answer["choices"])
-    assert whole[1:4] == pytest.approx(part[1:4], abs=1e-4)
+    choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+    model = AutoModelForCausalLM.from_pretrained(demo_folder, dtype=torch.float32)
+    found = []
+    for choice, context, prompt in zip(choices, contexts, prompts, strict=True):
+        begin, logprobs = len(context), choice["logprobs"]
+        scores = logprobs["token_logprobs"][begin:-1]
+        best = [max(top.values()) for top in logprobs["top_logprobs"][begin:-1]]
+        with torch.no_grad():
+            rows = model(torch.tensor([prompt])).logits[0, begin - 1 : -1].log_softmax(-1)
+        ids = torch.tensor(prompt[begin:])
+        expected = rows.gather(1, ids[:, None]).sum().item()
+        assert sum(scores) == pytest.approx(expected, abs=1e-3)
+        assert (scores == best) == bool((rows.argmax(-1) == ids).all())
+        found.append(scores == best)
+    assert found[:2] == [True, False]
+
+
+def test_texts_of_lm_evaluation_harness(stack: WholeStack, demo_folder: Path) -> None:
+    """As it asks for a text up to a stop string, in a batch of prompts as ids."""
+    tokenizer = AutoTokenizer.from_pretrained(demo_folder)
+    prompts = [tokenizer(text).input_ids for text in ("The capital of France is", "1, 2, 3,")]
+    body = {"prompt": prompts, "model": BLOCK, "max_tokens": TOKENS, "temperature": 0}
+    body |= {"stop": ["\n\n", "7", "<|im_end|>"], "seed": 1234}
+    answer = httpx.post(f"{stack.url}/v1/completions", json=body, timeout=60).json()
+    texts = {choice["index"]: choice["text"] for choice in answer["choices"]}
+    assert texts[1] == " 4, 5, 6, "
+    assert texts[0].startswith(" Paris")
