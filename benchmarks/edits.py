@@ -4,11 +4,13 @@
     python -m benchmarks.edits --rounds 10      # 20 edits of the model, back and forth
 
 Starts the demo model on two ranks with a proxy block and the inference server as processes of this
-machine, and edits it with `splitstack apply` while users ask for short completions: another model
-(a random Llama with the demo model's tokenizer) and back, other layers, the threads of one rank, a
-setting, a system message. `away` is the longest time in which nobody got an answer, `longest wait`
-that of one request; the first row is a quiet time. All traffic is loopback. The last line is JSON;
-the exit code is 1 where a request failed.
+machine, and edits it with `splitstack apply` while users ask for short completions: limits, another
+model (a random Llama with the demo model's tokenizer) and back, other layers, one rank more and
+fewer, the threads of one rank (what its node is in a cluster: another process), a setting, a system
+message. `away` is the longest time in which nobody got an answer, `longest wait` that of one
+request; the first row is a quiet time. `ahead` says whether every rank had loaded the new weights
+before the old ones went, which takes memory for both. All traffic is loopback. The last line is
+JSON; the exit code is 1 where a request failed.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -25,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from benchmarks.hardware import describe_hardware
 from benchmarks.random_model import make_random_model
@@ -45,6 +49,7 @@ class Row:
 
     edit: str
     applied_s: float = 0.0
+    loaded_ahead: bool | None = None
     replaced: list[str] = field(default_factory=list)
     longest_wait_s: float = 0.0
     away_s: float = 0.0
@@ -90,7 +95,7 @@ async def measure(stack: RunningStack, name: str, sets: dict[str, str], users: i
         for _ in range(users):
             group.create_task(asking.ask())
         await asyncio.sleep(1)
-        began = time.monotonic()
+        began, began_at = time.monotonic(), time.time()
         try:
             if sets:
                 await asyncio.to_thread(stack.apply, sets)
@@ -101,14 +106,29 @@ async def measure(stack: RunningStack, name: str, sets: dict[str, str], users: i
             await asyncio.sleep(1)
             await asking.stop()
     after = await asyncio.to_thread(stack.processes)
-    pids = {key: process.pid for key, process in before.items()}
-    row.replaced = [key for key, process in after.items() if pids.get(key) != process.pid]
+    swap = (await asyncio.to_thread(stack.topology))["swap"]
+    row.replaced = list(_replaced(before, after))
+    if swap is not None and swap["since"] > began_at:
+        row.loaded_ahead = all(rank["loaded_ahead"] for rank in swap["ranks"])
     return row
 
 
+def _replaced(before: dict[str, psutil.Process], after: dict[str, psutil.Process]) -> Iterator[str]:
+    """Names of processes; of new ones with a plus, of those that went with a minus."""
+    for name in [*after, *(before.keys() - after.keys())]:
+        if name not in before:
+            yield f"+{name}"
+        elif name not in after:
+            yield f"-{name}"
+        elif before[name].pid != after[name].pid:
+            yield name
+
+
 def edits(other: Path, rounds: int) -> Iterator[tuple[str, dict[str, str]]]:
-    model = "common_params.model_name"
+    model, limit = "common_params.model_name", "common_params.max_concurrent_requests"
     yield "none", {}
+    # With the shipped limits the KV of all requests leaves no room for a second model.
+    yield "limits", {"common_params.max_model_len": "1024", limit: "8"}
     for _ in range(rounds):
         yield "model", {model: str(other)}
         yield "model, back", {model: DEMO_MODEL}
@@ -116,8 +136,12 @@ def edits(other: Path, rounds: int) -> Iterator[tuple[str, dict[str, str]]]:
         "layers",
         {"per_rank_params": '[{rank: 0, layers: "0-9"}, {rank: 1, layers: "10-29"}]'},
     )
-    yield "one rank's threads", {"per_rank_params[1].cpu": "2"}
-    yield "a setting", {"common_params.max_concurrent_requests": "16"}
+    yield "layers, back", {"per_rank_params": "[]"}
+    yield "ranks, one more", {"nnodes": "3"}
+    yield "ranks, one fewer", {"nnodes": "2"}
+    other_cores = max(1, len(os.sched_getaffinity(0)) // 2) + 1
+    yield "one rank's threads", {"per_rank_params": f"[{{rank: 1, cpu: {other_cores}}}]"}
+    yield "a setting", {limit: "16"}
     yield "system message", {"proxy_blocks[0].system_message": "Be brief."}
 
 
@@ -132,9 +156,10 @@ async def run(stack: RunningStack, other: Path, rounds: int, users: int) -> list
 def line(row: Row) -> str:
     """A row of the table."""
     replaced = ", ".join(row.replaced) or "-"
+    ahead = {None: "-", True: "yes", False: "no"}[row.loaded_ahead]
     return (
         f"{row.edit:<20} {row.applied_s:8.1f} s {row.away_s:8.2f} s {row.longest_wait_s:10.2f} s "
-        f"{row.answered:8} {len(row.failed):7}  {replaced}"
+        f"{row.answered:8} {len(row.failed):7} {ahead:>6}  {replaced}"
     )
 
 
@@ -151,7 +176,7 @@ def main() -> None:
         make_random_model(other, OTHER_LAYERS)
         stack = RunningStack(folder)
         headings = f"{'edit':<20} {'applied':>10} {'away':>10} {'longest wait':>12}"
-        print(f"{headings} answered failed  replaced")
+        print(f"{headings} answered  failed  ahead  replaced")
         try:
             rows = asyncio.run(run(stack, other, given.rounds, given.users))
         finally:

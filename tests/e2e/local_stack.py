@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ UP_LIMIT_S = 420
 
 
 class LocalStack:
-    """In a folder of its own; `url` is the inference server's."""
+    """In a folder of its own; `url` is the inference server's. `sets` as of `--set`."""
 
-    def __init__(self, folder: Path, ranks: int) -> None:
+    def __init__(self, folder: Path, ranks: int, sets: Sequence[str] = ()) -> None:
         self.folder = folder
         (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
-        self._sets = ["--set", f"nnodes={ranks}", "--set", f"inference_server.node_port={port}"]
+        given = (f"nnodes={ranks}", f"inference_server.node_port={port}", *sets)
+        self._sets = [part for item in given for part in ("--set", item)]
 
     def __enter__(self) -> LocalStack:
         up = self.run("up", "-s", STACK, "--detach", *self._sets, limit_s=UP_LIMIT_S)
@@ -46,10 +48,14 @@ class LocalStack:
             check=False,
         )
 
+    def status(self) -> dict[str, Any]:
+        """As `splitstack status` tells."""
+        found: dict[str, Any] = json.loads(self.run("status", "-s", "local", "--json").stdout)
+        return found
+
     def processes(self) -> dict[str, dict[str, Any]]:
-        """By name, as `splitstack status` tells."""
-        found = json.loads(self.run("status", "-s", "local", "--json").stdout)
-        return {row["name"]: row for row in found["processes"]}
+        """By name."""
+        return {row["name"]: row for row in self.status()["processes"]}
 
     def kill(self, name: str) -> None:
         os.kill(self.processes()[name]["pid"], signal.SIGKILL)
