@@ -199,6 +199,10 @@ class SplitModel(Component):
         secret, as the token may be short enough to be guessed.
         """
         files = "".join(self._files(rank).values())
+        # A pod keeps the claim that was made when it came, whatever its template says now.
+        params = self._deployment.rank_params(rank)
+        if params.device_class or params.device_selectors:
+            files += json.dumps([params.device_class, params.device_selectors])
 
         def digest(token: str) -> str:
             return hashlib.sha256(f"{files}\n{token}".encode()).hexdigest()
