@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests.cluster.plugin_choice import plugin_line
+from tests.http_defaults import set_http_defaults
 from tests.lanes import sort_into_lanes
 from tests.programs import bring, needed_by, skip_without
 from tests.workers import ByStack, longest_first
@@ -21,6 +22,7 @@ _last_lines = pytest.StashKey[set[str]]()
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+set_http_defaults()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -33,8 +35,9 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 class TierProcess:
     """`python -m MODULE --spec FILE OPTIONS`; the spec gets a free port unless given one.
 
-    `comment_s` replaces web.events.COMMENT_S, `patience_s` and `silence_s` PATIENCE_S and SILENCE_S
-    of web.carried_request.
+    `comment_s` and `last_send_s` replace COMMENT_S and LAST_SEND_S of web.events, `patience_s` and
+    `silence_s` PATIENCE_S and SILENCE_S of web.carried_request, `request_timeout_s`
+    web.http_protocol.REQUEST_TIMEOUT_S.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class TierProcess:
         comment_s: float | None = None,
         patience_s: float | None = None,
         silence_s: float | None = None,
+        last_send_s: float | None = None,
+        request_timeout_s: float | None = None,
     ) -> None:
         self.port = port or free_ports(1)[0]
         address = spec.bind_address or "127.0.0.1"
@@ -60,6 +65,8 @@ class TierProcess:
             "web.events.COMMENT_S": comment_s,
             "web.carried_request.PATIENCE_S": patience_s,
             "web.carried_request.SILENCE_S": silence_s,
+            "web.events.LAST_SEND_S": last_send_s,
+            "web.http_protocol.REQUEST_TIMEOUT_S": request_timeout_s,
         }
         if given := {name: value for name, value in values.items() if value is not None}:
             started = ["-c", _WITH_VALUES, json.dumps(given), module]
@@ -86,6 +93,8 @@ class TierProcess:
     def _lives(self) -> bool:
         assert self.process.poll() is None, self.errors()
         try:
+            # Asked for a second or more: a client costs more than that nobody listens.
+            socket.create_connection((urlsplit(self.url).hostname, self.port), timeout=1).close()
             return httpx.get(f"{self.url}/livez", timeout=1).status_code == 200
-        except httpx.HTTPError:
+        except (OSError, httpx.HTTPError):
             return False
