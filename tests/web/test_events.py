@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
+from tests.virtual_time import run_in_virtual_time
 from web.errors import ApiError
 from web.events import ADMITTED, COMMENT, Events, EventStream, event, whole_events
 
@@ -75,12 +75,16 @@ class Client:
         return self.messages[-1].get("more_body") is False
 
 
-def run(body: Callable[[], Awaitable[None]]) -> None:
+def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async def bounded() -> None:
         async with asyncio.timeout(10):
             await body()
 
-    asyncio.run(bounded())
+    run_in_virtual_time(bounded)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def answer(source: Source, client: Client, **arguments: Any) -> list[Exception | None]:
@@ -96,7 +100,7 @@ async def answer(source: Source, client: Client, **arguments: Any) -> list[Excep
 
 
 def deadline(seconds: float) -> float:
-    return asyncio.get_running_loop().time() + seconds
+    return now() + seconds
 
 
 def test_events_go_out_as_they_are_and_the_source_ends() -> None:
@@ -195,17 +199,17 @@ def test_a_client_that_does_not_read_is_held_until_a_little_past_the_deadline(
 
     async def body() -> None:
         source, client = Source(10**9), Client(reads=3)
-        began = time.monotonic()
+        began = now()
         closed_at: list[float] = []
 
         async def close() -> None:
-            closed_at.append(time.monotonic() - began)
+            closed_at.append(now() - began)
 
         limits = {"deadline": deadline(0.2), "too_late": TOO_LATE, "close": close}
         [error] = await answer(source, client, **limits)
         assert isinstance(error, TimeoutError)
-        assert 0.45 < time.monotonic() - began < 3
-        assert closed_at[0] < 0.45
+        assert now() - began == pytest.approx(0.5)
+        assert closed_at[0] == pytest.approx(0.2)
         assert len(client.messages) == 3
 
     run(body)
@@ -323,11 +327,11 @@ def test_a_client_that_reads_no_comment_is_given_up_like_any_other(
     monkeypatch.setattr("web.events.LAST_SEND_S", 0.2)
 
     async def body() -> None:
-        client, began = Client(reads=reads), time.monotonic()
+        client, began = Client(reads=reads), now()
         source = silent(b"data: 1\n\n", seconds=60)
         stream = EventStream(source, deadline=deadline(0.3), too_late=TOO_LATE)
         await stream({}, client.receive, client.send)
-        assert 0.45 < time.monotonic() - began < 3
+        assert now() - began == pytest.approx(0.5)
         assert client.body == COMMENT * (reads - 1)
 
     run(body)
@@ -340,9 +344,10 @@ def test_a_client_that_leaves_a_silent_stream_ends_everything(
 
     async def body() -> None:
         client, source = Client(), silent(b"data: 1\n\n", seconds=60)
+        before = asyncio.all_tasks()
         asyncio.get_running_loop().call_later(0.2, client.leave)
         await EventStream(source)({}, client.receive, client.send)
         assert client.body.startswith(COMMENT)
-        assert len(asyncio.all_tasks()) == 1
+        assert asyncio.all_tasks() == before
 
     run(body)

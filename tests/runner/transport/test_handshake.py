@@ -34,7 +34,7 @@ async def shake(
     for end in (left, right):
         end.setblocking(False)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             ends = await asyncio.gather(
                 dial_handshake(left, dialer_token, replace(HELLO, version=version)),
                 accept_handshake(right, listener_token, lambda _: refusal),

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from runner.errors import (
     NotServing,
     PromptTooLong,
 )
+from runner.master.engine import engine as engine_module
 from runner.master.engine import watch
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import GenerationRequest, TokenEvent
@@ -27,6 +29,7 @@ from runner.master.engine.scheduler import Scheduler
 from runner.master.engine.tokens import Tokens
 from runner.sampling_parameters import SamplingParameters
 from tests.runner.master.engine.stand_in_group import VOCABULARY, StandInGroup, expected_tokens
+from tests.virtual_time import run_in_virtual_time
 
 
 def make_spec(ranks: int = 2, **settings: object) -> GroupSpec:
@@ -66,11 +69,13 @@ async def collect(engine: Engine, request: GenerationRequest) -> list[int]:
         return await ids_of(tokens)
 
 
-def run(body: Callable[[], Awaitable[None]]) -> None:
+def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """For half a minute of the engine's time at most."""
+
     async def limited() -> None:
         await asyncio.wait_for(body(), 30)
 
-    asyncio.run(limited())
+    run_in_virtual_time(limited, engine_module, watch)
 
 
 def wanted(request: GenerationRequest) -> list[int]:

@@ -23,6 +23,7 @@ from runner.errors import (
     NotServing,
     RequestEndsTheGroup,
 )
+from runner.master.engine import engine, watch
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import Carried, GenerationRequest, PromptEvent
 from runner.sampling_parameters import SamplingParameters
@@ -37,7 +38,7 @@ from tests.runner.master.engine.simulated_group import (
 )
 from tests.runner.master.engine.stand_in_group import COMMIT
 from tests.runner.master.engine.test_engine import make_spec
-from tests.runner.master.engine.virtual_time import run_in_virtual_time
+from tests.virtual_time import run_in_virtual_time
 
 # Each seed has other ranks, limits and memory.
 SEEDS = [
@@ -217,9 +218,7 @@ def quiet() -> Iterator[None]:
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("seed", "steps"), SEEDS)
-def test_every_request_ends_with_the_right_ids(
-    seed: int, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_request_ends_with_the_right_ids(seed: int, steps: int) -> None:
     async def body() -> None:
         simulation = Simulation(seed)
         await simulation.run(steps)
@@ -229,4 +228,4 @@ def test_every_request_ends_with_the_right_ids(
             assert steps / 10_000 < simulation.group.aborted < steps / 20
             assert simulation.group.kills + simulation.group.stuck_steps > steps / 10_000
 
-    run_in_virtual_time(monkeypatch, body)
+    run_in_virtual_time(body, engine, watch)
