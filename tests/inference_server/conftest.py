@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ class Tiers:
         proxy = self.proxy_spec(block_id, **spec)
         process = TierProcess("proxy_block", proxy, self.folder, comment_s=comment_s)
         return self._stack.enter_context(process)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Meanwhile the upstream waits wherever it would be slow or silent."""
+        self.upstream.held = True
+        try:
+            yield
+        finally:
+            self.upstream.held = None
 
     def entered(self, process: TierProcess) -> TierProcess:
         """`process`, which ends with the others."""

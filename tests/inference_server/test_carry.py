@@ -22,13 +22,13 @@ pytestmark = pytest.mark.slow
 
 BLOCK = "block-1"
 CHAT: dict[str, Any] = {"model": BLOCK, "messages": [{"role": "user", "content": "x"}]}
-PAUSE_S = 0.02
+HELD_AT = 30  # pieces of an answer, while it is held
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[CarryingService]:
     with in_a_thread(CarryingService(choices=2, tokens=20)) as service:
-        service.pause_s = PAUSE_S
+        service.pause_s = 0.002
         yield service
 
 
@@ -86,9 +86,10 @@ def test_another_replica_goes_on(
     server = server_of(tiers, *proxies)
     undisturbed = chat(server, stream=stream)
     before = len(service.asked)
+    service.holds_at = HELD_AT
     with ThreadPoolExecutor(1) as threads:
         asking = threads.submit(chat, server, stream=stream)
-        doomed = killed_under(server, proxies, service, before)
+        doomed = killed_under(server, proxies, service, before, delivered=True)
         answer = asking.result()
     assert answer.content == undisturbed.content
     assert answer.headers["content-type"] == undisturbed.headers["content-type"]
@@ -101,14 +102,23 @@ def test_another_replica_goes_on(
 
 
 def killed_under(
-    server: TierProcess, proxies: list[TierProcess], service: CarryingService, before: int
+    server: TierProcess,
+    proxies: list[TierProcess],
+    service: CarryingService,
+    before: int,
+    *,
+    delivered: bool = False,
 ) -> TierProcess:
-    wait_for(lambda: len(service.asked) > before)
-    time.sleep(20 * PAUSE_S)
+    """Once the first half of the answer has been told, and has come to the inference server where
+    that matters; who asks again is told the rest."""
+    wait_for(lambda: len(service.asked) > before and service.holding)
+    if delivered:
+        time.sleep(2)  # nobody tells: it takes milliseconds
     url = wait_for(lambda: asked_of(server))
     doomed = next(one for one in proxies if one.url == url)
     doomed.process.kill()
     doomed.process.wait()
+    service.holds_at = None
     return doomed
 
 
@@ -119,7 +129,7 @@ def test_the_same_replica_goes_on_when_it_is_back(
     proxy = start(tiers, spec)
     server = server_of(tiers, proxy)
     undisturbed = chat(server, stream=stream)
-    before = len(service.asked)
+    before, service.holds_at = len(service.asked), HELD_AT
     with ThreadPoolExecutor(1) as threads:
         asking = threads.submit(chat, server, stream=stream)
         killed_under(server, [proxy], service, before)
@@ -140,6 +150,7 @@ def test_a_turn_whose_proxy_dies_is_answered_and_recorded_once(
         body = {"model": BLOCK, "session_id": "s", "seq_no": seq_no, "data": data}
         return httpx.post(f"{server.url}/v1/infer", json=body, timeout=60)
 
+    service.holds_at = HELD_AT
     with ThreadPoolExecutor(1) as threads:
         asking: Future[httpx.Response] = threads.submit(turn, 1)
         killed_under(server, [proxy], service, before)
@@ -161,7 +172,7 @@ def test_a_client_that_leaves_while_its_request_waits_is_let_go(
 ) -> None:
     proxy = start(tiers, spec)
     server = server_of(tiers, proxy)
-    before = len(service.asked)
+    before, service.holds_at = len(service.asked), HELD_AT
     url = f"{server.url}/v1/chat/completions"
     with httpx.stream("POST", url, json=CHAT | {"stream": True}, timeout=60) as answer:
         lines = answer.iter_lines()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import inference_server
 from contract.specs import BlockSpec
 from tests.inference_server.conftest import Tiers
 from tests.waiting import wait_for
-from tests.web.small_upstream import SILENT_S
 from tests.web.tier_process import TierProcess
 from web.events import COMMENT
 
@@ -59,7 +57,7 @@ def test_comments_are_not_counted(server: TierProcess, tiers: Tiers, text: str) 
     tiers.upstream.held = True
     comment = ": comment" if text == "comment" else OWN
     url = f"{server.url}/v1/chat/completions"
-    with httpx.stream("POST", url, json=body(text), timeout=30) as answer:
+    with httpx.stream("POST", url, json=body(text)) as answer:
         lines = answer.iter_lines()
         comments = 0
         while comments < 3:
@@ -84,24 +82,30 @@ def test_a_replica_that_dies_after_the_headers_costs_nobody_anything(
     log = str(tiers.folder / "doomed-log.sqlite3")
     block = BlockSpec("doomed", "", replica_urls=urls)
     server = tiers.server(block, comment_s=0.3, request_log_path=log)
-    answers: list[httpx.Response] = []
     asked = {**body("be late"), "model": "doomed"}
     url = f"{server.url}/v1/chat/completions"
     before = len(tiers.upstream.requests)
-    threads = [
-        threading.Thread(target=lambda: answers.append(httpx.post(url, json=asked, timeout=30)))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: len(tiers.upstream.requests) == before + 2, 5)
-    time.sleep(SILENT_S / 2)
-    doomed.process.kill()
-    for thread in threads:
-        thread.join()
-    for answer in answers:
-        assert answer.text.count("assistant") == 1
-        assert answer.text.endswith("data: [DONE]\n\n")
+    begun: list[str] = []
+
+    def ask(_: int) -> tuple[httpx.Response, str]:
+        with httpx.stream("POST", url, json=asked) as answer:
+            pieces = answer.iter_text()
+            first = next(pieces)
+            begun.append(first)
+            return answer, first + "".join(pieces)
+
+    with ThreadPoolExecutor(2) as threads:
+        with tiers.held():
+            answers = threads.map(ask, range(2))
+            wait_for(lambda: len(begun) == 2)
+            assert len(tiers.upstream.requests) == before + 2
+            doomed.process.kill()
+            # One of the two is asked of the other replica.
+            wait_for(lambda: len(tiers.upstream.requests) == before + 3)
+        found = list(answers)
+    for answer, text in found:
+        assert text.count("assistant") == 1
+        assert text.endswith("data: [DONE]\n\n")
         row = logged(server, answer)
         assert (row["outcome"], row["replica"]) == ("ok", other.url)
     [found] = httpx.get(f"{server.url}/v1/blocks").json()["data"]
@@ -118,7 +122,7 @@ def test_a_failure_after_the_headers_is_an_event_and_in_the_log(
     )
     url = f"{server.url}/v1/chat/completions"
     asked = {**body("be late"), "model": "lone"}
-    with httpx.stream("POST", url, json=asked, timeout=30) as answer:
+    with tiers.held(), httpx.stream("POST", url, json=asked) as answer:
         assert answer.status_code == 200
         lone.process.kill()
         lines = [line for line in answer.iter_lines() if line and line != OWN]
@@ -159,7 +163,7 @@ def test_the_page_reads_through_comments(server: TierProcess, tmp_path: Path) ->
     )
     for text in ("be late", "pause", "comment"):
         command = ["node", str(script), server.url, json.dumps(body(text))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.stdout == "".join(f"piece {number} " for number in range(5)), done.stderr
 
 
@@ -168,7 +172,7 @@ def test_a_feed_without_news_has_its_headers_and_comments(tiers: Tiers) -> None:
     proxy = tiers.proxy("quiet")
     server = tiers.server(BlockSpec("quiet", proxy.url), comment_s=0.2)
     url = f"{server.url}/v1/events?model=quiet"
-    with httpx.stream("GET", url, timeout=10) as answer:
+    with httpx.stream("GET", url) as answer:
         lines = (line for line in answer.iter_lines() if line)
         said = [next(lines) for _ in range(5)]
     assert OWN in said

@@ -72,7 +72,7 @@ def test_a_key_file_without_a_key_is_exit_code_2(
         path.write_text(content)
     options = ("--management-key-file", str(path))
     process = TierProcess("proxy_block", spec, tmp_path, None, *options)
-    assert process.process.wait(20) == 2
+    assert process.process.wait(60) == 2
     assert f"--management-key-file {path}" in process.errors()
 
 

@@ -14,7 +14,7 @@ from web.carry import Carrier
 from web.upstream import Upstream
 
 PATH = "/v1/chat/completions"
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 KINDS = ["stream", "lines", "whole"]
 
 

@@ -24,7 +24,8 @@ Instead: TypeAlias = Callable[[int, dict[str, Any]], "tuple[int, dict[str, Any]]
 class CarryingService:
     """`cuts` are the byte positions, HTTP's head counted, at which each answer in turn breaks off;
     those after the last one come whole. `chunked` false ends an answer by closing, so that a cut
-    looks like an end."""
+    looks like an end. With `pause_s` between its pieces an answer waits before the one that
+    `holds_at` says, for as long as it does."""
 
     def __init__(self, *, choices: int = 2, tokens: int = 3, chunked: bool = True) -> None:
         self.choices, self.tokens, self.chunked = choices, tokens, chunked
@@ -37,6 +38,8 @@ class CarryingService:
         self.instead: Instead = lambda _number, _document: None
         self.hangs_after: int | None = None
         self.pause_s = 0.0
+        self.holds_at: int | None = None
+        self.holding = 0
         self.left = 0
 
     async def __aenter__(self) -> CarryingService:
@@ -79,7 +82,9 @@ class CarryingService:
             return
         pieces = [instead] if instead is not None else self._pieces(headers, document)
         if self.pause_s:
-            for piece in _stream(pieces, chunked=self.chunked):
+            for place, piece in enumerate(_stream(pieces, chunked=self.chunked)):
+                if place == self.holds_at:
+                    await self._hold()
                 writer.write(piece)
                 await writer.drain()
                 await asyncio.sleep(self.pause_s)
@@ -92,6 +97,12 @@ class CarryingService:
             self.left += 1
         else:
             writer.write(answer[: self.cuts.pop(0)] if self.cuts else answer)
+
+    async def _hold(self) -> None:
+        self.holding += 1
+        while self.holds_at is not None:  # noqa: ASYNC110 (of a test in another thread)
+            await asyncio.sleep(0.01)
+        self.holding -= 1
 
     def told(self, document: dict[str, Any] | None = None) -> list[bytes]:
         """The pieces of an answer to who asks for ids."""
@@ -151,13 +162,13 @@ def in_a_thread(service: CarryingService) -> Iterator[CarryingService]:
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     try:
         yield service
     finally:
         [(loop, ended)] = ending
         loop.call_soon_threadsafe(ended.set)
-        thread.join(10)
+        thread.join(60)
 
 
 def token_id(choice: int, place: int) -> int:

@@ -5,8 +5,8 @@ pieces, "flood" sends without end, "refuse" is a 400, "die" breaks the connectio
 middle" after two pieces. A stream is silent for SILENT_S, or while it is `held`, before its first
 piece with "be late", in the middle with "pause", before it fails with "fail late", before it breaks
 off, once, with "die late"; "comment" first sends a comment every tenth of a second. "think" is
-answered with reasoning, twice as long as the reply. Anything else is answered with the number of
-messages and the message.
+answered with reasoning, twice as long as the reply. "slow" takes SLOW_S, or while it is `held`.
+Anything else is answered with the number of messages and the message.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.waiting import free_ports, wait_for
 
 MODEL = "demo:model"
 DEPLOYMENT = "demo-1"
-SILENT_S = 1.5
+SILENT_S, SLOW_S = 1.5, 0.3
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
 
@@ -40,18 +40,24 @@ class SmallUpstream:
     def __init__(self, port: int | None = None) -> None:
         self.port = port or free_ports(1)[0]
         self.url = f"http://127.0.0.1:{self.port}"
+        self.in_flight = 0
+        self.held: bool | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """As if nothing had been asked; first what still is being answered comes to its end."""
+        self.held = None
+        wait_for(lambda: self.in_flight == 0, what="nothing is being answered")
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Headers] = []
         self.left_at: list[float] = []
         self.reason = ""
         self.deaths = 0
         self.too_many_messages = 1000
-        self.held: bool | None = None
         self.model = MODEL
         self.max_model_len: int | None = None
         self.merges_system = self.keeps_reasoning = False
         self.has_chat_template = True
-        self.in_flight = 0
         self.most_in_flight = 0
 
     def __enter__(self) -> SmallUpstream:
@@ -79,7 +85,7 @@ class SmallUpstream:
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(60)
 
     async def _models(self, _: Request) -> Response:
         limit = {"max_model_len": self.max_model_len} if self.max_model_len else {}
@@ -124,7 +130,7 @@ class SmallUpstream:
             self.deaths += 1
             return _BrokenOff()
         if text == "slow":
-            await asyncio.sleep(0.3)
+            await self._silence(SLOW_S)
         if text == "hang":
             await self._until_left(request)
         if body.get("stream"):
@@ -174,9 +180,9 @@ class SmallUpstream:
             yield _event({"content": f"piece {number} "})
         yield "data: [DONE]\n\n"
 
-    async def _silence(self) -> None:
+    async def _silence(self, seconds: float = SILENT_S) -> None:
         if self.held is None:
-            await asyncio.sleep(SILENT_S)
+            await asyncio.sleep(seconds)
         while self.held:  # noqa: ASYNC110 (of a test in another thread)
             await asyncio.sleep(0.01)
 

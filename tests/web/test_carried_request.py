@@ -115,7 +115,7 @@ def test_who_tells_ids_and_falls_silent_is_cut_off(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a host that is gone: no reset says so."""
-    monkeypatch.setattr("web.carried_request.SILENCE_S", 0.2)
+    monkeypatch.setattr("web.carried_request.SILENCE_S", 0.5)
 
     async def work(client: Client) -> None:
         unbroken = await client.ask(kind)

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -20,7 +21,7 @@ from uvicorn.server import ServerState
 from contract.specs import BlockSpec, InferenceServerSpec
 from tests.web.small_upstream import MODEL, SmallUpstream
 from tests.web.tier_process import TierProcess
-from web.http_protocol import MAX_HEAD_BYTES, HttpProtocol
+from web.http_protocol import MAX_HEAD_BYTES, REQUEST_TIMEOUT_S, HttpProtocol
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TierProcess]:
 
 def send(server: TierProcess, *pieces: bytes) -> bytes:
     """What comes back until the server closes; sending ends early when it has."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         try:
             for piece in pieces:
                 connection.sendall(piece)
@@ -99,19 +100,30 @@ def test_ordinary_requests_pass(server: TierProcess) -> None:
 def half_sent(server: TierProcess, *pieces: bytes, every_s: float = 0.0) -> tuple[bytes, float]:
     """What comes back, and after how many seconds."""
     began = time.monotonic()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
-        for piece in pieces:
-            connection.sendall(piece)
-            time.sleep(every_s)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        # Who is cut off meanwhile is told so before the end.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(every_s)
         return connection.recv(65536), time.monotonic() - began
 
 
+HASTE_S = 2.0
 TRICKLE = (b"G", b"E", b"T", b" ", b"/", b"l", b"i", b"v", b"e", b"z")
 POST = b"POST /v1/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
-@pytest.mark.slow
-def test_half_sent_requests_are_reaped_in_ten_seconds(server: TierProcess) -> None:
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TierProcess]:
+    """The limit of ten seconds is two."""
+    assert REQUEST_TIMEOUT_S == 5 * HASTE_S
+    folder, spec = tmp_path_factory.mktemp("hasty"), InferenceServerSpec("demo", ())
+    with TierProcess("inference_server", spec, folder, request_timeout_s=HASTE_S) as server:
+        yield server
+
+
+def test_half_sent_requests_are_reaped(hasty: TierProcess) -> None:
     halves: list[tuple[bytes, ...]] = [
         (),
         (b"GET /livez",),
@@ -122,36 +134,36 @@ def test_half_sent_requests_are_reaped_in_ten_seconds(server: TierProcess) -> No
         (LINE + b"\r\n" + LINE,),
     ]
     with ThreadPoolExecutor(len(halves) + 1) as threads:
-        ending = [threads.submit(half_sent, server, *pieces) for pieces in halves]
-        trickle = threads.submit(half_sent, server, *TRICKLE, every_s=1)
+        ending = [threads.submit(half_sent, hasty, *pieces) for pieces in halves]
+        trickle = threads.submit(half_sent, hasty, *TRICKLE, every_s=HASTE_S / 5)
         # Others notice nothing.
-        assert httpx.get(f"{server.url}/livez").status_code == 200
+        assert httpx.get(f"{hasty.url}/livez").status_code == 200
         answers = [one.result() for one in (*ending, trickle)]
     for answer, seconds in answers:
-        assert seconds < 12
         if not answer.startswith(b"HTTP/1.1 200"):
-            assert seconds > 8
+            assert seconds > 0.9 * HASTE_S
             assert status_and_code(answer) in ((408, "request_timeout"), (400, "invalid_http"))
     assert sum(b" 408 " in answer for answer, _ in answers) >= 6
 
 
-def test_a_large_body_on_a_slow_line_is_not_cut_off(server: TierProcess) -> None:
+def test_a_large_body_on_a_slow_line_is_not_cut_off(hasty: TierProcess) -> None:
+    """It is allowed a second more for each 16 KiB."""
     content = b'{"model": "' + b"x" * 400_000 + b'"}'
     head = POST + b"Content-Length: %d\r\n\r\n" % len(content)
     pieces = [content[start : start + 32_000] for start in range(0, len(content), 32_000)]
-    answer, seconds = half_sent(server, head, *pieces, every_s=0.9)
-    assert seconds > 11
+    answer, seconds = half_sent(hasty, head, *pieces, every_s=0.25)
+    assert seconds > 1.5 * HASTE_S
     assert b" 400 " in answer.splitlines()[0]
 
 
 def test_a_slow_answer_is_not_a_slow_request(tmp_path: Path) -> None:
     with SmallUpstream() as upstream:
         block = BlockSpec("block-1", upstream.url)
-        spec = InferenceServerSpec("demo", (block,), request_deadline_s=11.5)
-        with TierProcess("inference_server", spec, tmp_path) as server:
+        spec = InferenceServerSpec("demo", (block,), request_deadline_s=1.2 * HASTE_S)
+        with TierProcess("inference_server", spec, tmp_path, request_timeout_s=HASTE_S) as server:
             body = {"model": MODEL, "messages": [{"role": "user", "content": "hang"}]}
             url = f"{server.url}/v1/chat/completions"
-            assert httpx.post(url, json=body, timeout=20).status_code == 504
+            assert httpx.post(url, json=body).status_code == 504
 
 
 def test_uvicorn_has_what_the_protocol_rides_on() -> None:
@@ -192,4 +204,4 @@ def test_uvicorn_has_what_the_protocol_rides_on() -> None:
         assert not protocol._is_answering
         protocol.connection_lost(None)
 
-    asyncio.run(asyncio.wait_for(run(), 10))
+    asyncio.run(asyncio.wait_for(run(), 60))

@@ -66,7 +66,7 @@ def asked(url: str) -> int | None:
 def test_what_is_not_finished_is_broken_off(signals: int) -> None:
     drain_s = 0.3 if signals == 1 else 600
     with served(drain_s) as (process, url), ThreadPoolExecutor(2) as threads:
-        answers = [threads.submit(httpx.get, url + path, timeout=30) for path in ("/x", "/begun")]
+        answers = [threads.submit(httpx.get, url + path, timeout=60) for path in ("/x", "/begun")]
         wait_for(lambda: asked(url) == 2)
         process.send_signal(signal.SIGTERM)
         if signals == 2:
@@ -74,4 +74,4 @@ def test_what_is_not_finished_is_broken_off(signals: int) -> None:
             process.send_signal(signal.SIGTERM)
         for answer in answers:
             assert isinstance(answer.exception(), httpx.TransportError)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0

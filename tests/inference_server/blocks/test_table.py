@@ -91,7 +91,7 @@ def test_watchers_of_a_block_that_goes_are_told_and_let_go(upstream: SmallUpstre
         assert await anext(events) == ADMITTED
         told = [await anext(events)]
         table.replace([])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return told + [event async for event in events]
 
     first, *_, last = asyncio.run(work())

