@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import threading
 import time
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
+
+from tests.waiting import wait_for
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_good"
@@ -51,12 +54,16 @@ class Download:
 
 
 class HubServer:
-    """`downloads` are the requests for files so far, `served` the bytes that went out by file."""
+    """`downloads` are the requests for files so far, `served` the bytes that went out by file.
+
+    When `stops_after` bytes of all files have gone out no more do.
+    """
 
     def __init__(self, repositories: dict[str, Repository]) -> None:
         self.repositories = repositories
         self.faults: list[Fault] = []
         self.bytes_per_second = 0
+        self.stops_after = math.inf
         self.downloads: list[Download] = []
         self.listings = 0
         self.served: dict[str, int] = {}
@@ -86,6 +93,16 @@ class HubServer:
     def sent(self, name: str, size: int) -> None:
         with self._lock:
             self.served[name] = self.served.get(name, 0) + size
+
+    def served_bytes(self) -> int:
+        with self._lock:
+            return sum(self.served.values())
+
+    def wait_until_stopped(self) -> None:
+        wait_for(lambda: self.served_bytes() >= self.stops_after, what="so much served")
+
+    def go_on(self) -> None:
+        self.stops_after = math.inf
 
 
 def row(name: str, content: bytes) -> dict[str, Any]:
@@ -176,6 +193,8 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             try:
                 for place in range(0, len(whole), _STEP_BYTES):
                     some = whole[place : place + _STEP_BYTES]
+                    while hub.served_bytes() >= hub.stops_after:
+                        time.sleep(0.01)
                     self.wfile.write(some)
                     hub.sent(file, len(some))
                     if hub.bytes_per_second:

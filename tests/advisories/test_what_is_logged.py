@@ -16,7 +16,8 @@ from runner.master.text.model_text import ModelText
 from tests.advisories.running_tiers import BLOCK, RunningTiers, running_tiers
 from tests.runner.master.api.test_prompts import Stack
 from tests.runner.master.scripted_engine import ScriptedEngine
-from tests.runner.master.serving import master_app, served, wait_until
+from tests.runner.master.serving import master_app, served
+from tests.waiting import wait_for
 from web.logs import JsonLines
 
 SECRET = "heliotrope-marmalade"
@@ -132,7 +133,7 @@ def test_nor_where_a_request_ends_the_group(log: io.StringIO, demo_text: ModelTe
     stack = Stack()
     stack.group.deadly = {demo_text.encode_prompt(SECRET)[-1]}
     with served(master_app(stack.engine, demo_text, stack.lifespan)) as url:
-        wait_until(lambda: stack.engine.ready)
+        wait_for(lambda: stack.engine.ready)
         answer = ask(url, "/generate", {"prompt": SECRET, "max_new_tokens": 5})
     assert answer.json()["error"]["code"] == "request_ends_the_group"
     assert "ends the group" in log.getvalue()

@@ -23,7 +23,7 @@ from runner.master.group.group import Group
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, Segment, Step, StepResult
 from runner.transport.control import Served
-from tests.waiting import free_ports
+from tests.waiting import PATIENCE_S, free_ports
 
 _DEADLY = """
 import os, sys
@@ -82,7 +82,9 @@ class Master:
         self.group, self.recorder = group, recorder
         self._step = 0
 
-    async def until(self, condition: Callable[[], object], limit_s: float, what: str) -> float:
+    async def until(
+        self, condition: Callable[[], object], what: str, limit_s: float = PATIENCE_S
+    ) -> float:
         """Poll; seconds that it took; AssertionError with the group's state after `limit_s`."""
         began = time.monotonic()
         while not condition():
@@ -92,15 +94,14 @@ class Master:
             await asyncio.sleep(0.01)
         return time.monotonic() - began
 
-    async def until_formed(self, limit_s: float = 60) -> Formation:
+    async def until_formed(self) -> Formation:
         count = len(self.recorder.formations)
         if self.group.state != "ready":
-            await self.until(lambda: len(self.recorder.formations) > count, limit_s, "formed")
+            await self.until(lambda: len(self.recorder.formations) > count, "formed")
         return self.recorder.formations[-1]
 
-    async def until_lost(self, limit_s: float = 5) -> float:
-        """Seconds until the group was no longer ready."""
-        return await self.until(lambda: self.group.state != "ready", limit_s, "lost")
+    async def until_lost(self, limit_s: float) -> None:
+        await self.until(lambda: self.group.state != "ready", "lost", limit_s)
 
     async def step(
         self,
@@ -111,7 +112,7 @@ class Master:
     ) -> StepResult:
         self._step += 1
         self.group.submit(Step(self._step, segments, token_ids, admissions, releases))
-        return await asyncio.wait_for(self.recorder.results.get(), 20)
+        return await asyncio.wait_for(self.recorder.results.get(), PATIENCE_S)
 
     async def generate(self, request: int, prompt: tuple[int, ...], count: int) -> list[int]:
         """Greedy: the prompt in two chunks, then one token a step."""
@@ -227,7 +228,7 @@ class Stages:
     def restart(self, rank: int) -> None:
         """What a kubelet does with a process that is dead or does not answer."""
         self.processes[rank].kill()
-        self.processes[rank].wait(10)
+        self.processes[rank].wait(60)
         self.start(rank)
 
     def process_ids(self) -> dict[int, int]:
@@ -236,8 +237,9 @@ class Stages:
     def log(self, rank: int) -> str:
         return (self.state / f"stage-{rank}.log").read_text()
 
-    def health(self, rank: int, path: str) -> httpx.Response:
-        return httpx.get(f"http://127.0.0.1:{self.stage_specs[rank].health_port}{path}", timeout=1)
+    def health(self, rank: int, path: str, timeout_s: float = PATIENCE_S) -> httpx.Response:
+        url = f"http://127.0.0.1:{self.stage_specs[rank].health_port}{path}"
+        return httpx.get(url, timeout=timeout_s)
 
     def group(self, **changes: Any) -> Group:
         """A new master's."""
@@ -259,4 +261,4 @@ class Stages:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGCONT)
                 process.kill()
-            process.wait(10)
+            process.wait(60)

@@ -40,5 +40,5 @@ def url(engine: ScriptedEngine, demo_text: ModelText) -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20) as made:
+    with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as made:
         yield made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from runner.master.api.app import Lifespan, create_app
 from runner.master.api.served_models import Texts
 from runner.master.text.model_text import ModelText
 from runner.transport.control import Served
+from tests.waiting import wait_for
 
 MODEL = "test/model"
 DEPLOYMENT = "test-deployment"
@@ -66,16 +66,12 @@ def served(app: ASGIApp) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        deadline = time.monotonic() + 20
-        while not server.started:
-            assert thread.is_alive()
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.01)
+        wait_for(lambda: server.started or not thread.is_alive(), what="the server started")
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
 
 
 @contextmanager
@@ -94,12 +90,3 @@ def served_engine(
     app = master_app(engine, text, lifespan, management_key, bind_address)
     with served(app) as url:
         yield url
-
-
-def wait_until(condition: Any, seconds: float = 10.0) -> float:
-    """Polls until `condition()`; returns how long it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, "the condition never came true"
-        time.sleep(0.005)
-    return time.monotonic() - began

@@ -17,8 +17,8 @@ import pytest
 
 from contract.models import DEMO_MODEL
 from contract.specs import GroupSpec, MasterSpec, render
-from tests.runner.master.serving import DEPLOYMENT, group_spec, wait_until
-from tests.waiting import free_ports
+from tests.runner.master.serving import DEPLOYMENT, group_spec
+from tests.waiting import free_ports, wait_for
 
 IMPORTED = """
 import sys
@@ -81,7 +81,7 @@ def answer(url: str) -> httpx.Response | None:
 @pytest.fixture
 def master(tmp_path: Path, spec: MasterSpec) -> Iterator[subprocess.Popen[str]]:
     process = start(tmp_path, spec)
-    wait_until(lambda: answer(f"http://127.0.0.1:{spec.http_port}/livez"), 60)
+    wait_for(lambda: answer(f"http://127.0.0.1:{spec.http_port}/livez"))
     yield process
     process.kill()
     process.communicate()
@@ -118,7 +118,7 @@ def test_without_its_stages_it_lives_is_not_ready_and_says_who_is_missing(
 
 def test_sigterm_ends_it_with_zero(master: subprocess.Popen[str]) -> None:
     master.send_signal(signal.SIGTERM)
-    assert master.wait(10) == 0
+    assert master.wait(60) == 0
 
 
 @pytest.mark.parametrize("container", [True, False])

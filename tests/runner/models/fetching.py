@@ -6,8 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from tests.hub_server import HubServer
+from tests.waiting import wait_for
+
+# Served to who was killed before, at most.
+_IN_SOCKETS_BYTES = 128 * 1024
 
 CODE = """
 import json, logging, sys
@@ -68,9 +75,36 @@ class Fetching:
 
     @property
     def answer(self) -> dict[str, Any]:
-        output, self.log = self.process.communicate(timeout=120)
+        output, self.log = self.process.communicate(timeout=300)
         assert self.process.returncode == 0, self.log
         return json.loads(output)
+
+
+def kill_midway(hub: HubServer, served: float, *arguments: Any, **options: Any) -> int:
+    """A fetch is killed when so many bytes have gone out and are here; how many have."""
+    cache: Path = arguments[1]
+    before, here = hub.served_bytes(), _bytes_below(cache)
+    hub.stops_after = served
+    fetching = Fetching(*arguments, patience_s=300, **options)
+    try:
+        hub.wait_until_stopped()
+        wait_for(
+            lambda: _bytes_below(cache) - here > hub.served_bytes() - before - _IN_SOCKETS_BYTES,
+            what="what was served is here",
+        )
+    finally:
+        fetching.kill()
+    gone_out = hub.served_bytes()
+    hub.go_on()
+    return gone_out
+
+
+def _bytes_below(folder: Path) -> int:
+    count = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # one that has just come whole
+            count += path.lstat().st_size if path.is_file() else 0
+    return count
 
 
 def resolved(endpoint: str, cache: Path, *arguments: str, **options: Any) -> dict[str, Any]:

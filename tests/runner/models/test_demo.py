@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from runner.errors import ModelUnavailable
 from runner.models import demo as demo_model
 from runner.models.folder import resolve_model
+from tests.waiting import wait_for
 
 NAME = "demo:smollm2-135m-instruct"
 
@@ -92,30 +92,62 @@ def test_the_files_are_those_of_the_manifest() -> None:
     assert len([name for name in files if name.endswith(".safetensors")]) >= 4
 
 
-@pytest.mark.slow
-def test_a_killed_conversion_leaves_nothing_half_made_and_others_wait(tmp_path: Path) -> None:
+# As `python -m runner.models.demo`, with a small model whose second half is written when it may be.
+SMALL = """
+import sys, time
+from pathlib import Path
+from runner.models import demo
+
+may_end = Path(sys.argv.pop(1))
+
+def write(_gguf, folder):
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    demo._say("converting")
+    while not may_end.exists():
+        time.sleep(0.01)
+    (folder / "model.safetensors").write_text("weights")
+
+demo._fetch = lambda _model, scratch: scratch
+demo._write_safetensors = write
+sys.exit(demo.main())
+"""
+
+
+@pytest.mark.parametrize("small", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_a_killed_conversion_leaves_nothing_half_made_and_others_wait(
+    tmp_path: Path, small: bool
+) -> None:
     """One is killed midway; of the two that come then, one converts and the other waits."""
-    folder = tmp_path / "model"
-    command = [sys.executable, "-m", "runner.models.demo", NAME, str(folder)]
-    killed = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert killed.stderr is not None
-    for line in killed.stderr:
-        if "converting" in line:
-            break
-    time.sleep(2)  # anywhere in the work will do
+    cache, may_end = tmp_path / "cache", tmp_path / "may-end"
+    cache.mkdir()
+    folder = cache / "model"
+    program = ["-c", SMALL, str(may_end)] if small else ["-m", "runner.models.demo"]
+    logs: list[Path] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        logs.append(tmp_path / f"{len(logs)}.log")
+        with logs[-1].open("wb") as log:
+            command = [sys.executable, *program, NAME, str(folder)]
+            return subprocess.Popen(command, stderr=log, start_new_session=True)
+
+    def say(text: str) -> int:
+        return sum(text in log.read_text() for log in logs[1:])
+
+    killed = start()
+    wait_for(lambda: "converting" in logs[0].read_text(), 300, "the work begun")
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    killed.stderr.close()
     assert not folder.exists()
-    assert list(tmp_path.glob(".model.partial-*")), "it was not killed midway"
+    assert list(cache.glob(".model.partial-*")), "it was not killed midway"
 
-    others = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [other.communicate(timeout=300)[1] for other in others]
-    assert [other.returncode for other in others] == [0, 0]
+    others = [start() for _ in range(2)]
+    wait_for(lambda: say("waiting for it"), what="one waits")
+    may_end.touch()
+    assert [other.wait(300) for other in others] == [0, 0]
     assert demo_model.is_complete(folder)
-    assert sum("converting" in text for text in said) == 1
-    assert sum("waiting for it" in text for text in said) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.lock"]
+    assert say("converting") == say("waiting for it") == 1
+    assert sorted(path.name for path in cache.iterdir()) == ["model", "model.lock"]
 
 
 def test_an_images_own_model_is_taken_first(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.hub_server import COMMIT, Fault, HubServer, Repository, serving
-from tests.runner.models.fetching import Fetching, resolved
+from tests.runner.models.fetching import Fetching, kill_midway, resolved
 from tests.waiting import wait_for
 
 SHARD_BYTES = 512 * 1024
@@ -73,16 +73,9 @@ def test_a_kill_keeps_what_has_come(
     hub: HubServer, endpoint: str, tmp_path: Path, share: float
 ) -> None:
     cache = tmp_path / "cache"
-    hub.bytes_per_second = SHARD_BYTES
-    fetching = Fetching(endpoint, cache)
-    try:
-        wait_for(lambda: sum(hub.served.values()) > share * ALL_BYTES, limit_s=60)
-    finally:
-        fetching.kill()
-    before = sum(hub.served.values())
-    hub.bytes_per_second = 0
+    before = kill_midway(hub, share * ALL_BYTES, endpoint, cache)
     check_whole(resolved(endpoint, cache))
-    again = sum(hub.served.values()) - before
+    again = hub.served_bytes() - before
     # What was on its way when it was killed is lost: what sockets hold.
     assert again <= (1 - share) * ALL_BYTES + 8 * 2**17
     assert any(download.first > 0 for download in hub.downloads)
@@ -93,17 +86,10 @@ def test_killed_again_and_again_it_comes_to_an_end(
     hub: HubServer, endpoint: str, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    hub.bytes_per_second = SHARD_BYTES
     for _ in range(4):
-        before = sum(hub.served.values())
-        fetching = Fetching(endpoint, cache)
-        try:
-            wait_for(lambda start=before: sum(hub.served.values()) > start + SHARD_BYTES)
-        finally:
-            fetching.kill()
-    hub.bytes_per_second = 0
+        kill_midway(hub, hub.served_bytes() + SHARD_BYTES, endpoint, cache)
     check_whole(resolved(endpoint, cache))
-    assert sum(hub.served.values()) < 1.5 * ALL_BYTES
+    assert hub.served_bytes() < 1.5 * ALL_BYTES
     assert left_over(cache) == []
 
 
@@ -147,13 +133,7 @@ def test_a_server_without_ranges_sends_the_file_anew(
 def test_damaged_bytes_are_found_and_fetched_again(
     hub: HubServer, endpoint: str, tmp_path: Path
 ) -> None:
-    hub.bytes_per_second = SHARD_BYTES
-    fetching = Fetching(endpoint, tmp_path, files=SHARDS[0])
-    try:
-        wait_for(lambda: hub.served.get(SHARDS[0], 0) > SHARD_BYTES // 2)
-    finally:
-        fetching.kill()
-    hub.bytes_per_second = 0
+    kill_midway(hub, SHARD_BYTES // 2, endpoint, tmp_path, files=SHARDS[0])
     (partial,) = (tmp_path / "models--org--tiny/blobs").glob("*.partial")
     partial.write_bytes(bytes(partial.stat().st_size))  # as a node without power leaves it
     check_whole(
@@ -206,17 +186,17 @@ def test_two_processes_fetch_each_file_once(hub: HubServer, endpoint: str, tmp_p
 def test_who_waits_goes_on_where_a_killed_one_stopped(
     hub: HubServer, endpoint: str, tmp_path: Path
 ) -> None:
-    hub.bytes_per_second = SHARD_BYTES
-    first = Fetching(endpoint, tmp_path)
+    hub.stops_after = ALL_BYTES // 2
+    first = Fetching(endpoint, tmp_path, patience_s=300)
     try:
-        wait_for(lambda: sum(hub.served.values()) > ALL_BYTES // 4, limit_s=60)
-        second = Fetching(endpoint, tmp_path)
-        wait_for(lambda: sum(hub.served.values()) > ALL_BYTES // 2, limit_s=60)
+        hub.wait_until_stopped()
+        second = Fetching(endpoint, tmp_path, patience_s=300)
+        wait_for(lambda: hub.listings == 2, what="the second one has begun")
     finally:
         first.kill()
-    hub.bytes_per_second = 0
+        hub.go_on()
     check_whole(second.answer)
-    assert sum(hub.served.values()) < 1.4 * ALL_BYTES
+    assert hub.served_bytes() < 1.4 * ALL_BYTES
     assert left_over(tmp_path) == []
 
 

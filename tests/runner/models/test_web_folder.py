@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub_server import Fault, HubServer, Repository, serving
-from tests.runner.models.fetching import Fetching, resolved
-from tests.waiting import wait_for
+from tests.runner.models.fetching import kill_midway, resolved
 
 SHARD_BYTES = 512 * 1024
 SHARDS = [f"model-{place}.safetensors" for place in (1, 2, 3)]
@@ -63,13 +62,7 @@ def test_what_is_here_needs_no_server(server: HubServer, tmp_path: Path) -> None
 
 
 def test_a_kill_keeps_what_has_come(server: HubServer, address: str, tmp_path: Path) -> None:
-    server.bytes_per_second = SHARD_BYTES // 2
-    fetching = Fetching("", tmp_path, address)
-    try:
-        wait_for(lambda: server.served.get(SHARDS[2], 0) > SHARD_BYTES // 2, limit_s=60)
-    finally:
-        fetching.kill()
-    server.bytes_per_second = 0
+    kill_midway(server, 2.5 * SHARD_BYTES, "", tmp_path, address)
     found = resolved("", tmp_path, address)
     assert contents(found["path"]) == WANTED
     assert server.served[SHARDS[2]] < 1.5 * SHARD_BYTES

@@ -19,7 +19,9 @@ from runner.master.api.bodies import ChatBody, CompletionBody, ConfigurationBody
 from runner.master.text.model_text import ModelText
 from tests.lanes import examples
 from tests.runner.master.scripted_engine import ScriptedEngine
-from tests.runner.master.serving import DEPLOYMENT, MODEL, group_spec, served_engine, wait_until
+from tests.runner.master.serving import DEPLOYMENT, MODEL, group_spec, served_engine
+from tests.waiting import wait_for
+from tests.web.leaving_client import ask_and_leave
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 GENERATING = [
@@ -96,19 +98,13 @@ def test_unknown_paths_and_methods_have_the_same_error_body(url: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "body"), GENERATING)
-def test_a_client_that_leaves_frees_its_place_within_a_second(
+def test_a_client_that_leaves_frees_its_place(
     url: str, engine: ScriptedEngine, path: str, body: dict[str, Any]
 ) -> None:
-    engine.delay_s = 0.05
+    engine.delay_s = 0.5  # it would be minutes before it ended by itself
     engine.script = lambda _request: [5] * 400
-    address = httpx.URL(url)
-    content = httpx.Request("POST", url, json=body).read()
-    with socket.create_connection((address.host, address.port)) as connection:
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
-        connection.sendall(head.encode() + content)
-        wait_until(lambda: engine.open == body.get("n", 1))
-        time.sleep(0.1)
-    assert wait_until(lambda: engine.open == 0) < 1
+    ask_and_leave(url + path, body, lambda: engine.open == body.get("n", 1))
+    wait_for(lambda: engine.open == 0)
 
 
 def test_a_long_prompt_does_not_stop_the_others(
@@ -121,14 +117,14 @@ def test_a_long_prompt_does_not_stop_the_others(
             target=lambda: httpx.post(f"{url}/generate", json=body, timeout=60)
         )
         sender.start()
-        longest = 0.0
+        answered = 0
         while sender.is_alive():
-            began = time.monotonic()
             assert client.get(f"{url}/livez").status_code == 200
-            longest = max(longest, time.monotonic() - began)
+            answered += 1
         sender.join()
     assert len(engine.requests) == 1
-    assert longest < 1
+    # One before its tokens are made, one after: others only meanwhile.
+    assert answered > 10
 
 
 def test_a_text_longer_than_any_context_is_refused_before_it_is_tokenized(
@@ -181,12 +177,13 @@ def test_a_client_that_does_not_read_is_given_up(
     spec = group_spec(request_deadline_s=1.0)
     engine.in_force = replace(engine.in_force, spec=spec)
     with served_engine(engine, demo_text) as url:
-        address = httpx.URL(url)
+        address, began = httpx.URL(url), time.monotonic()
         with socket.create_connection((address.host, address.port)) as connection:
             head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
             connection.sendall(head.encode() + content)
-            wait_until(lambda: engine.open == 1)
-            assert 0.5 < wait_until(lambda: engine.open == 0) < 5
+            wait_for(lambda: engine.open == 1)
+            wait_for(lambda: engine.open == 0)
+            assert time.monotonic() - began >= 1  # the deadline
 
 
 def test_metrics_count_requests_tokens_and_times(url: str, client: OpenAI) -> None:

@@ -20,7 +20,7 @@ HUGE = 2**70
 def refusal(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
     content = json.dumps({"model": MODEL, **body})  # surrogates as escapes
     headers = {"Content-Type": "application/json"}
-    answer = httpx.post(f"{url}{path}", content=content, headers=headers, timeout=20)
+    answer = httpx.post(f"{url}{path}", content=content, headers=headers, timeout=60)
     assert answer.status_code == 400, answer.text
     error: dict[str, Any] = answer.json()["error"]
     return error

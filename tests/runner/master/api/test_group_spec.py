@@ -155,7 +155,7 @@ def test_requests_wait_and_are_answered_by_what_is_served_then(
     pushed.gate.close()
     answers: list[httpx.Response] = []
     url = f"{address}/v1/chat/completions"
-    asking = threading.Thread(target=lambda: answers.append(httpx.post(url, json=CHAT, timeout=20)))
+    asking = threading.Thread(target=lambda: answers.append(httpx.post(url, json=CHAT, timeout=60)))
     asking.start()
     while not pushed.gate.waiting:
         time.sleep(0.01)
@@ -163,7 +163,7 @@ def test_requests_wait_and_are_answered_by_what_is_served_then(
     assert not pushed.requests
     pushed.in_force = Served(group_spec(model_name="org/other"), "another commit")
     pushed.gate._open._loop.call_soon_threadsafe(pushed.gate.open)  # type: ignore[attr-defined]
-    asking.join(20)
+    asking.join(60)
     assert answers[0].status_code == 200
     assert pushed.gate.entering == pushed.gate.waiting == 0
     models = httpx.get(f"{address}/v1/models").json()["data"]

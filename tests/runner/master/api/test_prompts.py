@@ -14,14 +14,8 @@ from starlette.applications import Starlette
 from runner.master.engine.engine import Engine
 from runner.master.text.model_text import ModelText
 from tests.runner.master.engine.stand_in_group import StandInGroup, expected_tokens
-from tests.runner.master.serving import (
-    MODEL,
-    group_spec,
-    master_app,
-    served,
-    served_engine,
-    wait_until,
-)
+from tests.runner.master.serving import MODEL, group_spec, master_app, served, served_engine
+from tests.waiting import wait_for
 from web.request_id import RequestIdMiddleware
 
 PROMPT = "The capital of France is"
@@ -51,7 +45,7 @@ def stack() -> Stack:
 @pytest.fixture
 def engine_url(stack: Stack, demo_text: ModelText) -> Iterator[str]:
     with served_engine(stack.engine, demo_text, stack.lifespan) as url:
-        wait_until(lambda: stack.engine.ready)
+        wait_for(lambda: stack.engine.ready)
         yield url
 
 
@@ -88,14 +82,15 @@ def test_a_lost_group_is_a_pause_in_the_stream(
 
 
 def test_a_client_that_leaves_frees_its_place_in_the_engine(engine_url: str, stack: Stack) -> None:
+    stack.group.delay_s = 0.05  # it would be minutes before it ended by itself
     body = {"prompt": PROMPT, "max_new_tokens": 3000, "ignore_eos": True, "enable_streaming": True}
     with httpx.stream("POST", f"{engine_url}/generate", json=body) as response:
         lines = response.iter_lines()  # its end closes the connection
         next(lines)
         assert stack.engine.statistics().running == 1
         assert stack.engine.statistics().kv_tokens_reserved > 0
-    assert wait_until(lambda: stack.engine.statistics().running == 0) < 1
-    wait_until(lambda: stack.engine.statistics().kv_tokens_reserved == 0)
+    wait_for(lambda: stack.engine.statistics().running == 0)
+    wait_for(lambda: stack.engine.statistics().kv_tokens_reserved == 0)
 
 
 def test_a_stop_string_frees_the_place_before_the_answer_is_read(
@@ -140,7 +135,7 @@ def test_a_full_engine_answers_429_and_goes_on(engine_url: str, stack: Stack) ->
                 ("/v1/chat/completions", {"model": MODEL, "messages": messages}),
             ):
                 assert httpx.post(engine_url + path, json=question).status_code == 429
-        wait_until(lambda: stack.engine.statistics().running == 0)
+        wait_for(lambda: stack.engine.statistics().running == 0)
         small = {**body, "max_new_tokens": 3}
         assert client.post(f"{engine_url}/generate", json=small).status_code == 200
 
@@ -154,7 +149,7 @@ def test_a_failed_group_is_a_pause_for_streams_and_503_for_new_requests(
         lines = response.iter_lines()
         next(lines)
         stack.loop.call_soon_threadsafe(stack.group.fail, reason)
-        wait_until(lambda: not stack.engine.ready)
+        wait_for(lambda: not stack.engine.ready)
         refused = httpx.post(f"{engine_url}/generate", json=body)
         ready = httpx.get(f"{engine_url}/readyz")
         text = httpx.get(f"{engine_url}/metrics").text
@@ -178,7 +173,7 @@ def test_a_request_that_ends_the_group_is_answered_and_named_by_its_id(
     app = RequestIdMiddleware(master_app(stack.engine, demo_text, stack.lifespan))
     headers = {"X-Request-Id": "the-culprit"}
     with served(app) as url, httpx.Client(base_url=url, headers=headers) as client:
-        wait_until(lambda: stack.engine.ready)
+        wait_for(lambda: stack.engine.ready)
         answer = client.post("/generate", json={"prompt": prompt, "max_new_tokens": 5})
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "request_ends_the_group"

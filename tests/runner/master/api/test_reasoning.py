@@ -72,7 +72,7 @@ class Served:
 
     def _ask(self, body: dict[str, Any]) -> httpx.Response:
         document = {"model": MODEL, "messages": MESSAGES, **body}
-        return httpx.post(f"{self.url}/v1/chat/completions", json=document, timeout=20)
+        return httpx.post(f"{self.url}/v1/chat/completions", json=document, timeout=60)
 
 
 @pytest.fixture
@@ -158,9 +158,9 @@ def test_each_choice_is_split_for_itself(thinking: Served) -> None:
 
 def test_completions_and_generate_give_the_raw_text(thinking: Served) -> None:
     body = {"model": MODEL, "prompt": "x", "max_tokens": 60}
-    answer = httpx.post(f"{thinking.url}/v1/completions", json=body, timeout=20).json()
+    answer = httpx.post(f"{thinking.url}/v1/completions", json=body, timeout=60).json()
     assert answer["choices"][0]["text"].startswith(THOUGHT)
-    answer = httpx.post(f"{thinking.url}/generate", json={"prompt": "x"}, timeout=20).json()
+    answer = httpx.post(f"{thinking.url}/generate", json={"prompt": "x"}, timeout=60).json()
     assert answer["output"].startswith(THOUGHT)
 
 

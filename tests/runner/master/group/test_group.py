@@ -32,7 +32,8 @@ pytestmark = pytest.mark.slow
 LAYERS = [(0, 2), (2, 4), (4, 6)]
 PROMPT = (5, 17, 99, 3, 42, 7, 64)
 COUNT = 12
-NOTICED_S = 5.0
+# Nothing but the group itself notices within it: no step is on its way.
+NOTICED_S = 20.0
 ENDED = {
     signal.SIGKILL: ["killed"],
     # By restart(), or its control connection was silent for 3 s before.
@@ -111,7 +112,7 @@ def test_a_masters_death_costs_no_weights(stages: Stages, expected: list[int]) -
             before = await master.until_formed()
         pids = stages.process_ids()
         async with stages.master() as master:
-            formation = await master.until_formed(NOTICED_S)
+            formation = await master.until_formed()
             assert formation.epoch == before.epoch + 1
             assert master.group.history.restarts(3) == (0, 0, 0)
             [*_, event] = master.group.history.describe_events()
@@ -165,10 +166,10 @@ def test_a_lost_link(
                 assert links[host].cut() > 0
             else:
                 links[host].freeze()
-            await master.until(lambda: master.recorder.losses, NOTICED_S, "noticed")
+            await master.until(lambda: master.recorder.losses, "noticed", NOTICED_S)
             if how == "freeze":  # after a cut, thawing would cut what has formed meanwhile
                 links[host].thaw()
-            second = await master.until_formed(20)
+            second = await master.until_formed()
             assert second.epoch > first.epoch
             assert {stage.rank: stage.process_id for stage in second.stages} == pids
             assert await master.generate(1, PROMPT, COUNT) == expected
@@ -183,7 +184,7 @@ def test_an_abandoned_epoch_forms_again(stages: Stages, expected: list[int]) -> 
             master.group.abandon_epoch("step 7 has not come back")
             assert master.group.state == "forming"
             assert master.recorder.losses == []  # told later, never from within the call
-            second = await master.until_formed(5)
+            second = await master.until_formed()
             assert master.recorder.losses == ["step 7 has not come back"]
             assert second.epoch == first.epoch + 1
             assert await master.generate(1, PROMPT, COUNT) == expected
@@ -199,29 +200,29 @@ def test_three_barren_epochs_are_a_pause_that_grows(
     async def work() -> None:
         async with stages.master() as master:
             for _ in range(2):
-                await master.until_formed(10)
+                await master.until_formed()
                 master.group.abandon_epoch("lost at once")
-            await master.until_formed(10)
+            await master.until_formed()
             master.group.note_progress()
             master.group.abandon_epoch("lost after a token")
             for _ in range(2):
-                await master.until_formed(10)
+                await master.until_formed()
                 master.group.abandon_epoch("lost again")
             for count, pause_s in ((3, 1), (4, 2)):
-                await master.until_formed(10)
+                await master.until_formed()
+                began = asyncio.get_running_loop().time()
                 master.group.abandon_epoch("the last straw")
-                await master.until(lambda: master.group.state == "failed", 5, "failed")
+                await master.until(lambda: master.group.state == "failed", "failed")
                 assert f"{count} groups in a row" in master.group.reason
                 assert "the last straw" in master.group.reason
                 assert f"the next try is in {pause_s} s" in master.group.reason
                 assert master.group.retry_after_s == pause_s
-                ready = lambda: master.group.state == "ready"  # noqa: E731
-                took = await master.until(ready, pause_s + 5, "tried again")
-                assert took > pause_s - 0.1
+                await master.until(lambda: master.group.state == "ready", "tried again")
+                assert asyncio.get_running_loop().time() - began >= pause_s
             assert await master.generate(1, PROMPT, COUNT) == expected
             master.group.note_progress()
             master.group.abandon_epoch("lost after a token")
-            await master.until_formed(5)
+            await master.until_formed()
 
     run(work())
 
@@ -234,14 +235,14 @@ def test_a_new_process_ends_the_pause(
     async def work() -> None:
         async with stages.master() as master:
             for _ in range(3):
-                await master.until_formed(60)
+                await master.until_formed()
                 master.group.abandon_epoch("lost at once")
-            await master.until(lambda: master.group.state == "failed", 5, "failed")
+            await master.until(lambda: master.group.state == "failed", "failed")
             await asyncio.sleep(0.5)
             assert master.group.state == "failed"
             assert 100 < master.group.retry_after_s <= 120
             stages.restart(1)
-            await master.until_formed(60)
+            await master.until_formed()
             assert await master.generate(1, PROMPT, COUNT) == expected
 
     run(work())
@@ -292,10 +293,12 @@ def test_a_step_that_cannot_be_computed_costs_the_epoch_only(
     async def work() -> None:
         async with stages.master() as master:
             await master.until_formed()
-            with pytest.raises(TimeoutError):  # of a request that was never admitted
-                await asyncio.wait_for(master.step((Segment(77, 0, 1, 1, True),), (1,)), 1)
+            # Of a request that was never admitted.
+            step = asyncio.create_task(master.step((Segment(77, 0, 1, 1, True),), (1,)))
+            await master.until(lambda: master.recorder.losses, "lost")
             assert "rank 0 could not compute step 1" in master.recorder.losses[0]
-            await master.until(lambda: master.group.state == "ready", 10, "formed again")
+            step.cancel()
+            await master.until(lambda: master.group.state == "ready", "formed again")
             assert await master.generate(1, PROMPT, COUNT) == expected
 
     run(work())
@@ -335,13 +338,13 @@ def test_a_stage_of_another_group_is_refused_by_name(
         process = stages.launch(0, token_file=other_token(stages))
         try:
             async with stages.master() as master:
-                await master.until(lambda: what in stages.log(0), 20, "told to the stage")
-                await master.until(lambda: what in caplog.text, 1, "logged by the master")
+                await master.until(lambda: what in stages.log(0), "told to the stage")
+                await master.until(lambda: what in caplog.text, "logged by the master")
                 assert process.poll() is None  # it tries again: the master may be the old one
                 assert master.group.state == "starting"
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(60)
 
     run(work())
 
@@ -380,7 +383,7 @@ def test_idle_connections_delay_no_forming(stages: Stages) -> None:
                 socket.create_connection(("127.0.0.1", port)) for port in ports for _ in range(500)
             ]
             master.group.abandon_epoch("to form again")
-            took = await master.until(lambda: master.group.state == "ready", 10, "formed")
+            took = await master.until(lambda: master.group.state == "ready", "formed")
             for connection in idle:
                 connection.close()
             assert took < HANDSHAKE_LIMIT_S  # what waiting for one of them takes
@@ -399,7 +402,7 @@ def test_a_fault_of_the_groups_own_is_told(tmp_path: Path, monkeypatch: pytest.M
         stages = Stages("model", [(0, 6)], tmp_path)
         group = stages.group(on_fault=told.append)
         await group.start(Recorder())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not told:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await group.stop()
@@ -421,7 +424,7 @@ def test_while_draining_a_stage_keeps_stepping(
                 stages.signal(0, signal.SIGTERM)
                 await asyncio.sleep(1.0)  # longer than a stage that leaves alone is kept
                 assert await master.generate(1, PROMPT, COUNT) == expected
-            assert stages.processes[0].wait(5) == 0
+            assert stages.processes[0].wait(60) == 0
         finally:
             stages.end()
 
@@ -439,10 +442,10 @@ def test_weights_that_cannot_be_loaded_are_told(tmp_path: Path) -> None:
         try:
             async with stages.master() as master:
                 await master.until(
-                    lambda: "rank 0 cannot load the model" in master.group.reason, 30, "told"
+                    lambda: "rank 0 cannot load the model" in master.group.reason, "told"
                 )
                 assert "no-such-model" in master.group.reason
-                assert stages.processes[0].wait(5) == 2
+                assert stages.processes[0].wait(60) == 2
                 assert master.group.state == "starting"
         finally:
             stages.end()

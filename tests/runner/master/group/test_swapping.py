@@ -71,7 +71,7 @@ class Group:
         try:
             async with asyncio.timeout(LIMIT_S):
                 while not condition():  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.002)  # no phase is shorter
         except TimeoutError:
             logs = [self.stages.log(rank)[-3000:] for rank in self.stages.processes]
             swap = self.engine.swap and self.engine.swap.describe()
@@ -117,13 +117,38 @@ async def serving(stages: Stages) -> AsyncIterator[Group]:
         await group.stop()
 
 
-@pytest.fixture
-def stages(small_llama: Path, tmp_path: Path) -> Iterator[Stages]:
+@contextlib.contextmanager
+def started(model: Path, folder: Path) -> Iterator[Stages]:
     """Two ranks of three layers each, and a third process without a part."""
-    stages = Stages(str(small_llama), [(0, 3), (3, 6)], tmp_path, spare=1)
+    stages = Stages(str(model), [(0, 3), (3, 6)], folder, spare=1)
     stages.start()
-    yield stages
-    stages.end()
+    try:
+        yield stages
+    finally:
+        stages.end()
+
+
+@pytest.fixture(scope="module")
+def kept(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
+    with started(small_llama, tmp_path_factory.mktemp("stages")) as stages:
+        yield stages
+
+
+@pytest.fixture
+def stages(kept: Stages, small_llama: Path) -> Iterator[Stages]:
+    """Each test's masters find them with the first model, whatever the test before has left."""
+    former = kept.spec
+
+    async def back() -> None:
+        async with serving(kept) as group:
+            await group.until_ready()
+            swap = await group.engine.push(former)
+            if swap is not None:
+                assert (await group.until_ended(swap)).phase == "serving"
+
+    run(back())
+    yield kept
+    kept.spec = former
 
 
 def other_spec(stages: Stages, model: Path, *borders: int) -> GroupSpec:
@@ -447,9 +472,9 @@ def test_where_the_file_s_model_cannot_be_had_another_one_can_be_pushed(
 
 
 def test_a_group_without_a_file_waits_for_a_spec(
-    stages: Stages, other_model: Path, first: list[int]
+    small_llama: Path, tmp_path: Path, first: list[int]
 ) -> None:
-    async def work() -> None:
+    async def work(stages: Stages) -> None:
         spec, stages.spec = stages.spec, None  # type: ignore[assignment]
         async with serving(stages) as group:
             await group.until(lambda: "to be pushed" in group.engine.reason, "waits")
@@ -462,4 +487,5 @@ def test_a_group_without_a_file_waits_for_a_spec(
             await group.until_ready()
             assert await group.generate() == first
 
-    run(work())
+    with started(small_llama, tmp_path) as stages:
+        run(work(stages))

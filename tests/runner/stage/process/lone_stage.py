@@ -26,7 +26,7 @@ class LoneStage:
     """
 
     def __init__(self, model: StageModel) -> None:
-        self.given_back: list[float] = []
+        self.given_back: list[int] = []
         self.failures: list[str] = []
         self.ends: list[str] = []
         self._sending, incoming = socket.socketpair()
@@ -75,7 +75,7 @@ class LoneStage:
 
     def end(self) -> None:
         self.inbox.put(Stop())
-        self._thread.join(10)
+        self._thread.join(60)
         self.links.close()
         self._sending.close()
         self._receiving.close()

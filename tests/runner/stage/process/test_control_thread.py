@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.runner.running_stages import Stages
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def stages(small_llama: Path, tmp_path: Path) -> Iterator[Stages]:
     stages.end()
 
 
-def answers(stages: Stages, path: str) -> bool:
+def answers(stages: Stages, path: str, timeout_s: float = PATIENCE_S) -> bool:
     try:
-        return stages.health(0, path).status_code == 200
+        return stages.health(0, path, timeout_s).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -42,7 +42,7 @@ def outcome(stages: Stages, *change: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "runner.stage"]
     for name, value in arguments.items():
         command += [name, value]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_it_lives_before_it_is_ready_and_is_ready_once_loaded(stages: Stages) -> None:
@@ -51,7 +51,7 @@ def test_it_lives_before_it_is_ready_and_is_ready_once_loaded(stages: Stages) ->
             await master.until_formed()
 
     stages.start()
-    wait_for(lambda: answers(stages, "/livez"), 20, "alive without a master")
+    wait_for(lambda: answers(stages, "/livez"), what="alive without a master")
     assert answers(stages, "/startedz")
     answer = stages.health(0, "/readyz")
     assert answer.status_code == 503
@@ -62,18 +62,18 @@ def test_it_lives_before_it_is_ready_and_is_ready_once_loaded(stages: Stages) ->
     assert answers(stages, "/livez")
     assert answers(stages, "/readyz")
     stages.signal(0, signal.SIGSTOP)
-    assert not answers(stages, "/livez")
+    assert not answers(stages, "/livez", timeout_s=1)
     stages.signal(0, signal.SIGCONT)
-    wait_for(lambda: answers(stages, "/livez"), 5, "alive again")
+    wait_for(lambda: answers(stages, "/livez"), what="alive again")
     stages.signal(0, signal.SIGTERM)
-    assert stages.processes[0].wait(10) == 0
+    assert stages.processes[0].wait(60) == 0
 
 
 def test_sigterm_while_it_waits_for_a_master_ends_it(stages: Stages) -> None:
     stages.start()
-    wait_for(lambda: answers(stages, "/livez"), 20, "alive")
+    wait_for(lambda: answers(stages, "/livez"), what="alive")
     stages.signal(0, signal.SIGTERM)
-    assert stages.processes[0].wait(10) == 0
+    assert stages.processes[0].wait(60) == 0
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_a_named_interface_is_what_it_listens_on(stages: Stages) -> None:
     document["bind_address"] = ""
     stages.spec_file(0).write_text(json.dumps(document))
     stages.start()
-    wait_for(lambda: answers(stages, "/livez"), 20, "alive")
+    wait_for(lambda: answers(stages, "/livez"), what="alive")
     port = stages.stage_specs[0].data_port
-    socket.create_connection(("127.0.0.1", port), timeout=2).close()
+    socket.create_connection(("127.0.0.1", port), timeout=60).close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", port), timeout=2)
+        socket.create_connection(("127.0.0.2", port), timeout=60)

@@ -194,7 +194,7 @@ def test_what_an_error_ends(
 
     monkeypatch.setattr(stage.loop._model, "_run", fail)
     stage.send(ONE_STEP)
-    wait_for(lambda: stage.failures or stage.ends, 5, "told")
+    wait_for(lambda: stage.failures or stage.ends, what="told")
     for told, expected in ((stage.failures, failures), (stage.ends, ends)):
         assert len(told) == len(expected)
         assert all(one.startswith(two) for one, two in zip(told, expected, strict=True))
@@ -266,14 +266,14 @@ def test_an_idle_loop_asks_its_device_and_livez_tells_the_answer(
         except httpx.HTTPError:
             return None
 
-    assert wait_for(answer, 10, "health").status_code == 200
-    wait_for(lambda: len(asked) > 3, 5, "asked")
+    assert wait_for(answer, what="health").status_code == 200
+    wait_for(lambda: len(asked) > 3, what="asked")
 
     def broken(_self: Cpu) -> None:
         raise ERRORS["idle"]()
 
     monkeypatch.setattr(Cpu, "ask", broken)
-    wait_for(lambda: stage.ends, 5, "ended")
+    wait_for(lambda: stage.ends, what="ended")
     reason = f"rank 0: its device cpu failed while idle: AcceleratorError: {DEVICE_ERROR}"
     assert stage.ends == [reason]
     answered = stages.health(0, "/livez")
@@ -338,14 +338,14 @@ class TestProcesses:
             losses, process = master.recorder.losses, stages.processes[rank]
             put(rank, words)
             writing = asyncio.create_task(write(master)) if words != "idle" else None
-            await master.until(lambda: losses, 20, "lost")
+            await master.until(lambda: losses, "lost")
             if writing is not None:
                 writing.cancel()
             if code is not None:
-                await master.until(lambda: process.poll() is not None, 5, "ended")
+                await master.until(lambda: process.poll() is not None, "ended")
                 assert process.returncode == code
                 stages.start(rank)
-            await master.until(lambda: master.group.state == "ready", 60, "formed")
+            await master.until(lambda: master.group.state == "ready", "formed")
             (reason,) = losses
             losses.clear()
             return reason

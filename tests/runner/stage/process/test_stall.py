@@ -31,7 +31,7 @@ def test_a_thread_that_waits_has_stalled_and_one_that_gets_bytes_has_not() -> No
     assert thread.native_id is not None
     stall, fetched = Stall(thread.native_id, 0.05), Stall(thread.native_id, 0.0)
     assert not any(fetched.over(size) for size in range(100))
-    wait_for(stall.over, 10, "stalled")
+    wait_for(stall.over, what="stalled")
     end.set()
     thread.join()
 
@@ -49,8 +49,8 @@ def test_the_process_ends_with_1_and_the_master_is_told(
         try:
             async with stages.master() as master:
                 told = "rank 0 cannot load the model: no byte came for 1 s"
-                await master.until(lambda: told in master.group.reason, 120, "told")
-                await master.until(lambda: stages.processes[0].poll() is not None, 10, "ended")
+                await master.until(lambda: told in master.group.reason, "told", 120)
+                await master.until(lambda: stages.processes[0].poll() is not None, "ended")
                 assert stages.processes[0].returncode == 1
         finally:
             stages.end()
