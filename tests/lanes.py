@@ -16,7 +16,15 @@ import pytest
 FUZZ = "SPLITSTACK_FUZZ"
 # Fixtures that stand for a real model, or for a stack or control plane of real processes.
 _NOT_FAST = frozenset(
-    {"demo_folder", "demo_text", "demo_weights", "local_stack", "control_plane", "redis_server"}
+    {
+        "demo_folder",
+        "demo_text",
+        "demo_weights",
+        "local_stack",
+        "whole_stack",
+        "control_plane",
+        "redis_server",
+    }
 )
 
 

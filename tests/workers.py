@@ -14,9 +14,16 @@ from xdist.scheduler import LoadScopeScheduling
 
 _TESTS = Path(__file__).parent
 # Session fixtures that cost more than a worker of its own would save.
-_SHARED = ("local_stack", "control_plane")
+_SHARED = ("local_stack", "whole_stack", "control_plane")
 # Longest first, so that no worker is left with a long group when the others are done.
-_FIRST = ("control_plane", "local_stack", "tests/e2e/", "tests/cluster/", "tests/runner/")
+_FIRST = (
+    "control_plane",
+    "local_stack",
+    "whole_stack",
+    "tests/e2e/",
+    "tests/cluster/",
+    "tests/runner/",
+)
 
 
 class ByStack(LoadScopeScheduling):

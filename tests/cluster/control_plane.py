@@ -101,7 +101,7 @@ class ControlPlane:
             for node in added:
                 api.create_node(node.manifest())
             waited_for = {node.name for node in added}
-            wait_for(lambda: waited_for <= _ready_nodes(api), 30, "nodes ready")
+            wait_for(lambda: waited_for <= _ready_nodes(api), what="nodes ready")
 
     def add_gpu_driver(self, nodes: Iterable[Node]) -> None:
         """What a driver for dynamic resource allocation publishes: its class, the nodes' GPUs."""

@@ -92,7 +92,7 @@ class PodNetwork:
         """Pods reach loopback's `port` at `GATEWAY`, by a socket file: no cable leads out."""
         file = Path(self._sockets.name, str(port))
         self._relay([], f"unix:{file}", f"tcp:127.0.0.1:{port}")
-        wait_for(file.exists, 30, "a relay out")
+        wait_for(file.exists, what="a relay out")
         self._relay(self.node.entering(), f"tcp:{GATEWAY}:{port}", f"unix:{file}")
         self._wait_for_listener(f"{GATEWAY}:{port}")
 
@@ -107,7 +107,7 @@ class PodNetwork:
         self._relays.append(subprocess.Popen(command, preexec_fn=die_with_parent()))
 
     def _wait_for_listener(self, place: str) -> None:
-        wait_for(lambda: f" {place} " in self.node.run("ss", "-ltn"), 30, f"a relay at {place}")
+        wait_for(lambda: f" {place} " in self.node.run("ss", "-ltn"), what=f"a relay at {place}")
 
     def close(self) -> None:
         for relay in self._relays:

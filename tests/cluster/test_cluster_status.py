@@ -40,7 +40,7 @@ def with_reason(mapping, number, word):
         pod = rank(mapping, number)
         return pod if word in pod.reason else None
 
-    return wait_for(found, 30, f"rank {number}: {word}")
+    return wait_for(found, what=f"rank {number}: {word}")
 
 
 def images(name):
@@ -79,7 +79,7 @@ def test_why_the_last_edit_failed(control_plane):
     mapping = stack_mapping(control_plane, "red")
     mapping["images"]["proxy_block"] = image
     with applied(control_plane, mapping):
-        wait_for(lambda: (edit := status(mapping).edit) and edit.phase == "failed", 30, "failed")
+        wait_for(lambda: (edit := status(mapping).edit) and edit.phase == "failed", what="failed")
         found = status(mapping)
         # What was served before goes on.
         wait_for(lambda: status(mapping).ready, 60, "every pod ready")
@@ -182,7 +182,7 @@ def test_only_namespaces_that_the_stack_uses_are_asked_about(control_plane):
     clusters = {"home": {"kubeconfig": str(path)}}
     changes = {"proxy_blocks": [], "inference_server": {"enabled": False}}
     mapping = stack_mapping(control_plane, "narrow", clusters=clusters, **changes)
-    wait_for(lambda: rank(mapping, 0).phase == "missing", 10, "the right to list")
+    wait_for(lambda: rank(mapping, 0).phase == "missing", what="the right to list")
 
 
 def test_a_node_that_does_not_exist(control_plane):
@@ -192,7 +192,7 @@ def test_a_node_that_does_not_exist(control_plane):
         pod = with_reason(mapping, 1, "scheduling: ")
         assert "node affinity" in pod.reason
         assert "it may run on no-such-node only" in pod.reason
-        wait_for(lambda: rank(mapping, 0).ready, 30, "rank 0 ready")
+        wait_for(lambda: rank(mapping, 0).ready, what="rank 0 ready")
 
 
 def test_a_cluster_that_cannot_be_reached(control_plane, tmp_path):

@@ -78,12 +78,12 @@ def events(core, name):
 
 def test_a_gpu_is_given_once(core):
     core.create_namespaced_pod("default", pod("first", gpus=1))
-    wait_for(lambda: is_ready(core, "first"), 30)
+    wait_for(lambda: is_ready(core, "first"))
     assert core.read_namespaced_pod("first", "default").spec.node_name == "gpu-node"
     core.create_namespaced_pod("default", pod("second", gpus=1))
-    wait_for(lambda: "FailedScheduling" in reasons(core, "second"), 30)
+    wait_for(lambda: "FailedScheduling" in reasons(core, "second"))
     core.delete_namespaced_pod("first", "default")
-    wait_for(lambda: is_ready(core, "second"), 60)
+    wait_for(lambda: is_ready(core, "second"))
 
 
 def test_a_gpu_is_given_to_one_claim(control_plane, client, core):
@@ -115,7 +115,7 @@ def test_a_gpu_is_given_to_one_claim(control_plane, client, core):
     kubernetes.client.ResourceV1Api(client).create_namespaced_resource_claim("default", claim)
     claimed = [{"name": "gpu", "resourceClaimName": "gpu"}]
     core.create_namespaced_pod("default", pod("claiming", resourceClaims=claimed))
-    wait_for(lambda: is_ready(core, "claiming"), 30)
+    wait_for(lambda: is_ready(core, "claiming"))
     assert core.read_namespaced_pod("claiming", "default").spec.node_name == "gpu-node"
 
 
@@ -150,7 +150,7 @@ def test_what_fails_on_nodes_fails_here(control_plane, core):
     core.create_namespaced_pod("default", pod("no-node", node="absent"))
     waits = {"no-image": "ImagePullBackOff", "crashing": "CrashLoopBackOff"}
     for name, reason in waits.items():
-        wait_for(lambda name=name: waiting_reason(core, name), 30)
+        wait_for(lambda name=name: waiting_reason(core, name))
         assert waiting_reason(core, name) == reason
         assert not is_ready(core, name)
     wait_for(lambda: {"Failed"} <= reasons(core, "no-image"))
@@ -203,7 +203,7 @@ def test_a_second_one_beside_the_first_ends_with_its_process(control_plane, tmp_
     finally:
         os.kill(owner.pid, signal.SIGKILL)
         owner.communicate()
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids), 30)
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids))
     assert all(psutil.pid_exists(pid) for pid in control_plane.pids().values())
 
 

@@ -161,7 +161,7 @@ def provider(stub, control_plane) -> ResourceProviderStub:
         core = client.CoreV1Api(api)
         core.create_namespace({"metadata": {"name": NAMESPACE}})
         accounts = core.list_namespaced_service_account
-        wait_for(lambda: accounts(NAMESPACE).items, 30, "the service account")
+        wait_for(lambda: accounts(NAMESPACE).items, what="the service account")
     contents = control_plane.kubeconfig.read_text()
     stub.Configure(wire.ConfigureRequest(args=struct({"kubeconfig": contents})))
     return stub

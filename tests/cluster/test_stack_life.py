@@ -220,7 +220,7 @@ def test_a_new_token_replaces_the_four_ranks_and_is_told_nowhere(workspace, core
 def test_a_rank_deleted_by_hand_comes_back_with_refresh(workspace, core):
     before = uids(core)
     core.delete_namespaced_pod(RANKS[2], "splits", grace_period_seconds=0)
-    wait_for(lambda: RANKS[2] not in ranks(core), 30, "the rank gone")
+    wait_for(lambda: RANKS[2] not in ranks(core), what="the rank gone")
     assert workspace.up().changes == {}  # the engine believes its state
     # Without one of its ranks the group is not ready, and with it the master is not.
     set_ready(core, RANKS[0], ready=False)

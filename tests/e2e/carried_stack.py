@@ -124,7 +124,7 @@ class CarriedStack:
         """The replica that is asked, as soon as there is one."""
 
         def found() -> TierProcess | None:
-            [block] = httpx.get(f"{self.server.url}/v1/blocks", timeout=20).json()["data"]
+            [block] = httpx.get(f"{self.server.url}/v1/blocks", timeout=60).json()["data"]
             busy = [one["url"] for one in block["replicas"] if one["in_flight"]]
             return next((one for one in self.proxies if one.url in busy), None)
 

@@ -55,7 +55,7 @@ class Terminal:
         return seen
 
     def end(self) -> int:
-        code = self.process.wait(20)
+        code = self.process.wait(60)
         os.close(self._descriptor)
         return code
 
@@ -96,7 +96,7 @@ def test_control_c_stops_the_answer_and_the_computing(local_stack: LocalStack) -
         screen.wait_for(r"\w+ \w+ \w+ \w+ \w+ \w+ \w+[^>]*\n?", 60)
         time.sleep(1)
         screen.process.send_signal(signal.SIGINT)
-        screen.wait_for(r"\(stopped\)", 10)
+        screen.wait_for(r"\(stopped\)")
         screen.wait_for("> ")
         screen.type("\x04")
         assert screen.end() == 0

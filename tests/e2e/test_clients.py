@@ -5,7 +5,6 @@ read. The official one has tests of its own, in test_openai_conformance.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ TOKENS = 12
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeStack]:
-    with WholeStack(tmp_path_factory.mktemp("stack")) as stack:
-        yield stack
+def stack(whole_stack: WholeStack) -> WholeStack:
+    return whole_stack
 
 
 @pytest.fixture(scope="module")

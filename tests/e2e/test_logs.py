@@ -64,7 +64,7 @@ def test_every_line_is_json_with_time_level_and_tier(local_stack: LocalStack) ->
 
 def test_a_request_is_found_in_every_tier_by_its_id(local_stack: LocalStack) -> None:
     for name in ("inference-server", f"proxy-{BLOCK}", "master"):
-        wait_for(lambda name=name: served(local_stack, name), 5, name)
+        wait_for(lambda name=name: served(local_stack, name), what=name)
 
 
 def served(stack: LocalStack, name: str) -> list[dict[str, Any]]:

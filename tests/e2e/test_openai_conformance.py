@@ -26,9 +26,8 @@ Ask = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeStack]:
-    with WholeStack(tmp_path_factory.mktemp("stack")) as stack:
-        yield stack
+def stack(whole_stack: WholeStack) -> WholeStack:
+    return whole_stack
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +321,7 @@ def test_a_stream_that_is_closed_stops_computing(stack: WholeStack, chat: Ask) -
     next(iter(stream))
     assert running(stack) == 1
     stream.close()
-    wait_for(lambda: running(stack) == 0, 1.5)
+    wait_for(lambda: running(stack) == 0)
 
 
 def test_the_asynchronous_client(stack: WholeStack, greedy: str) -> None:
@@ -339,9 +338,9 @@ def test_the_asynchronous_client(stack: WholeStack, greedy: str) -> None:
             assert "".join(pieces) == greedy
             endless = values | {"max_tokens": 900, "extra_body": {"ignore_eos": True}}
             task = asyncio.create_task(create(**endless))
-            await asyncio.to_thread(wait_for, lambda: running(stack) == 1, 5)
+            await asyncio.to_thread(wait_for, lambda: running(stack) == 1)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(run())
-    wait_for(lambda: running(stack) == 0, 1.5)
+    wait_for(lambda: running(stack) == 0)

@@ -146,7 +146,7 @@ def test_a_phone_shows_one_thing_at_a_time(browser: Browser, local_stack: LocalS
         assert "Watch it at work." in page.locator("#welcome").inner_text()
         expect(page.locator("#pipeline")).to_be_hidden()
         page.get_by_role("button", name="Pipeline", exact=True).click()
-        expect(page.locator(".rank").first).to_be_visible(timeout=10_000)
+        expect(page.locator(".rank").first).to_be_visible()
         expect(page.locator("#chat")).to_be_hidden()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 

@@ -24,6 +24,7 @@ from tests.e2e.browser_page import (
 )
 from tests.e2e.local_stack import LocalStack
 from tests.programs import needs
+from tests.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.slow, needs("chromium")]
 # What the page shows in the moment in which `condition` is first true.
@@ -37,7 +38,7 @@ UNKNOWN = "\N{EN DASH}"
 
 
 def shown_when(page: Page, condition: str) -> dict[str, Any]:
-    handle = page.wait_for_function(_SHOWN % condition, timeout=15_000, polling="raf")
+    handle = page.wait_for_function(_SHOWN % condition, timeout=PATIENCE_S * 1000, polling="raf")
     found: dict[str, Any] = handle.json_value()
     return found
 

@@ -111,7 +111,7 @@ def test_a_browser_that_dies_has_kept_what_had_come(page: Page, local_stack: Loc
         finished(page)
         other.reload()
         other.get_by_role("button", name="Of the dead", exact=True).click()
-        expect(other.locator(".fault")).to_contain_text("Cut: the page was closed", timeout=8000)
+        expect(other.locator(".fault")).to_contain_text("Cut: the page was closed")
 
 
 def test_a_cut_answer_stays_marked(page: Page, local_stack: LocalStack) -> None:

@@ -269,7 +269,7 @@ async def transcript(
         asyncio.create_task(carry("listener", listener_far, dialer_far)),
     ]
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await asyncio.gather(
                 dial_handshake(dialer, dialer_token, HELLO),
                 accept_handshake(
@@ -277,11 +277,13 @@ async def transcript(
                 ),
                 return_exceptions=True,
             )
-            await asyncio.sleep(0.05)
+            # What is still on its way comes before the end.
+            for end in (dialer, listener):
+                end.shutdown(socket.SHUT_WR)
+            await asyncio.gather(*carrying, return_exceptions=True)
     finally:
         for task in carrying:
             task.cancel()
-        await asyncio.gather(*carrying, return_exceptions=True)
         for end in sockets:
             end.close()
     return joined(said)

@@ -43,7 +43,7 @@ def registry(tmp_path, monkeypatch):
         command = ["docker-registry", "serve", str(tmp_path / "registry.yml")]
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        wait_for(lambda: answers(port), 20, "registry")
+        wait_for(lambda: answers(port), what="registry")
         yield f"127.0.0.1:{port}"
     finally:
         process.kill()

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from infra.local.process import KeptProcess, ProcessDefinition
-from tests.waiting import free_ports
+from tests.waiting import PATIENCE_S, free_ports
 
 SERVER = str(Path(__file__).with_name("small_server.py"))
 
@@ -56,14 +56,14 @@ def run_kept(
 
 
 async def until_live(process: KeptProcess) -> int:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not await process.answers("/livez"):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert process.process_id is not None
     return process.process_id
 
 
-async def until_ended(codes: list[int], count: int, limit_s: float) -> None:
+async def until_ended(codes: list[int], count: int, limit_s: float = PATIENCE_S) -> None:
     async with asyncio.timeout(limit_s):
         while len(codes) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
@@ -73,7 +73,7 @@ def test_what_dies_is_started_again(tmp_path: Path) -> None:
     async def body(process: KeptProcess, codes: list[int]) -> None:
         first = await until_live(process)
         os.kill(first, signal.SIGKILL)
-        await until_ended(codes, 1, 5)
+        await until_ended(codes, 1)
         assert await until_live(process) != first
         assert (codes, process.restarts) == ([-signal.SIGKILL], 1)
 
@@ -85,7 +85,7 @@ def test_what_hangs_is_killed_after_three_probes_and_started_again(tmp_path: Pat
         first = await until_live(process)
         await asyncio.sleep(1.0)  # so that its startup has been seen
         os.kill(first, signal.SIGSTOP)
-        await until_ended(codes, 1, 10)
+        await until_ended(codes, 1)
         assert await until_live(process) != first
         assert codes == [-signal.SIGKILL]
 
@@ -104,7 +104,7 @@ def test_what_never_serves_is_killed_when_its_startup_is_over(tmp_path: Path) ->
     )
 
     async def body(_: KeptProcess, codes: list[int]) -> None:
-        await until_ended(codes, 1, 10)
+        await until_ended(codes, 1)
         assert codes == [-signal.SIGKILL]
 
     run_kept(deaf, body)
@@ -116,7 +116,7 @@ def test_restarts_are_quick_at_first_and_then_back_off(
     monkeypatch.setattr("infra.local.process.RESTART_DELAYS_S", (0.0, 0.2, 100.0))
 
     async def body(process: KeptProcess, codes: list[int]) -> None:
-        await until_ended(codes, 3, 10)
+        await until_ended(codes, 3)
         with pytest.raises(TimeoutError):
             await until_ended(codes, 4, 1.0)
         assert process.restarts == 2
@@ -128,7 +128,7 @@ def test_a_stopped_process_stays_stopped(tmp_path: Path) -> None:
     async def body(process: KeptProcess, codes: list[int]) -> None:
         await until_live(process)
         process.stop(signal.SIGTERM)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while process.process_id is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert codes == []
@@ -141,7 +141,7 @@ def test_output_goes_to_the_log(tmp_path: Path) -> None:
     given = definition(tmp_path, "--exit-code", "2")
 
     async def body(_: KeptProcess, codes: list[int]) -> None:
-        await until_ended(codes, 1, 10)
+        await until_ended(codes, 1)
 
     run_kept(given, body)
     assert "layers = 3: no such layers" in given.log.read_text()

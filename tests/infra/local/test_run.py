@@ -191,7 +191,7 @@ def test_a_stopped_stage_is_killed_and_comes_back(running: tuple[Path, str]) -> 
     before = status(folder)
     (stage,) = [row for row in before["processes"] if row["name"] == "stage-1"]
     os.kill(stage["pid"], signal.SIGSTOP)
-    wait_for(lambda: status(folder)["phase"] != "ready", 8, "not ready")
+    wait_for(lambda: status(folder)["phase"] != "ready", what="not ready")
 
     def formed_again() -> bool:
         now = status(folder)
@@ -223,7 +223,7 @@ def test_a_request_survives_the_masters_death(running: tuple[Path, str]) -> None
         answer = pool.submit(httpx.post, url, json=body, timeout=120)
         running_requests = 'vllm:num_requests_running{model_name="demo:smollm2-135m-instruct"} 1.0'
         wait_for(
-            lambda: running_requests in httpx.get(f"{master['url']}/metrics").text, 10, "running"
+            lambda: running_requests in httpx.get(f"{master['url']}/metrics").text, what="running"
         )
         os.kill(master["pid"], signal.SIGKILL)
         assert answer.result().json()["data"]["generated"] == calm
@@ -238,7 +238,7 @@ def test_nothing_outlives_a_killed_supervisor(running: tuple[Path, str]) -> None
     found = status(folder)
     os.kill(found["supervisor_pid"], signal.SIGKILL)
     pids = [row["pid"] for row in found["processes"]]
-    wait_for(lambda: not any(start_time(pid) for pid in pids), 5, "every process gone")
+    wait_for(lambda: not any(start_time(pid) for pid in pids), what="every process gone")
     assert "its supervisor was killed" in status(folder)["phase"]
     down = splitstack(folder, "down", "-s", "local")
     assert (down.returncode, down.stdout.partition(" is ")[0]) == (0, "local")

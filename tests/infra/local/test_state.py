@@ -91,7 +91,7 @@ def test_only_our_own_leftovers_are_killed() -> None:
     try:
         rows = (row(ours.pid, start_time(ours.pid)), row(other.pid, 1), row(2**22 + 1, 1))
         assert kill_leftovers(replace(STATE, processes=rows)) == ["stage-0"]
-        assert ours.wait(10) == -signal.SIGKILL
+        assert ours.wait(60) == -signal.SIGKILL
         assert other.poll() is None
     finally:
         for process in (ours, other):

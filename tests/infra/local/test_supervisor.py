@@ -26,11 +26,13 @@ SERVER = Path(__file__).with_name("small_server.py")
 SCRIPT = """
 import asyncio, sys
 from pathlib import Path
+from infra.local import process
 from infra.local.edit import read_wanted
 from infra.local.supervisor import Supervisor
 from infra.local.progress import Progress
 
 folder = Path(sys.argv[1])
+process.RESTART_DELAYS_S = (0.0, 0.1)
 def changed(phase, reason):
     with (folder / "phases").open("a") as file:
         file.write(f"{phase}\\n")
@@ -42,7 +44,7 @@ def read():
     return read_wanted(folder / "wanted")
 supervisor = Supervisor(
     read(), Progress(), changed,
-    startup_s=30.0, drain_s=5.0, summary="all of it is ready", read_wanted=read,
+    startup_s=60.0, drain_s=3600.0, summary="all of it is ready", read_wanted=read,
 )
 sys.exit(asyncio.run(supervisor.run()))
 """
@@ -79,7 +81,7 @@ class SmallStack:
             command=(sys.executable, *arguments),
             url=f"http://127.0.0.1:{port}",
             log=self.folder / f"{name}.log",
-            startup_s=30.0,
+            startup_s=60.0,
             files={str(file): "{}"},
         )
 
@@ -96,7 +98,7 @@ class SmallStack:
             said = file.read_text() if file.exists() else ""
             return said if said.startswith(("done", "failed")) else ""
 
-        said: str = wait_for(ended, 30, "the edit's end")
+        said: str = wait_for(ended, what="the edit's end")
         file.unlink()
         return said
 
@@ -133,7 +135,7 @@ def test_no_child_outlives_a_killed_supervisor(small_stack: Any) -> None:
     stack.until_ready()
     assert len(stack.alive()) == 4
     stack.process.kill()
-    wait_for(lambda: not stack.alive(), 5, "all children gone")
+    wait_for(lambda: not stack.alive(), what="all children gone")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -141,14 +143,15 @@ def test_a_signal_ends_the_tiers_from_the_front(small_stack: Any, number: signal
     stack = small_stack()
     stack.until_ready()
     stack.process.send_signal(number)
-    assert stack.process.wait(20) == 0
+    assert stack.process.wait(60) == 0
     assert not stack.alive()
     ended = (stack.folder / "ended").read_text().split()
     assert ended == ["inference-server", "proxy-block", "master", "stage"]
-    phases = (stack.folder / "phases").read_text().split()
-    assert phases[0] in ("starting", "ready")  # as quick as it was
+    phases = (stack.folder / "phases").read_text().splitlines()
+    # "starting" is told by a look that finds something not ready yet. Small servers may all answer
+    # by the time of the first one, which comes after the four processes have been made.
+    assert set(phases[: phases.index("ready")]) <= {"starting"}
     assert phases[-1] == "draining"
-    assert "ready" in phases
 
 
 def test_the_summary_is_said_before_the_state_is_ready(small_stack: Any) -> None:
@@ -156,7 +159,8 @@ def test_the_summary_is_said_before_the_state_is_ready(small_stack: Any) -> None
     stack.until_ready()
     said = stack.folder / "said_when_ready"  # what `up --detach` has relayed when it goes
     wait_for(said.exists, what="the state ready")
-    wait_for(lambda: "all of it is ready" in said.read_text(), what="the summary", limit_s=1)
+    wait_for(said.read_text, what="the file written")
+    assert "all of it is ready" in said.read_text()
 
 
 def test_a_second_signal_does_not_wait(small_stack: Any) -> None:
@@ -167,7 +171,7 @@ def test_a_second_signal_does_not_wait(small_stack: Any) -> None:
     stack.process.send_signal(signal.SIGINT)
     wait_for(lambda: "draining" in (stack.folder / "phases").read_text(), what="draining")
     stack.process.send_signal(signal.SIGINT)
-    assert stack.process.wait(3) == 0
+    assert stack.process.wait(60) == 0  # an hour for each of four tiers is not waited for
     assert not stack.alive()
 
 
@@ -175,14 +179,14 @@ def test_bad_usage_at_the_start_ends_everything_with_the_process_s_own_words(
     small_stack: Any,
 ) -> None:
     stack = small_stack("--exit-code", "2")
-    assert stack.process.wait(20) == 2
+    assert stack.process.wait(60) == 2
     assert stack.said("error: stage ended with exit code 2: layers = 3: no such layers")
     assert not stack.alive()
 
 
 def test_what_keeps_dying_before_it_was_ready_ends_everything(small_stack: Any) -> None:
     stack = small_stack("--exit-code", "1")
-    assert stack.process.wait(30) == 1
+    assert stack.process.wait(60) == 1
     assert stack.said("stage ended with exit code 1; it is started again")
     assert stack.said("error: stage ended with exit code 1: layers = 3: no such layers")
     assert len((stack.folder / "stage.pids").read_text().split()) == 5
@@ -195,7 +199,7 @@ def test_a_death_after_ready_is_told_and_mended(small_stack: Any) -> None:
     os.kill(int((stack.folder / "master.pids").read_text()), signal.SIGKILL)
     wait_for(lambda: stack.said("ready again"), what="ready again")
     assert stack.said("master was killed by signal 9; it is started again")
-    assert len(stack.alive()) == 4
+    wait_for(lambda: len(stack.alive()) == 4, what="all of them")
 
 
 FORMER = GroupSpec("d", "demo:former", (RankPart((0, 4)),))
@@ -216,7 +220,7 @@ def rollout_of(folder: Path, group: SmallMaster, spec: GroupSpec) -> RolloutDefi
     names = ("group.wanted.json", "group.json", "signing_key", "reason", "rollout.log")
     wanted, served, signs, reason, log = (str(folder / name) for name in names)
     questions = ("--master", group.url)
-    return RolloutDefinition(render(spec), wanted, served, signs, reason, log, 5.0, questions)
+    return RolloutDefinition(render(spec), wanted, served, signs, reason, log, 60.0, questions)
 
 
 def served(folder: Path) -> str:
@@ -237,7 +241,7 @@ def test_a_first_spec_that_fails_ends_everything_and_is_not_kept(
 ) -> None:
     group.steps = [step("failed", "failed", reason="rank 0: no such model")]
     stack = small_stack(rollout=rollout_of(tmp_path, group, FORMER))
-    assert stack.process.wait(30) == 1
+    assert stack.process.wait(60) == 1
     assert stack.said("error: demo:former: rank 0: no such model; nothing is served")
     assert not (tmp_path / "group.json").exists()
     assert not stack.alive()
@@ -267,7 +271,7 @@ def test_what_is_another_process_is_started_anew_alone(edited: SmallStack, tmp_p
     edited.definitions[-1] = replace(stage, files={file: '{"threads": 2}'})
     before = edited.pids()
     assert edited.apply("1").startswith("done")
-    assert len(edited.pids()) == len(before) + 1
+    wait_for(lambda: len(edited.pids()) == len(before) + 1, what="one more start")
     assert Path(file).read_text() == '{"threads": 2}'
     assert (tmp_path / "ended").read_text().split() == ["stage"]
     wait_for(lambda: len(edited.alive()) == 4, what="all of them")
@@ -276,7 +280,7 @@ def test_what_is_another_process_is_started_anew_alone(edited: SmallStack, tmp_p
 def test_ranks_come_first_and_go_last(edited: SmallStack, tmp_path: Path) -> None:
     edited.definitions.append(edited.definition("stage-1", tier="stage"))
     assert edited.apply("1").startswith("done")
-    assert len(edited.alive()) == 5
+    wait_for(lambda: len(edited.alive()) == 5, what="one more")
     edited.definitions.pop()
     assert edited.apply("2").startswith("done")
     assert (tmp_path / "ended").read_text().split() == ["stage-1"]
