@@ -45,7 +45,7 @@ class Exchange:
         limit_s = swap.spec.swap_drain_s
         if limit_s is None:
             limit_s = old.spec.request_deadline_s
-        if specs.returning:  # what is open cannot end by the old weights
+        if self._keeper.cannot_go_on:
             limit_s = 0.0
         ends = time.monotonic() + limit_s
         waited_for = self._listener.must_be_waited_for

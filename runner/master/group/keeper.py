@@ -17,7 +17,7 @@ from runner.master.group.former_spec import FormerSpec
 from runner.master.group.membership import Member, Membership
 from runner.master.group.own_part import MakeReady, OwnPart
 from runner.master.group.spec_changes import changed_keys
-from runner.master.group.specs import Specs
+from runner.master.group.specs import Order, Specs
 from runner.master.group.swap import Phase, Swap
 from runner.master.own_fault import OnFault
 from runner.transport.control import (
@@ -263,7 +263,8 @@ class SpecKeeper:
             specs.loaded(rank, message.spec_hash, now)
         elif isinstance(message, PrepareFailed | LoadFailed):
             logger.error("rank %d cannot load the model: %s", rank, message.reason)
-            self._members.failures[rank] = f"cannot load the model: {message.reason}"
+            told = f"cannot load the model: {message.reason}"
+            self._members.failures[rank] = message.spec_hash, told
             if member.told == message.spec_hash:
                 member.told = member.prepared = ""
             specs.rank_failed(rank, message.spec_hash, message.reason, now)
@@ -295,13 +296,30 @@ class SpecKeeper:
     # What is told
 
     def _greet(self, member: Member) -> None:
-        member.channel.send(Welcome(part=self.specs.order(member.rank) is not None))
+        member.channel.send(Welcome(part=self._order(member) is not None))
         self._tell(member)
         if not member.told:  # by this master; one before it may have
             member.channel.send(Forget(""))
 
+    def _order(self, member: Member) -> Order | None:
+        rank, served = member.rank, self.specs.in_force
+        failed = served is not None and self._members.failed(rank, served.spec_hash)
+        return self.specs.order(rank, lacking=self.specs.lacks(rank, member.holds) and not failed)
+
+    @property
+    def cannot_go_on(self) -> bool:
+        """Whether what runs cannot end by the weights in force: they are not back, or cannot be."""
+        served = self.specs.in_force
+        return self.specs.returning or (
+            served is not None
+            and any(
+                self._members.failed(rank, served.spec_hash)
+                for rank in range(len(served.spec.ranks))
+            )
+        )
+
     def _tell(self, member: Member) -> None:
-        order = self.specs.order(member.rank)
+        order = self._order(member)
         digest = "" if order is None else order.served.spec_hash
         if order is None or member.holds == digest:
             if member.told not in ("", digest):

@@ -71,8 +71,8 @@ class Membership:
         self._history = history
         self._joined, self._lost, self._received = joined, lost, received
         self.members: dict[int, Member] = {}
-        self.failures: dict[int, str] = {}
-        """By rank, why what it tried last has failed."""
+        self.failures: dict[int, tuple[str, str]] = {}
+        """By rank, the spec's hash and why, where what it tried last has failed."""
 
     def missing(self, served: Served) -> str:
         """One sentence on who is not there yet, "" when everybody is."""
@@ -85,9 +85,13 @@ class Membership:
             what = "is loading its weights" if member is not None else "has not joined"
             if member is not None and member.leaving:
                 what = "is ending"
-            failure = self.failures.get(rank, "")
+            failure = self.failures[rank][1] if self.failed(rank, digest) else ""
             absent.append(f"rank {rank} {failure or what}")
         return "waiting for stages: " + ", ".join(absent) if absent else ""
+
+    def failed(self, rank: int, digest: str) -> bool:
+        """Whether the rank has tried that spec last, and could not have its part."""
+        return rank in self.failures and self.failures[rank][0] == digest
 
     def stages(self, ranks: int) -> tuple[StageInfo | None, ...]:
         """What is known of the first ones, by rank."""

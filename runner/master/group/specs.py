@@ -77,9 +77,18 @@ class Specs:
             and swap.spec.model_name == old.spec.model_name
         )
 
-    def order(self, rank: int) -> Order | None:
-        """None for a rank that has no part."""
+    def lacks(self, rank: int, holds: str) -> bool:
+        """Whether a rank that holds the weights of this spec has not those in force: what runs
+        waits for it."""
+        served = self.in_force
+        return served is not None and rank < len(served.spec.ranks) and holds != served.spec_hash
+
+    def order(self, rank: int, *, lacking: bool = False) -> Order | None:
+        """None for a rank that has no part. `lacking`: it has not what is in force, and may get it:
+        that comes first, until the weights are exchanged."""
         swap = self.running
+        if lacking and self.in_force is not None and (swap is None or swap.phase != "loading"):
+            return Order(self.in_force, load=True, in_force=True)
         if swap is not None and swap.served is not None and rank < len(swap.ranks):
             return Order(swap.served, load=swap.phase == "loading", in_force=False)
         if swap is not None and swap.phase == "loading":

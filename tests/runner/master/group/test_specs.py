@@ -254,6 +254,26 @@ def test_who_has_the_weights_of_a_try_that_failed_is_prepared_and_loaded() -> No
     assert states(swap) == ["loaded", "prepared", "prepared"]
 
 
+def test_a_rank_that_lacks_what_is_in_force_gets_that_first() -> None:
+    specs, old = serving(), spec_hash(OLD)
+    swap = begun(specs)
+    assert specs.lacks(0, "")
+    assert specs.lacks(0, DIGEST)
+    assert not specs.lacks(0, old)
+    assert not specs.lacks(2, "")  # it has no part
+    order = specs.order(0, lacking=True)
+    assert order is not None
+    assert (order.served.spec, order.load, order.in_force) == (OLD, True, True)
+    for rank in range(3):
+        specs.prepared(rank, DIGEST, 3.0)
+    assert swap.phase == "draining"
+    assert specs.order(0, lacking=True) == order
+    specs.drained(4.0)
+    order = specs.order(0, lacking=True)
+    assert order is not None
+    assert order.served.spec == NEW
+
+
 def test_without_one_in_force_nothing_is_drained_and_nothing_waits() -> None:
     specs = Specs(STALL_S)
     swap = prepared(specs)

@@ -456,6 +456,27 @@ def test_a_master_that_ends_in_the_middle_leaves_one_of_the_two(
     run(work())
 
 
+def test_a_rank_that_is_away_when_a_spec_is_pushed_serves_what_runs_first(
+    stages: Stages, other_model: Path, first: list[int], second: list[int]
+) -> None:
+    async def work() -> None:
+        async with serving(stages) as group:
+            await group.until_ready()
+            running = asyncio.create_task(group.generate(200))
+            await asyncio.sleep(0)
+            stages.processes[0].kill()
+            await group.until(lambda: not group.engine.ready, "lost")
+            swap = await group.engine.push(other_spec(stages, other_model))
+            stages.restart(0)
+            assert (await group.until_ended(swap)).phase == "serving"
+            # It could not have ended by the weights of the other one, and was not cut short.
+            assert len(await running) == 200
+            assert running.result()[:COUNT] == first
+            assert await group.generate() == second
+
+    run(work())
+
+
 def test_where_the_file_s_model_cannot_be_had_another_one_can_be_pushed(
     stages: Stages, first: list[int]
 ) -> None:
