@@ -125,6 +125,8 @@ ROWS: dict[str, Row] = {
     "common_params.model_revision": common("model_revision", "v2"),
     "common_params.dtype": common("dtype", "bfloat16"),
     "common_params.max_model_len": common("max_model_len", 512),
+    "timeouts.swap_drain_s": whole("timeouts", {"create_s": 60}, {"swap_drain_s": 5}),
+    "timeouts.stall_s": whole("timeouts", {"create_s": 60}, {"stall_s": 60}),
     "nnodes": whole("nnodes", 3, 2, per_rank_params=[]),
     "timeouts.stall_s": whole("timeouts", {}, {"stall_s": 60}),
     "pod_template": whole("pod_template", {}, {"annotations": {"mesh.test/inject": "true"}}),
