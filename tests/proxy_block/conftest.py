@@ -86,6 +86,6 @@ def proxy(kept: Kept, upstream: SmallUpstream) -> TierProcess:
 
 @pytest.fixture
 def new_proxy(spec: ProxySpec, tmp_path: Path) -> Iterator[TierProcess]:
-    """One that has counted nothing yet."""
+    """One that has counted nothing yet, and does not remember what it was told of the model."""
     with TierProcess("proxy_block", spec, tmp_path) as process:
         yield process

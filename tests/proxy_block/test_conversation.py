@@ -238,8 +238,9 @@ def test_a_batch_that_fails_names_the_item_and_leaves_no_turn(proxy: TierProcess
 
 
 def test_turns_that_would_not_fit_the_model_are_not_sent(
-    proxy: TierProcess, upstream: SmallUpstream
+    new_proxy: TierProcess, upstream: SmallUpstream
 ) -> None:
+    proxy = new_proxy  # it has not asked yet how much the model reads
     upstream.max_model_len = 100
     for seq_no in range(1, 4):
         assert ask(proxy, {"message": f"turn {seq_no}"}, seq_no).status_code == 200

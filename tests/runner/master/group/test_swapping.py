@@ -135,7 +135,14 @@ def kept(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture
-def stages(kept: Stages, small_llama: Path) -> Iterator[Stages]:
+def new_stages(small_llama: Path, tmp_path: Path) -> Iterator[Stages]:
+    """They have held nothing before."""
+    with started(small_llama, tmp_path) as stages:
+        yield stages
+
+
+@pytest.fixture
+def stages(kept: Stages) -> Iterator[Stages]:
     """Each test's masters find them with the first model, whatever the test before has left."""
     former = kept.spec
 
@@ -214,8 +221,9 @@ def config_alone(folder: Path, like: Path | None, **changes: Any) -> str:
 
 
 def test_what_cannot_be_leaves_the_old_one_serving(
-    stages: Stages, small_llama: Path, other_model: Path, tmp_path: Path, first: list[int]
+    new_stages: Stages, small_llama: Path, other_model: Path, tmp_path: Path, first: list[int]
 ) -> None:
+    stages = new_stages
     (tmp_path / "none").mkdir()
     large = config_alone(tmp_path / "large", small_llama, vocab_size=100_000_000)
     mamba = config_alone(tmp_path / "mamba", None, model_type="mamba")
@@ -255,14 +263,17 @@ def test_what_cannot_be_leaves_the_old_one_serving(
 def test_what_fits_beside_is_loaded_before_the_drain(
     stages: Stages, other_model: Path, second: list[int]
 ) -> None:
+    def loads() -> list[int]:
+        return [stages.log(rank).count(f"of {other_model}") for rank in (0, 1)]
+
     async def work() -> None:
         async with serving(stages) as group:
             await group.until_ready()
+            before = loads()
             swap = await group.until_ended(await group.engine.push(other_spec(stages, other_model)))
             assert [item.loaded_ahead for item in swap.ranks] == [True, True]
             assert await group.generate() == second
-            for rank in (0, 1):
-                assert stages.log(rank).count(f"of {other_model}") == 1  # loaded once
+            assert loads() == [count + 1 for count in before]  # once
 
     run(work())
 
@@ -293,8 +304,9 @@ def test_what_does_not_fit_beside_is_loaded_when_the_other_is_gone(
 
 @pytest.mark.parametrize("lost", ["a rank", "the master"])
 def test_what_was_loaded_for_nothing_is_given_back(
-    stages: Stages, tmp_path: Path, first: list[int], lost: str
+    new_stages: Stages, tmp_path: Path, first: list[int], lost: str
 ) -> None:
+    stages = new_stages
     large = tmp_path / "large"
     make_small_model("llama", large, hidden_size=512, vocab_size=100_000)
     size = 100_000 * 512 * 4
@@ -478,8 +490,10 @@ def test_a_rank_that_is_away_when_a_spec_is_pushed_serves_what_runs_first(
 
 
 def test_where_the_file_s_model_cannot_be_had_another_one_can_be_pushed(
-    stages: Stages, first: list[int]
+    new_stages: Stages, first: list[int]
 ) -> None:
+    stages = new_stages
+
     async def work() -> None:
         spec, stages.spec = stages.spec, replace(stages.spec, model_name="/no/such/folder")
         async with serving(stages) as group:
@@ -492,10 +506,10 @@ def test_where_the_file_s_model_cannot_be_had_another_one_can_be_pushed(
     run(work())
 
 
-def test_a_group_without_a_file_waits_for_a_spec(
-    small_llama: Path, tmp_path: Path, first: list[int]
-) -> None:
-    async def work(stages: Stages) -> None:
+def test_a_group_without_a_file_waits_for_a_spec(new_stages: Stages, first: list[int]) -> None:
+    stages = new_stages
+
+    async def work() -> None:
         spec, stages.spec = stages.spec, None  # type: ignore[assignment]
         async with serving(stages) as group:
             await group.until(lambda: "to be pushed" in group.engine.reason, "waits")
@@ -508,5 +522,4 @@ def test_a_group_without_a_file_waits_for_a_spec(
             await group.until_ready()
             assert await group.generate() == first
 
-    with started(small_llama, tmp_path) as stages:
-        run(work(stages))
+    run(work())
