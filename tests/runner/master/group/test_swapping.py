@@ -221,9 +221,8 @@ def config_alone(folder: Path, like: Path | None, **changes: Any) -> str:
 
 
 def test_what_cannot_be_leaves_the_old_one_serving(
-    new_stages: Stages, small_llama: Path, other_model: Path, tmp_path: Path, first: list[int]
+    stages: Stages, small_llama: Path, other_model: Path, tmp_path: Path, first: list[int]
 ) -> None:
-    stages = new_stages
     (tmp_path / "none").mkdir()
     large = config_alone(tmp_path / "large", small_llama, vocab_size=100_000_000)
     mamba = config_alone(tmp_path / "mamba", None, model_type="mamba")
@@ -232,7 +231,8 @@ def test_what_cannot_be_leaves_the_old_one_serving(
     for file in cut.glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-100])
     bad = {
-        "rank 0: rank 0: layers 0-2 do not fit its memory": replace(stages.spec, model_name=large),
+        # Of whichever rank says so first.
+        "do not fit its memory": replace(stages.spec, model_name=large),
         "model_type mamba cannot be split": replace(stages.spec, model_name=mamba),
         "safetensors": other_spec(stages, cut),
         "there is no such folder": replace(stages.spec, model_name="/no/such/folder"),
