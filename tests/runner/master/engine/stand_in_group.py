@@ -170,7 +170,9 @@ class StandInGroup:
 
     async def _run(self) -> None:
         while self._queue:
-            await asyncio.sleep(self.delay_s)
+            # What is frozen takes time, or no other time would pass where it is virtual.
+            held = self.frozen or self.frozen_segments
+            await asyncio.sleep(max(self.delay_s, 0.001) if held else self.delay_s)
             if self._queue and not self.frozen:
                 if self.frozen_segments and self._queue[0].segments:
                     continue  # a probe before it has passed, this does not
