@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from kubernetes import client
 
 from tests.cluster.applied_stack import applied, stack_mapping
+from tests.cluster.control_plane import ControlPlane
 from tests.programs import CONTROL_PLANE, needs
 from tests.waiting import wait_for
 
 pytestmark = needs(*CONTROL_PLANE)
 
 
-def test_a_namespace_stays_while_another_stack_is_in_it(control_plane):
+@pytest.fixture
+def first_guarded(tmp_path: Path) -> Iterator[ControlPlane]:
+    """Of its own: once the last guard of a cluster has gone, its API server learns of no new
+    ConfigMap for another one until it is started again."""
+    with ControlPlane.start(tmp_path, "guarded") as started:
+        yield started
+
+
+def test_a_namespace_stays_while_another_stack_is_in_it(first_guarded):
+    control_plane = first_guarded
     owner = stack_mapping(control_plane, "owner")
+    owner["namespaces"] |= {"guard": True}
     shared = {
         "namespace": owner["namespace"],
         "namespaces": owner["namespaces"] | {"create": False},
     }
     guest = stack_mapping(control_plane, "guest", **shared)
-    names = [owner["namespace"], *owner["namespaces"].values()]
+    names = ["owner-splits", "owner-blocks", "owner-public"]
     with applied(control_plane, owner), control_plane.client() as api:
         core = client.CoreV1Api(api)
         with applied(control_plane, guest):

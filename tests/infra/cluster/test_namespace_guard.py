@@ -9,7 +9,7 @@ from tests.infra.recorded_program import run_program
 
 
 def test_every_namespace_has_a_guard_that_goes_after_it(tmp_path):
-    program = run_program(stack(tmp_path))
+    program = run_program(stack(tmp_path, namespaces={"guard": True}))
     (policy,) = program.of_kind("ValidatingAdmissionPolicy")
     assert policy.metadata_name == "splits-small-namespaces"
     bindings = {
@@ -25,7 +25,9 @@ def test_every_namespace_has_a_guard_that_goes_after_it(tmp_path):
         assert (rule["resourceNames"], rule["operations"]) == ([name], ["DELETE"])
 
 
-@pytest.mark.parametrize("changes", [{"guard": False}, {"retain": True}, {"create": False}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"guard": True, "retain": True}, {"guard": True, "create": False}]
+)
 def test_nothing_is_guarded_that_need_not_be(tmp_path, changes):
     program = run_program(stack(tmp_path, namespaces=changes))
     assert program.of_kind("ValidatingAdmissionPolicy") == []

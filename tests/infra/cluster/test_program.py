@@ -23,8 +23,6 @@ from tests.infra.recorded_program import PROGRAM, RUNNER, TOKEN, Program, Record
 
 ALL_SECRETS = {"group_token": TOKEN, **SECRETS}
 KEYS = {"api_keys": SECRETS["api_keys"]}
-# Of namespaces, and like these outside of what is in them.
-GUARDS = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 
 
 @pytest.fixture(scope="module", params=["preview", "update"])
@@ -53,7 +51,7 @@ def test_every_object_has_its_options(program):
     for item in program.objects:
         assert item.delete_before_replace, item.name
         assert providers[item.cluster].properties["clusterIdentifier"] == item.cluster
-        if item.short_kind in ("Namespace", *GUARDS):
+        if item.short_kind == "Namespace":
             assert item.parent.endswith("splitstack-test")
         else:
             assert item.parent in components
@@ -325,7 +323,7 @@ def test_two_clusters(tmp_path):
     } <= away  # fmt: skip
     assert {kind for kind, _ in away} == {
         "Namespace", "NetworkPolicy", "ConfigMap", "Secret", "ServiceAccount",
-        "PodDisruptionBudget", "StatefulSet", *GUARDS,
+        "PodDisruptionBudget", "StatefulSet",
     }  # fmt: skip
     assert ("ConfigMap", "small-spec") in home
     for rank, name in enumerate(("small-rank-0", "small-rank-1-away")):
