@@ -225,7 +225,7 @@ def test_every_request_ends_with_the_right_ids(seed: int, steps: int) -> None:
         assert simulation.ends["stop"] + simulation.ends["length"] > steps / 100
         assert simulation.ends["carried"] > steps / 1000
         if steps >= 10_000:  # a short one may have none of a kind
-            assert steps / 10_000 < simulation.group.aborted < steps / 20
+            assert 0 < simulation.group.aborted < steps / 20
             assert simulation.group.kills + simulation.group.stuck_steps > steps / 10_000
 
     run_in_virtual_time(body, engine, watch)
