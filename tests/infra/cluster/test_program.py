@@ -23,6 +23,8 @@ from tests.infra.recorded_program import PROGRAM, RUNNER, TOKEN, Program, Record
 
 ALL_SECRETS = {"group_token": TOKEN, **SECRETS}
 KEYS = {"api_keys": SECRETS["api_keys"]}
+# Of namespaces, and like these outside of what is in them.
+GUARDS = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 
 
 @pytest.fixture(scope="module", params=["preview", "update"])
@@ -51,7 +53,7 @@ def test_every_object_has_its_options(program):
     for item in program.objects:
         assert item.delete_before_replace, item.name
         assert providers[item.cluster].properties["clusterIdentifier"] == item.cluster
-        if item.short_kind == "Namespace":
+        if item.short_kind in ("Namespace", *GUARDS):
             assert item.parent.endswith("splitstack-test")
         else:
             assert item.parent in components
