@@ -40,8 +40,8 @@ class Diagnosis:
 
 def is_ready(pod: Pod) -> bool:
     """Whether it serves and is to go on."""
-    condition = _condition(pod, "Ready")
-    return bool(condition and condition.status == "True" and not pod.metadata.deletion_timestamp)
+    ready = condition(pod, "Ready")
+    return bool(ready and ready.status == "True" and not pod.metadata.deletion_timestamp)
 
 
 def diagnose(core: client.CoreV1Api, pod: Pod) -> Diagnosis:
@@ -57,7 +57,7 @@ def diagnose(core: client.CoreV1Api, pod: Pod) -> Diagnosis:
             mend = f"kubectl delete pod {pod.metadata.name} -n {pod.metadata.namespace}"
         mend = f"it stays so until: {mend}"
         return Diagnosis(_joined("failed", pod.status.reason, pod.status.message, mend))
-    scheduled = _condition(pod, "PodScheduled")
+    scheduled = condition(pod, "PodScheduled")
     if scheduled and scheduled.status != "True":
         message = scheduled.message or scheduled.reason
         return Diagnosis(_joined("scheduling", message, _wanted_nodes(pod)))
@@ -123,11 +123,11 @@ def _without_container_fault(pod: Pod, statuses: Sequence[Any], events: Sequence
     running = [status for status in statuses if status.state and status.state.running]
     if not statuses or len(running) < len(statuses):
         return _joined("starting", warning)
-    condition = _condition(pod, "Ready")
-    if condition and condition.reason == "NodeNotReady":
+    ready = condition(pod, "Ready")
+    if ready and ready.reason == "NodeNotReady":
         return f"node {pod.spec.node_name} does not answer"
     names = ", ".join(status.name for status in statuses if not status.ready)
-    return _joined(f"not ready: {names or (condition and condition.message) or ''}", warning)
+    return _joined(f"not ready: {names or (ready and ready.message) or ''}", warning)
 
 
 def _last_end(status: Any) -> Any:
@@ -180,8 +180,9 @@ def _last_message(events: Sequence[Any], *reasons: str) -> str:
     return (chosen[-1].message or "").strip() if chosen else ""
 
 
-def _condition(pod: Pod, kind: str) -> Any:
-    return next((item for item in pod.status.conditions or [] if item.type == kind), None)
+def condition(holder: Any, kind: str) -> Any:
+    """Of a pod or a node; None where it has none of that kind."""
+    return next((item for item in holder.status.conditions or [] if item.type == kind), None)
 
 
 def _joined(*parts: str | None) -> str:

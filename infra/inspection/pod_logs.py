@@ -13,9 +13,9 @@ from typing import Any
 import urllib3.exceptions
 from kubernetes import client
 
-from infra.cluster.fit import namespaces_on, rank_clusters
-from infra.cluster.labels import INSTANCE, MANAGED_BY, PROJECT
+from infra.cluster.fit import rank_clusters
 from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
+from infra.inspection.own_pods import own_pods
 from infra.stack.config import DeploymentConfig
 
 # How often it is looked for pods and containers that have come since.
@@ -90,21 +90,14 @@ def _pump(source: _Source, lines: queue.SimpleQueue[str]) -> None:
 def _sources(
     clusters: list[ClusterClient], deployment: DeploymentConfig, names: Collection[str]
 ) -> Iterator[_Source]:
-    selector = f"{INSTANCE}={deployment.deployment_name},{MANAGED_BY}={PROJECT}"
     for cluster in clusters:
-        core = client.CoreV1Api(cluster.api)
-        for namespace in namespaces_on(deployment, cluster.cluster_id):
-            with cluster.asked_to(f"list pods in namespace {namespace}"):
-                listed: Any = core.list_namespaced_pod(
-                    namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT
-                )
-            for pod in listed.items:
-                name = pod.metadata.name
-                if names and not name.startswith(tuple(names)):
-                    continue
-                for status in pod.status.container_statuses or []:
-                    if start := _start(status):
-                        yield _Source(cluster, namespace, name, status.name, start)
+        for pod in own_pods(cluster, deployment):
+            name, namespace = pod.metadata.name, pod.metadata.namespace
+            if names and not name.startswith(tuple(names)):
+                continue
+            for status in pod.status.container_statuses or []:
+                if start := _start(status):
+                    yield _Source(cluster, namespace, name, status.name, start)
 
 
 def _start(status: Any) -> str:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from infra.cluster.rank_pod import GPU, cache_disk
+from infra.inspection.diagnosis import condition
 from infra.stack.config import DeploymentConfig
 from infra.stack.placement_config import NodeChoice, NodeExpression, Toleration
 from infra.stack.tier_config import InferenceServer, SessionStore
@@ -32,7 +33,7 @@ class PodWish:
     def refusals(self, node: Any) -> list[str]:
         """Why the scheduler would not put it there, whatever is free; empty where it would."""
         found = []
-        ready = next((item for item in node.status.conditions or [] if item.type == "Ready"), None)
+        ready = condition(node, "Ready")
         if ready is None or ready.status != "True":
             found.append("it is not ready")
         if node.spec.unschedulable:

@@ -8,10 +8,11 @@ from typing import Any
 
 from kubernetes import client
 
-from infra.cluster.fit import namespaces_on, rank_clusters
-from infra.cluster.labels import COMPONENT, INSTANCE, MANAGED_BY, PROJECT, RANK, ROLLOUT
+from infra.cluster.fit import rank_clusters
+from infra.cluster.labels import COMPONENT, RANK, ROLLOUT
 from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, open_cluster
-from infra.inspection.diagnosis import Pod
+from infra.inspection.diagnosis import Pod, condition
+from infra.inspection.own_pods import own_pods
 from infra.stack.config import DeploymentConfig
 
 _NOT_FOUND = 404
@@ -55,32 +56,21 @@ def find_repairs(deployment: DeploymentConfig) -> list[Repair]:
         with cluster.asked_to("list nodes"):
             listed: Any = core.list_node(_request_timeout=REQUEST_TIMEOUT)
         nodes = {node.metadata.name: node for node in listed.items}
-        for namespace in namespaces_on(deployment, cluster_id):
-            for pod in _pods(cluster, core, deployment, namespace):
-                for why, forced in _reasons(deployment, pod, nodes):
-                    found.append(Repair(cluster, namespace, pod.metadata.name, why, forced))
+        for pod in own_pods(cluster, deployment):
+            for why, forced in _reasons(deployment, pod, nodes):
+                name, namespace = pod.metadata.name, pod.metadata.namespace
+                found.append(Repair(cluster, namespace, name, why, forced))
     return found
-
-
-def _pods(
-    cluster: ClusterClient, core: client.CoreV1Api, deployment: DeploymentConfig, namespace: str
-) -> list[Pod]:
-    """A rollout's pod keeps its reason until the next one."""
-    selector = f"{INSTANCE}={deployment.deployment_name},{MANAGED_BY}={PROJECT}"
-    with cluster.asked_to(f"list pods in namespace {namespace}"):
-        listed: Any = core.list_namespaced_pod(
-            namespace,
-            label_selector=f"{selector},{COMPONENT}!={ROLLOUT}",
-            _request_timeout=REQUEST_TIMEOUT,
-        )
-    return list(listed.items)
 
 
 def _reasons(
     deployment: DeploymentConfig, pod: Pod, nodes: Mapping[str, Any]
 ) -> Iterator[tuple[str, bool]]:
-    """(why, forced) for a pod that is to go; at most one."""
-    rank = (pod.metadata.labels or {}).get(RANK, "")
+    """(why, forced) for a pod that is to go; at most one. A rollout's keeps its reason until the
+    next one."""
+    if pod.metadata.labels.get(COMPONENT) == ROLLOUT:
+        return
+    rank = pod.metadata.labels.get(RANK, "")
     node = pod.spec.node_name
     if node and (pod.metadata.deletion_timestamp or not _owned(pod)) and node not in nodes:
         yield f"its node {node} is gone, and nobody there ends it", True
@@ -103,5 +93,5 @@ def _owned(pod: Pod) -> bool:
 
 
 def _answers(node: Any) -> bool:
-    ready = next((item for item in node.status.conditions or [] if item.type == "Ready"), None)
+    ready = condition(node, "Ready")
     return ready is not None and ready.status != "Unknown"

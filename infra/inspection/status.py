@@ -14,9 +14,6 @@ from infra.cluster.fit import namespaces_on, rank_clusters
 from infra.cluster.labels import (
     COMPONENT,
     INFERENCE_SERVER,
-    INSTANCE,
-    MANAGED_BY,
-    PROJECT,
     PROXY_BLOCK,
     RANK,
     RANK_COMPONENT,
@@ -32,6 +29,7 @@ from infra.inspection.edit_status import (
     edits_without_pods,
     newest,
 )
+from infra.inspection.own_pods import own_selector
 from infra.plan.table import table_lines
 from infra.stack.config import DeploymentConfig
 
@@ -116,7 +114,7 @@ def render_cluster_status(status: ClusterStatus, width: int | None = None) -> st
 def _pods_of(
     cluster: ClusterClient, deployment: DeploymentConfig
 ) -> tuple[list[PodStatus], list[EditStatus]]:
-    selector = f"{INSTANCE}={deployment.deployment_name},{MANAGED_BY}={PROJECT}"
+    selector = own_selector(deployment)
     core = client.CoreV1Api(cluster.api)
     pods: list[PodStatus] = []
     edits: list[EditStatus] = []

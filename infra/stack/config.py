@@ -14,7 +14,7 @@ from contract.specs import RANK_MASTER_PORT, GroupSpec
 from infra.stack import types
 from infra.stack.cluster_config import Cluster, Images, ModelCache, Namespaces, Timeouts
 from infra.stack.placement_config import NodeChoice, Placement, Toleration
-from infra.stack.pod_config import PodTemplate
+from infra.stack.pod_config import Pods, PodTemplate
 from infra.stack.tier_config import (
     InferenceServer,
     NetworkPolicies,
@@ -209,6 +209,16 @@ class DeploymentConfig(types.Section):
             node_selector=common.node_selector | own.node_selector,
             node_affinity=[*common.node_affinity, *own.node_affinity],
         )
+
+    @property
+    def tiers(self) -> dict[str, Pods]:
+        """What the tiers around the ranks say of their pods, by the key of each."""
+        blocks = {f"proxy_blocks[{index}]": it for index, it in enumerate(self.proxy_blocks)}
+        return {
+            **blocks,
+            "inference_server": self.inference_server,
+            "session_store": self.session_store,
+        }
 
     @property
     def rank_runtime_class(self) -> str:

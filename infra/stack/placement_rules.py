@@ -27,15 +27,9 @@ def placement_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
         if params.node_id and HOSTNAME in deployment.node_choice(params.rank).node_selector:
             rule = f"and {HOSTNAME} in node_selector both name its node; keep one of them"
             yield Fault(f"per_rank_params[{index}].node_id", params.node_id, rule)
-    tiers = {"": deployment.tolerations}
-    tiers |= {
-        f"proxy_blocks[{index}].": block.tolerations
-        for index, block in enumerate(deployment.proxy_blocks)
-    }
-    tiers["inference_server."] = deployment.inference_server.tolerations
-    tiers["session_store."] = deployment.session_store.tolerations
-    for prefix, tolerations in tiers.items():
-        yield from _toleration_faults(f"{prefix}tolerations", tolerations)
+    yield from _toleration_faults("tolerations", deployment.tolerations)
+    for key, pods in deployment.tiers.items():
+        yield from _toleration_faults(f"{key}.tolerations", pods.tolerations)
 
 
 def _choice_faults(path: str, choice: NodeChoice) -> Iterator[Fault]:

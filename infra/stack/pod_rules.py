@@ -29,11 +29,8 @@ def pod_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     """Of every tier's pod_template."""
     templates = {"pod_template": deployment.pod_template}
     templates |= {
-        f"proxy_blocks[{index}].pod_template": block.pod_template
-        for index, block in enumerate(deployment.proxy_blocks)
+        f"{key}.pod_template": pods.pod_template for key, pods in deployment.tiers.items()
     }
-    templates["inference_server.pod_template"] = deployment.inference_server.pod_template
-    templates["session_store.pod_template"] = deployment.session_store.pod_template
     for path, template in templates.items():
         yield from _name_faults(path, template)
         yield from _volume_faults(path, template, deployment.namespaces.create)
