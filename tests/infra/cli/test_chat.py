@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.interrupts import heed_interrupts
@@ -109,6 +110,19 @@ class Terminal:
         seen, _, self.screen = self.screen.partition(text)
         return seen + text
 
+    def interrupt_at_the_prompt(self) -> None:
+        """Ctrl-C once the prompt's read has begun.
+
+        `input()` shows its prompt before it waits, and a signal between the two stays unseen until
+        the next key.
+        """
+        process = psutil.Process(self.process.pid)
+        deadline = time.monotonic() + LIMIT_S
+        while process.status() != psutil.STATUS_SLEEPING:
+            assert time.monotonic() < deadline, process.status()
+            time.sleep(0.01)
+        self.process.send_signal(signal.SIGINT)
+
     def end(self) -> int:
         """Ctrl-D at the prompt; the exit code."""
         self.type("\x04")
@@ -171,7 +185,7 @@ def test_control_c_stops_the_answer_and_keeps_what_was_typed(
     server: Server, terminal: Terminal
 ) -> None:
     terminal.wait_for("\n> ")
-    terminal.process.send_signal(signal.SIGINT)  # at the prompt: nothing ends
+    terminal.interrupt_at_the_prompt()  # nothing ends
     terminal.wait_for("\n> ")
     terminal.type("one\n")
     terminal.wait_for("first")
