@@ -23,8 +23,9 @@ _RANK_CORES = 1.0
 _GIB = 2**30
 # Memory of a CPU's rank: KV for so many requests of that length, at most as many as run at once.
 _REQUESTS, _REQUEST_TOKENS = 8, 2048
-# Of a GPU's host: interpreter, libraries and CUDA's own part, beside one tensor after the other.
-_HOST_OF_GPU = 6 * _GIB
+# Of a GPU's host: interpreter, libraries and CUDA's own part, beside one tensor after the other. A
+# pod that runs is not replaced for more of it before it has less than the second figure left.
+_HOST_OF_GPU, _LEAST_HOST_OF_GPU = 6 * _GIB, 4 * _GIB
 # Where nobody knows what the rank will hold.
 _UNKNOWN_WEIGHTS, _UNKNOWN_TENSOR = 16 * _GIB, 4 * _GIB
 _MEMORY_STEP = 2**28
@@ -48,10 +49,12 @@ def plan_on_clusters(
     notes: list[str] = []
     try:
         plan = plan_stack(kept, reader)
+        fits = _hosts_hold(kept, plan.ranks)
     except StackConfigError:
         if kept == deployment:
             raise
-        plan = plan_stack(deployment, reader)
+        plan, fits = plan_stack(deployment, reader), False
+    if not fits:
         kept, notes = _grown(deployment, kept, plan)
     fitted = _cache_as_applied(fit(kept, plan.ranks, plan.max_model_len), deployment, applied)
     # On CPU a rank's KV cache lies in the memory that it was just given.
@@ -68,6 +71,15 @@ def _as_applied(deployment: DeploymentConfig, applied: Applied | None) -> Deploy
         kept = {key: before[key] for key in missing if before.get(key) is not None}
         ranks[params.rank] = params.model_copy(update=kept)
     return deployment.model_copy(update={"per_rank_params": ranks})
+
+
+def _hosts_hold(deployment: DeploymentConfig, plan: Sequence[RankPlan]) -> bool:
+    """Whether the hosts of GPUs have room for the tensors that pass through them; what a rank on a
+    CPU has is judged by the plan itself."""
+    return deployment.gpu_pinning == "none" or all(
+        params.memory is None or params.memory >= _LEAST_HOST_OF_GPU + (rank.largest_bytes or 0)
+        for params, rank in zip(deployment.ranks, plan, strict=True)
+    )
 
 
 def _cache_as_applied(

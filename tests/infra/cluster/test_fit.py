@@ -154,6 +154,22 @@ def test_memory_grows_where_the_model_no_longer_fits_and_the_plan_says_so():
     assert "of memory instead of 1.3 GB, in which the model does not fit" in note
 
 
+@pytest.mark.parametrize(("memory", "grows"), [(4.0, True), (4.25, False)])
+def test_the_host_of_a_gpu_grows_once_tensors_have_no_way_through(memory: float, grows: bool):
+    """The demo model's largest tensor, its vocabulary, takes 57 MB in bfloat16."""
+    uuids = [{"rank": rank, "device_uuid": f"GPU-{rank}"} for rank in range(2)]
+    deployment = parsed(
+        common_params=DEMO | {"dtype": "bfloat16"}, gpu_pinning="dra", per_rank_params=uuids
+    )
+    before = running({"cpu": 1.0, "memory": int(memory * GIB)}, {"cpu": 1.0, "memory": 20 * GIB})
+    fitted, plan = plan_on_clusters(deployment, applied=before)
+    memories = [params.memory / GIB for params in fitted.ranks]
+    assert memories[1] == 20
+    assert memories[0] == (pytest.approx(6.05, abs=0.01) if grows else memory)
+    told = [note for note in plan.notes if "instead of" in note]
+    assert [note.partition(" of memory")[0] for note in told] == ["rank 0 gets 6.5 GB"] * grows
+
+
 def test_memory_that_the_file_gives_never_grows():
     before = running({"cpu": 1.0, "memory": GIB}, {"cpu": 1.0, "memory": GIB})
     given = [{"rank": rank, "memory": "1Gi"} for rank in range(2)]
