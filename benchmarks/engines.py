@@ -54,15 +54,22 @@ class Splitstack:
     """A rank group of ours behind the master's HTTP API."""
 
     def __init__(
-        self, folder: Path, layers: list[tuple[int, int]], threads: int, state: Path
+        self,
+        folder: Path,
+        layers: list[tuple[int, int]],
+        threads: int,
+        state: Path,
+        dtype: str = "float32",
     ) -> None:
         self.name = f"splitstack-{len(layers)}-rank-{threads}-thread"
+        if dtype != "float32":
+            self.name += f"-{dtype}"
         ports = free_ports(2 + 2 * len(layers))
         spec = GroupSpec(
             deployment_name=self.name,
             model_name=str(folder),
             ranks=tuple(RankPart(bounds) for bounds in layers),
-            dtype="float32",
+            dtype=dtype,
             max_model_len=2048,
         )
         master = MasterSpec(

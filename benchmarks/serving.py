@@ -2,6 +2,7 @@
 
     python -m benchmarks.serving              # about an hour on 2 cores
     python -m benchmarks.serving --quick      # loads 1 and 32, three rounds, no continuous batching
+    python -m benchmarks.serving --dtypes float32 bfloat16      # ours alone, with each of them
 
 A random-weight Llama of about 350 M parameters in float32. Requests of one length are the best case
 of a peer that pads; `mixed` draws prompts and answers of 8 to 128 tokens, as users send them. In
@@ -77,6 +78,10 @@ def start_engines(folder: Path, state: Path, quick: bool) -> list[Engine]:
     return engines
 
 
+def start_dtypes(folder: Path, state: Path, dtypes: list[str]) -> list[Engine]:
+    return [Splitstack(folder, SPLIT, 1, state, dtype) for dtype in dtypes]
+
+
 def measure(
     engines: list[Engine], rounds: int, make: Callable[[int], Work]
 ) -> dict[str, list[Outcome]]:
@@ -123,6 +128,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--loads", type=int, nargs="+", default=[])
+    parser.add_argument("--dtypes", nargs="+", default=[])
     parser.add_argument("--model", type=Path, default=Path(".cache/random-llama-350m"))
     arguments = parser.parse_args()
     rounds = arguments.rounds or (3 if arguments.quick else 5)
@@ -133,7 +139,10 @@ def main() -> None:
     engines: list[Engine] = []
     with tempfile.TemporaryDirectory(prefix="splitstack-bench-") as state:
         try:
-            engines = start_engines(folder.resolve(), Path(state), arguments.quick)
+            if arguments.dtypes:
+                engines = start_dtypes(folder.resolve(), Path(state), arguments.dtypes)
+            else:
+                engines = start_engines(folder.resolve(), Path(state), arguments.quick)
             for load in loads:
                 case = f"{load} concurrent requests, {PROMPT_TOKENS} + {NEW_TOKENS} tokens"
                 make = partial(make_work, load, PROMPT_TOKENS, NEW_TOKENS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from contract.host_memory import available_bytes
@@ -16,6 +17,8 @@ from infra.stack.faults import UserError
 
 # The rest is left to what else runs here.
 MEMORY_SHARE = 0.8
+# Of one request and of 32, benchmarks/README.md.
+_BFLOAT16_GAIN = "GAIN"
 
 
 def fit(deployment: DeploymentConfig, held: int = 0) -> DeploymentConfig:
@@ -49,12 +52,30 @@ def plan_before_up(deployment: DeploymentConfig, reader: ModelReader | None = No
     if deployment.clusters or deployment.gpu_pinning != "none":
         return plan_stack(deployment, reader)
     plan = plan_stack(fit(deployment), reader)
+    if note := faster_dtype(deployment):
+        plan = replace(plan, notes=(*plan.notes, note))
     shared = [str(params.rank) for params in deployment.ranks if params.memory is None]
     if not shared or plan.kv_room is None:
         return plan
     return plan.with_estimate(
         f"no memory is given for rank {', '.join(shared)}: a part of what this machine has "
         "available now; `up` looks again"
+    )
+
+
+def faster_dtype(deployment: DeploymentConfig) -> str:
+    """What this machine's processor would be faster with, in a sentence; "" where that is in force.
+
+    `auto` stays with float32, in which a text hangs on neither the cut nor the company.
+    """
+    common = deployment.common_params
+    asked = common.dtype == "auto" and deployment.gpu_pinning == "none"
+    if not asked or not machine.multiplies_bfloat16():
+        return ""
+    return (
+        "this processor multiplies bfloat16, which common_params.dtype = auto does not take on a "
+        f"CPU: with bfloat16 {_BFLOAT16_GAIN} and weights and KV take half the memory, while near "
+        "ties between tokens may fall the other way"
     )
 
 

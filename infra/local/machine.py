@@ -10,6 +10,9 @@ from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 _GPUS = Path("/proc/driver/nvidia/gpus")
+_CPU = Path("/proc/cpuinfo")
+# Those of x86; torch asks oneDNN, which asks the processor for the same.
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 def cores() -> int:
@@ -29,6 +32,13 @@ def memory_of(pid: int) -> int:
 def gpu_count() -> int:
     """NVIDIA GPUs with a loaded driver."""
     return len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it; other ones take it apart, slowly."""
+    lines = _CPU.read_text().splitlines()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return bool(_BFLOAT16_FLAGS & set(flags.split()))
 
 
 def port_is_free(port: int) -> bool:

@@ -16,7 +16,13 @@ from dataclasses import replace
 
 from infra.local import machine
 from infra.local.edit import read_wanted
-from infra.local.fit import addresses, check_inference_port, fit, port_count
+from infra.local.fit import (
+    addresses,
+    check_inference_port,
+    faster_dtype,
+    fit,
+    port_count,
+)
 from infra.local.prepared import prepared, with_about
 from infra.local.process import die_with_parent, start_time
 from infra.local.progress import Progress
@@ -76,6 +82,8 @@ def _run(
     with _terminating_as_interrupt():
         commit = model_commit(reader, common)
     plan = plan_stack(deployment, reader)
+    if note := faster_dtype(deployment):
+        progress.say(f"note: {note}")
     with machine.free_ports(port_count(deployment)) as ports:
         places = addresses(deployment, ports)
     folder.make_token()

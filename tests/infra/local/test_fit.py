@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from infra.local.fit import (
     MEMORY_SHARE,
     addresses,
     check_inference_port,
+    faster_dtype,
     fit,
     fit_as_before,
     plan_before_up,
@@ -27,6 +29,7 @@ GB = 10**9
 @pytest.fixture(autouse=True)
 def this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: False)
     monkeypatch.setattr(infra.local.fit, "available_bytes", lambda: 10_000_000_000)
     monkeypatch.setattr(machine, "gpu_count", lambda: 1)
 
@@ -128,3 +131,28 @@ def test_free_ports_are_distinct_and_free() -> None:
         assert len(set(ports)) == 20
         assert not any(machine.port_is_free(port) for port in ports)
     assert all(machine.port_is_free(port) for port in ports)
+
+
+@pytest.mark.parametrize(
+    ("flags", "able"),
+    [("fpu avx512_bf16 amx_tile", True), ("fpu avx512_bf16x avx2", False), (None, False)],
+)
+def test_a_processor_that_multiplies_bfloat16_is_known_by_its_flags(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str | None, able: bool
+) -> None:
+    monkeypatch.undo()
+    told = tmp_path / "cpuinfo"
+    told.write_text("model name\t: some\n" + (f"flags\t\t: {flags}\n" if flags else ""))
+    monkeypatch.setattr(machine, "_CPU", told)
+    assert machine.multiplies_bfloat16() is able
+
+
+def test_what_the_processor_would_be_faster_with_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = {"model_name": "demo:smollm2-135m-instruct"}
+    found = deployment(common_params=demo)
+    assert faster_dtype(found) == ""
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: True)
+    assert faster_dtype(found).startswith("this processor multiplies bfloat16, which")
+    assert faster_dtype(found) in plan_before_up(found).notes
+    for chosen in ("float32", "bfloat16"):
+        assert faster_dtype(deployment(common_params=demo | {"dtype": chosen})) == ""
