@@ -82,7 +82,10 @@ Exited = Callable[["KeptProcess", int], bool]
 
 
 class KeptProcess:
-    """Runs `keep()` on the event loop of the main thread (see die_with_parent)."""
+    """Runs `keep()` on the event loop of the main thread (see die_with_parent).
+
+    `failure` is why it could not be started the last time, as on a full disk; "" where it could.
+    """
 
     def __init__(
         self, definition: ProcessDefinition, client: httpx.AsyncClient, exited: Exited
@@ -91,6 +94,7 @@ class KeptProcess:
         self.restarts = 0
         self.process_id: int | None = None
         self.started: int | None = None
+        self.failure = ""
         self._client = client
         self._exited = exited
         self._process: asyncio.subprocess.Process | None = None
@@ -101,7 +105,11 @@ class KeptProcess:
         """Start the process and start it again whenever it ends, until it is to stop."""
         while not self._stopping:
             began = time.monotonic()
-            code = await self._run_once()
+            self.failure = ""
+            try:
+                code = await self._run_once()
+            except OSError as error:
+                code, self.failure = 1, str(error)
             if self._stopping or not self._exited(self, code):
                 return
             if time.monotonic() - began > STABLE_AFTER_S:

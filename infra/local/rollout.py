@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -52,6 +53,13 @@ class RolloutDefinition:
 
 async def roll_out(definition: RolloutDefinition, say: Callable[[str], None]) -> str:
     """Why it failed, "" once the spec has answered. `say` gets each line of progress."""
+    try:
+        return await _rolled_out(definition, say)
+    except OSError as error:  # as on a full disk
+        return f"the rollout cannot be run: {error}"
+
+
+async def _rolled_out(definition: RolloutDefinition, say: Callable[[str], None]) -> str:
     for start in range(1, _STARTS + 1):
         _begin(definition)
         code, last = await _run(definition, say)
@@ -92,10 +100,11 @@ async def _run(definition: RolloutDefinition, say: Callable[[str], None]) -> tup
     try:
         last = await _relay(process, Path(definition.log), say)
         return await process.wait(), last
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
 def _begin(definition: RolloutDefinition) -> None:

@@ -176,9 +176,12 @@ class Supervisor:
     def _exited(self, process: KeptProcess, code: int) -> bool:
         name, log = process.definition.name, process.definition.log
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if process.failure:
+            how = f"cannot be started: {process.failure}"
         hopeless = code == EXIT_USAGE or process.restarts + 1 >= STARTS_BEFORE_READY
         if not self._been_ready and hopeless:
-            self._fail(f"{name} {how}: {last_words(log)} (log: {log})", code)
+            said = how if process.failure else f"{how}: {last_words(log)}"
+            self._fail(f"{name} {said} (log: {log})", code)
             return False
         self._progress.say(f"{name} {how}; it is started again")
         return True

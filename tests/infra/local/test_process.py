@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -67,6 +68,21 @@ async def until_ended(codes: list[int], count: int, limit_s: float = PATIENCE_S)
     async with asyncio.timeout(limit_s):
         while len(codes) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+def test_what_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    """As where the disk is full for a while."""
+    file = tmp_path / "small.json"
+    file.mkdir()
+
+    async def body(process: KeptProcess, codes: list[int]) -> None:
+        await until_ended(codes, 1)
+        assert process.failure == f"[Errno 21] Is a directory: '{file}'"
+        file.rmdir()
+        await until_live(process)
+        assert (set(codes), process.failure, file.read_text()) == ({1}, "", "{}")
+
+    run_kept(replace(definition(tmp_path), files={str(file): "{}"}), body)
 
 
 def test_what_dies_is_started_again(tmp_path: Path) -> None:

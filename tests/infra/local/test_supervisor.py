@@ -247,6 +247,16 @@ def test_a_first_spec_that_fails_ends_everything_and_is_not_kept(
     assert not stack.alive()
 
 
+def test_a_rollout_that_cannot_be_run_ends_everything(
+    small_stack: Any, tmp_path: Path, group: SmallMaster
+) -> None:
+    rollout = replace(rollout_of(tmp_path, group, FORMER), log=str(tmp_path))
+    stack = small_stack(rollout=rollout)
+    assert stack.process.wait(60) == 1
+    assert stack.said("error: the rollout cannot be run: [Errno 21] Is a directory")
+    assert not stack.alive()
+
+
 @pytest.fixture
 def edited(small_stack: Any, tmp_path: Path, group: SmallMaster) -> SmallStack:
     """A stack that serves FORMER and is about to serve NEW."""
@@ -302,6 +312,13 @@ def test_an_edit_that_fails_says_why_and_the_former_one_goes_on(
     group.steps = list(SWAP)
     assert edited.apply("2").startswith("done")
     assert served(tmp_path) == render(NEW)
+
+
+def test_an_edit_whose_rollout_cannot_be_run_has_failed(edited: SmallStack, tmp_path: Path) -> None:
+    assert edited.rollout is not None
+    edited.rollout = replace(edited.rollout, log=str(tmp_path))
+    assert edited.apply("1").startswith("failed the rollout cannot be run: [Errno 21]")
+    wait_for(lambda: not rollouts(edited), what="no rollout left")
 
 
 def test_a_rollout_that_is_killed_is_started_again_and_follows(
