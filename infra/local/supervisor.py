@@ -77,11 +77,10 @@ class Supervisor:
                 await self._watch(client)
                 if self._failure:
                     self._stop_now.set()
+                await self._end_edit()  # which would start what is to end
                 await self._drain()
             finally:
-                if self._editing is not None:
-                    self._editing.cancel()
-                    await asyncio.gather(self._editing, return_exceptions=True)
+                await self._end_edit()
                 await self._end_all()
         self._progress.done()
         if self._failure:
@@ -145,6 +144,11 @@ class Supervisor:
             added = [item for item in added if item not in more]
         await self._end(added)
 
+    async def _end_edit(self) -> None:
+        if self._editing is not None:
+            self._editing.cancel()
+            await asyncio.gather(self._editing, return_exceptions=True)
+
     def _note_edit(self, edit: EditState) -> None:
         if edit == self.edit:
             return
@@ -170,7 +174,9 @@ class Supervisor:
             process.stop(signal.SIGKILL)
             if process.process_id is None:  # it waits for its next start
                 self._tasks[process].cancel()
-            await asyncio.gather(self._tasks.pop(process), return_exceptions=True)
+            await asyncio.wait([self._tasks[process]])
+            # Both at once: the edit may be ended at each await, and what it leaves is drained.
+            del self._tasks[process]
             self.processes.remove(process)
 
     def _exited(self, process: KeptProcess, code: int) -> bool:

@@ -6,6 +6,8 @@ import argparse
 import os
 import signal
 import sys
+import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,6 +27,7 @@ def main() -> int:
     parser.add_argument("--started", type=Path, help="append the pid to this file")
     parser.add_argument("--ended", type=Path, help="append NAME to this file on SIGTERM")
     parser.add_argument("--name", default="")
+    parser.add_argument("--until", type=Path, help="end on SIGTERM once this file is there")
     parser.add_argument("--exit-code", type=int)
     arguments = parser.parse_args()
     if arguments.started:
@@ -38,6 +41,11 @@ def main() -> int:
         if arguments.ended:
             with arguments.ended.open("a") as file:
                 file.write(f"{arguments.name}\n")
+        threading.Thread(target=leave, daemon=True).start()
+
+    def leave() -> None:
+        while arguments.until and not arguments.until.exists():
+            time.sleep(0.02)
         os._exit(0)
 
     signal.signal(signal.SIGTERM, end)

@@ -321,6 +321,30 @@ def test_an_edit_whose_rollout_cannot_be_run_has_failed(edited: SmallStack, tmp_
     wait_for(lambda: not rollouts(edited), what="no rollout left")
 
 
+def test_a_stack_that_is_told_to_end_during_an_edit_starts_nothing_more(
+    small_stack: Any, tmp_path: Path, group: SmallMaster
+) -> None:
+    gate, last_gate, ended = tmp_path / "gate", tmp_path / "last", tmp_path / "ended"
+    stack = small_stack("--until", str(last_gate), rollout=rollout_of(tmp_path, group, FORMER))
+    stack.definitions[0] = stack.definition("inference-server", "--until", str(gate))
+    stack.until_ready()
+    assert stack.apply("1").startswith("done")
+    server = stack.definitions[0]
+    (file,) = server.files
+    stack.definitions[0] = replace(server, files={file: '{"port": 1}'})
+    ended.unlink()
+    stack.write_wanted("2")
+    stack.process.send_signal(signal.SIGUSR1)
+    wait_for(ended.exists, what="the edit's end of the server")
+    stack.process.send_signal(signal.SIGINT)
+    wait_for(lambda: "draining" in (tmp_path / "phases").read_text(), what="draining")
+    gate.touch()
+    wait_for(lambda: "stage" in ended.read_text(), what="the last tier's turn")
+    last_gate.touch()
+    assert stack.process.wait(60) == 0
+    assert Path(file).read_text() == "{}"
+
+
 def test_a_rollout_that_is_killed_is_started_again_and_follows(
     edited: SmallStack, tmp_path: Path, group: SmallMaster
 ) -> None:
