@@ -42,6 +42,10 @@ from benchmarks.soak_users import (
 USERS = 4
 # A wait between two events of a stream that a user would call a pause.
 PAUSE_S = 1.0
+# A stage keeps oneDNN's kernels, one for each number of rows that it has seen: some 0.8 MB each, 256
+# of them by itself (runner/stage/cpu/allocator.py), which random prompts fill in an hour. With few,
+# what grows is a leak.
+FEW_KERNELS = {"LRU_CACHE_CAPACITY": "32", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
 
 def stack_file(folder: Path) -> Path:
@@ -51,6 +55,7 @@ def stack_file(folder: Path) -> Path:
     [block] = deployment["proxy_blocks"]
     block["generation_config"] = {"temperature": 0, "max_new_tokens": TOKENS}
     deployment["proxy_blocks"] = [block, block | {"block_id": SECOND_BLOCK}]
+    deployment["extra_env"] = FEW_KERNELS
     path = folder / STACK.name
     path.write_text(yaml.safe_dump(document), "utf-8")
     return path
