@@ -26,10 +26,11 @@ class EditState:
 class Wanted:
     """Processes and the spec that they are to serve; `about` is what state.json has beside.
 
-    `rollout` None: nothing has to be proved.
+    `drain_s` seconds is what requests may take to end. `rollout` None: nothing has to be proved.
     """
 
     definitions: tuple[ProcessDefinition, ...]
+    drain_s: float
     rollout: RolloutDefinition | None = None
     id: str = ""
     about: dict[str, Any] = field(default_factory=dict)
@@ -44,6 +45,7 @@ def read_wanted(path: Path) -> Wanted | None:
         document = json.loads(path.read_text("utf-8"))
         return Wanted(
             definitions=tuple(map(_definition, document["definitions"])),
+            drain_s=document["drain_s"],
             rollout=_rollout(document["rollout"]),
             id=document["id"],
             about=document["about"],

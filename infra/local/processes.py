@@ -53,7 +53,11 @@ def define_processes(
         options = ("--api-keys-file", str(keys)) if keys else ()
         definitions.append(_light(folder, "inference-server", "inference-server", server, options))
     spec = render(group_spec(deployment, plan.ranks, commit=commit))
-    return Wanted(tuple(definitions), _rollout(folder, deployment, addresses, spec))
+    return Wanted(
+        tuple(definitions),
+        deployment.common_params.request_deadline_s,
+        _rollout(folder, deployment, addresses, spec),
+    )
 
 
 def _rollout(

@@ -100,7 +100,6 @@ def _run(
         progress,
         changed,
         startup_s=_STARTUP_S,
-        drain_s=common.request_deadline_s,
         summary=found.summary,
         read_wanted=lambda: read_wanted(folder.wanted_file),
     )

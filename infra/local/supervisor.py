@@ -39,7 +39,6 @@ class Supervisor:
         changed: Callable[[str, str], None],
         *,
         startup_s: float,
-        drain_s: float,
         summary: str,
         read_wanted: Callable[[], Wanted | None] = lambda: None,
     ) -> None:
@@ -47,7 +46,7 @@ class Supervisor:
         self.edit: EditState | None = None
         self._progress = progress
         self._changed = changed
-        self._startup_s, self._drain_s = startup_s, drain_s
+        self._startup_s = startup_s
         self._summary = summary
         self._read_wanted = read_wanted
         self.processes: list[KeptProcess] = []
@@ -162,6 +161,10 @@ class Supervisor:
         self._tasks[process] = asyncio.create_task(process.keep())
         return process
 
+    @property
+    def _drain_limit_s(self) -> float:
+        return self.wanted.drain_s + _DRAIN_MARGIN_S
+
     async def _end(self, processes: Iterable[KeptProcess]) -> None:
         """SIGTERM, and SIGKILL for what does not end in the time that requests may take."""
         ending = list(processes)
@@ -169,7 +172,7 @@ class Supervisor:
             process.stop(signal.SIGTERM)
         tasks = [self._tasks[process] for process in ending]
         if tasks:
-            await asyncio.wait(tasks, timeout=self._drain_s + _DRAIN_MARGIN_S)
+            await asyncio.wait(tasks, timeout=self._drain_limit_s)
         for process in ending:
             process.stop(signal.SIGKILL)
             if process.process_id is None:  # it waits for its next start
@@ -254,8 +257,9 @@ class Supervisor:
                 now = asyncio.create_task(self._stop_now.wait())
                 ended = asyncio.create_task(asyncio.wait(tasks))
                 first: set[asyncio.Task[Any]] = {now, ended}
-                limit = self._drain_s + _DRAIN_MARGIN_S
-                await asyncio.wait(first, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    first, timeout=self._drain_limit_s, return_when=asyncio.FIRST_COMPLETED
+                )
                 now.cancel()
                 ended.cancel()
 

@@ -44,7 +44,7 @@ def read():
     return read_wanted(folder / "wanted")
 supervisor = Supervisor(
     read(), Progress(), changed,
-    startup_s=60.0, drain_s=3600.0, summary="all of it is ready", read_wanted=read,
+    startup_s=60.0, summary="all of it is ready", read_wanted=read,
 )
 sys.exit(asyncio.run(supervisor.run()))
 """
@@ -86,7 +86,7 @@ class SmallStack:
         )
 
     def write_wanted(self, edit: str = "") -> None:
-        Wanted(tuple(self.definitions), self.rollout, edit).write(self.folder / "wanted")
+        Wanted(tuple(self.definitions), 3600.0, self.rollout, edit).write(self.folder / "wanted")
 
     def apply(self, edit: str) -> str:
         """What the edit said at its end."""
