@@ -22,6 +22,8 @@ from infra.stack.faults import StackConfigError, UserError
 from infra.stack.file import StackFile
 
 _POLL_S = 0.2
+# A supervisor takes an edit at once, if it can read it.
+_TAKEN_WITHIN_S = 30.0
 _EDITABLE = ("ready", "not ready")
 
 
@@ -71,8 +73,7 @@ def _prepared(
 ) -> Prepared:
     former = addresses_of(state)
     deployment = stack_file.deployment
-    if deployment.inference_server.node_port != former.inference_port:
-        check_inference_port(deployment)
+    _check_port(deployment, state)
     reader = model_reader(stack_file.lock_path)
     commit = model_commit(reader, deployment.common_params)
     deployment = _fitted(deployment, state, reader)
@@ -88,6 +89,13 @@ def _prepared(
         commit,
         edit=secrets.token_hex(8),
     )
+
+
+def _check_port(deployment: DeploymentConfig, state: StackState) -> None:
+    """An edit that failed may have left its server at the port that it wanted."""
+    url = f"http://{machine.LOOPBACK}:{deployment.inference_server.node_port}"
+    if url not in [row.url for row in state.processes]:
+        check_inference_port(deployment)
 
 
 def _fitted(
@@ -112,6 +120,7 @@ def _held(state: StackState) -> int:
 
 def _follow(folder: StateFolder, edit: str, progress: Progress) -> int:
     """Until it has ended. Who is interrupted leaves the edit running."""
+    taken_by = time.monotonic() + _TAKEN_WITHIN_S
     try:
         while True:
             state = folder.read()
@@ -121,6 +130,11 @@ def _follow(folder: StateFolder, edit: str, progress: Progress) -> int:
                 if state.edit.phase != RUNNING:
                     return _ended(state.edit, progress)
                 progress.wait_for(state.edit.text)
+            elif time.monotonic() > taken_by:
+                raise UserError(
+                    f"deployment {folder.deployment_name} does not take the edit: another version "
+                    "of Splitstack has started it; splitstack down, then up"
+                )
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         progress.done()
