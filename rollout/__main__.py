@@ -42,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _roll_out(parsed: argparse.Namespace) -> None:
     spec = load(parsed.spec, GroupSpec)
+    tier = _outermost(parsed, spec)
     group = Group(parsed.master, _signing_key(parsed.signing_key_file))
     said = _Said(parsed.log_every_s)
     try:
         bring_in(group, spec, parsed.stall_s, said)
-        tier = _outermost(parsed, spec)
         text = ask(tier, parsed.stall_s, said)
         still_serves(group, spec, parsed.stall_s, said)
     finally:

@@ -44,11 +44,12 @@ def bring_in(group: Group, spec: GroupSpec, stall_s: float, say: Callable[[str],
 
 def _ended(group: Group, spec: GroupSpec, stall: Stall, say: Callable[[str], None]) -> GroupState:
     """Follows the swap until the spec serves, has failed, or is forgotten."""
+    more_s = 0.0  # of a drain, though it is not heard of for a moment
     while True:
         try:
             state = group.state()
         except NotNow as reason:
-            line, more_s = f"waiting: {reason}", 0.0
+            line = f"waiting: {reason}"
         else:
             swap = state.swap_to(spec_hash(spec))
             if state.serves(spec_hash(spec)) or swap is None or swap.phase == FAILED:

@@ -19,24 +19,26 @@ from web.errors import error_body
 
 TOKEN = b"0123456789abcdef0123456789abcdef"
 Answer = tuple[int, Mapping[str, Any]]
+Step = dict[str, Any] | Answer
 
 
 class SmallMaster:
-    """Each GET of /group/spec goes one step on in `steps`, the swap's documents without its spec.
+    """Each GET of /group/spec goes one step on in `steps`: a swap's document without its spec, or
+    an answer instead.
 
     The last one stays; `scripts` come before them, one for each push. `serving` is what answers; a
     step of phase serving makes the pushed spec it.
     `forgets` restarts it before as many steps. `refusal` is the answer to a push instead.
     """
 
-    def __init__(self, url: str, steps: list[dict[str, Any]], serving: Any = None) -> None:
+    def __init__(self, url: str, steps: list[Step], serving: Any = None) -> None:
         self.url, self.steps = url, steps
         self.serving: dict[str, Any] | None = serving
         self.refusal: Answer | None = None
         self.answer: Answer = (200, {"choices": [{"text": " Paris."}]})
         self.busy: list[Answer] = []
         self.forgets = 0
-        self.scripts: list[list[dict[str, Any]]] = []
+        self.scripts: list[list[Step]] = []
         self.pushed: list[dict[str, Any]] = []
         self.questions: list[tuple[str, dict[str, Any], str]] = []
         self._verifier = Verifier(signing_key(TOKEN), time.time)
@@ -70,6 +72,8 @@ class SmallMaster:
             return 200, {"serving": self.serving, "swap": None}
         step = self._script[min(self._step, len(self._script) - 1)]
         self._step += 1
+        if isinstance(step, tuple):
+            return step
         if step["phase"] == "serving":
             self.serving = self._swap | {"spec": self.pushed[-1]}
         return 200, {"serving": self.serving, "swap": {**self._swap, **step}}
@@ -90,7 +94,7 @@ def step(phase: str, *ranks: str, reason: str | None = None, **more: Any) -> dic
 
 
 @contextmanager
-def small_master(steps: list[dict[str, Any]], serving: Any = None) -> Iterator[SmallMaster]:
+def small_master(steps: list[Step], serving: Any = None) -> Iterator[SmallMaster]:
     """Serves on a free port until it is left."""
 
     class Handler(BaseHTTPRequestHandler):

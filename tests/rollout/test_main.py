@@ -175,6 +175,16 @@ def test_nothing_that_moves_ends_it_and_says_where(rollout: Rollout, master: Sma
     assert run.reason == f"nothing has moved for 1 s: {run.lines[0]}"
 
 
+def test_one_question_without_an_answer_does_not_end_a_long_drain(
+    rollout: Rollout, master: SmallMaster
+) -> None:
+    busy = 503, {"error": {"message": "busy"}}
+    master.steps = [*[WHOLE[2]] * 4, busy, *WHOLE[2:]]
+    run = rollout.run(master.url, stall_s=1)  # less than four steps take
+    assert (run.code, run.reason) == (0, "")
+    assert "waiting: the master answers 503: busy" in run.lines
+
+
 def test_a_master_that_is_not_there(rollout: Rollout) -> None:
     (port,) = free_ports(1)
     run = rollout.run(f"http://127.0.0.1:{port}", stall_s=1)
@@ -269,6 +279,16 @@ def test_what_it_is_started_with_is_checked(
     run = rollout.run(master.url)
     assert run.code == 2
     assert words in run.reason
+    assert not master.pushed
+
+
+def test_nothing_is_brought_in_that_could_not_be_asked(
+    rollout: Rollout, master: SmallMaster, tmp_path: Path
+) -> None:
+    missing = str(tmp_path / "missing")
+    run = rollout.run(master.url, "--inference-server", master.url, "--api-key-file", missing)
+    assert run.code == 2
+    assert run.reason.startswith(f"--api-key-file {missing}: cannot be read")
     assert not master.pushed
 
 
