@@ -21,7 +21,7 @@ def deploy(stack: ClusterStack) -> None:
     deployment, secrets, addresses = stack.deployment, stack.secrets, stack.addresses
     name = deployment.deployment_name
 
-    images = ContainerImages(deployment).references
+    images = ContainerImages(deployment, stack.platform).references
     clusters = stack_clusters(deployment, stack.kubeconfigs)
 
     policies = NetworkPolicies(name, clusters)

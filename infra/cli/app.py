@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from contract.version import VERSION
 from infra.cli.chat import open_chat, run_chat
 from infra.cli.clusters import doctor, follow_cluster_logs, repair, show_cluster_status
+from infra.cli.images import images_command
 from infra.cli.imports import import_block_command, import_split_command
 from infra.cli.options import Json, Running, Sets, Stack, cluster_stack, load
 from infra.local.apply import apply_edit
@@ -206,6 +207,7 @@ def plan(
 
 app.command()(doctor)
 app.command()(repair)
+app.command("images")(images_command)
 app.command("import-split")(import_split_command)
 app.command("import-block")(import_block_command)
 

@@ -15,6 +15,7 @@ from infra.cluster.kubeconfig import Kubeconfig
 # Seconds to connect, and to wait for an answer.
 _TIMEOUT = (3, 5)
 _NOT_FOUND = 404
+_ARCHITECTURE = "kubernetes.io/arch"
 # An address that is reached from anywhere goes first.
 _ADDRESS_TYPES = ("ExternalIP", "InternalIP")
 _UNANSWERED = (
@@ -44,6 +45,22 @@ def node_address(kubeconfig: Kubeconfig) -> str:
         return ""
     found = sorted(_addresses(nodes.items))
     return found[0][-1] if found else ""
+
+
+def node_architectures(kubeconfig: Kubeconfig) -> frozenset[str]:
+    """As in {"amd64", "arm64"}; none where the cluster does not tell."""
+    try:
+        with _api(kubeconfig) as api:
+            nodes: Any = client.CoreV1Api(api).list_node(_request_timeout=_TIMEOUT)
+    except _UNANSWERED:
+        return frozenset()
+    return frozenset(filter(None, map(architecture_of, nodes.items)))
+
+
+def architecture_of(node: Any) -> str:
+    """Of one node, as its kubelet labels it; "" where it has not yet."""
+    info = node.status.node_info
+    return (node.metadata.labels or {}).get(_ARCHITECTURE) or (info and info.architecture) or ""
 
 
 def lacks_secret(kubeconfig: Kubeconfig, namespace: str, name: str) -> bool:

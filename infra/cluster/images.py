@@ -18,14 +18,18 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 class ContainerImages(pulumi.ComponentResource):
     """One image per tier that the deployment has.
 
-    `references` gives each as `host/path@sha256:...`, which is all that pods get to see: a tag
-    that moves would change what runs without a change of the stack.
+    `platform` is what they are built for, as in linux/amd64. `references` gives each as
+    `host/path@sha256:...`, which is all that pods get to see: a tag that moves would change what
+    runs without a change of the stack.
     """
 
     references: Mapping[str, pulumi.Output[str]]
 
     def __init__(
-        self, deployment: DeploymentConfig, opts: pulumi.ResourceOptions | None = None
+        self,
+        deployment: DeploymentConfig,
+        platform: str,
+        opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         name = f"{deployment.deployment_name}-images"
         super().__init__("splitstack:deployment:Images", name, None, opts)
@@ -37,13 +41,18 @@ class ContainerImages(pulumi.ComponentResource):
             provider = pulumi_docker.Provider(name, opts=pulumi.ResourceOptions(parent=self))
             child = pulumi.ResourceOptions(parent=self, provider=provider)
             self.references = {
-                tier: _built(deployment, tier, names[tier], child).repo_digest for tier in names
+                tier: _built(deployment, tier, names[tier], platform, child).repo_digest
+                for tier in names
             }
         self.register_outputs(dict(self.references))
 
 
 def _built(
-    deployment: DeploymentConfig, tier: Tier, name: str, options: pulumi.ResourceOptions
+    deployment: DeploymentConfig,
+    tier: Tier,
+    name: str,
+    platform: str,
+    options: pulumi.ResourceOptions,
 ) -> pulumi_docker.Image:
     # Relative to the program's folder: an absolute path would differ from machine to machine, and
     # each machine would build anew.
@@ -55,7 +64,7 @@ def _built(
             context=context,
             dockerfile=os.path.join(context, tier, "Dockerfile"),
             args=build_arguments(deployment, tier),
-            platform=deployment.images.platform or None,
+            platform=platform or None,
         ),
         opts=options,
     )

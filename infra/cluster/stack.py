@@ -12,7 +12,13 @@ import pulumi
 from contract.faults import MISSING, Fault
 from contract.signature import MANAGEMENT_OUTPUT
 from contract.specs import GroupSpec, MasterSpec, StageSpec, spec_hash
-from infra.cluster.cluster_lookup import FailedPod, failed_pods, lacks_secret, node_address
+from infra.cluster.cluster_lookup import (
+    FailedPod,
+    failed_pods,
+    lacks_secret,
+    node_address,
+    node_architectures,
+)
 from infra.cluster.fit import addresses, plan_on_clusters, rank_clusters
 from infra.cluster.front_url import forward_line, front_url, needs_forward
 from infra.cluster.kubeconfig import PROJECT_ROOT, Kubeconfig, KubeconfigError, read_kubeconfig
@@ -26,6 +32,7 @@ from infra.cluster.live import (
     room_for,
     stand_ins,
 )
+from infra.cluster.platforms import build_platform, platform_faults
 from infra.cluster.rank_pod import CACHE_FOLDER
 from infra.cluster.secrets import (
     NAMESPACE,
@@ -51,7 +58,8 @@ class ClusterStack:
     """`deployment` names cores and memory for every rank; `kubeconfigs` has one per cluster.
 
     `applied` is what will be in force. `node` is the address of one of rank 0's cluster, "" where
-    it is not known or not needed. `stand_ins` as in infra/cluster/live.py.
+    it is not known or not needed. `stand_ins` as in infra/cluster/live.py. `platform` is what
+    images are built for.
     """
 
     deployment: DeploymentConfig
@@ -61,6 +69,7 @@ class ClusterStack:
     applied: Applied
     node: str = ""
     stand_ins: Mapping[str, str] = field(default_factory=dict)
+    platform: str = ""
 
     @cached_property
     def addresses(self) -> Addresses:
@@ -128,6 +137,8 @@ def read_stack() -> ClusterStack:
         deployment, values, kubeconfigs = _read(source)
         live = read_live_stack()
         _refuse(source, live_faults(live, deployment))
+        architectures = _architectures(deployment, kubeconfigs)
+        _refuse(source, platform_faults(deployment, architectures))
         lock = PROJECT_ROOT / "stacks" / lock_name(pulumi.get_stack())
         reader = model_reader(lock, values.get("hub_token", "").strip())
         deployment, plan = plan_on_clusters(deployment, reader, live.applied)
@@ -156,7 +167,17 @@ def read_stack() -> ClusterStack:
         new,
         node,
         stand_ins(live, deployment, failed),
+        build_platform(deployment, architectures),
     )
+
+
+def _architectures(
+    deployment: DeploymentConfig, kubeconfigs: Mapping[str, Kubeconfig]
+) -> frozenset[str]:
+    """Of all nodes, where images are built and the file does not say for what."""
+    if deployment.images.builder != "docker" or deployment.images.platform:
+        return frozenset()
+    return frozenset().union(*map(node_architectures, kubeconfigs.values()))
 
 
 def _failed_ranks(

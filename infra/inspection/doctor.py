@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from kubernetes import client
 
+from infra.cluster.cluster_lookup import node_architectures
 from infra.cluster.fit import plan_on_clusters, rank_clusters
+from infra.cluster.platforms import platform_faults
 from infra.inspection.client import (
     REQUEST_TIMEOUT,
     ClusterClient,
@@ -33,10 +35,12 @@ def examine(deployment: DeploymentConfig, reader: ModelReader | None = None) -> 
             yield Finding("fault", "stack file", str(fault))
         return
     declared: list[DeclaredObject] | None = None
+    architectures: frozenset[str] = frozenset()
     for cluster_id in rank_clusters(deployment):
         try:
             cluster = open_cluster(deployment, cluster_id)
             yield _answer(cluster)
+            architectures |= node_architectures(cluster.kubeconfig)
             declared = declared_objects(fitted, plan) if declared is None else declared
             objects = [item for item in declared if item.cluster == cluster_id]
             yield from _examine_cluster(cluster, fitted, objects)
@@ -45,7 +49,9 @@ def examine(deployment: DeploymentConfig, reader: ModelReader | None = None) -> 
         except ProgramError as error:
             yield Finding("fault", "the program", str(error))
             break
-    yield from check_registries(deployment)
+    for fault in platform_faults(deployment, architectures):
+        yield Finding("fault", "stack file", str(fault))
+    yield from check_registries(deployment, architectures)
 
 
 def _answer(cluster: ClusterClient) -> Finding:

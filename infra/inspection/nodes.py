@@ -11,6 +11,7 @@ from kubernetes import client
 from kubernetes.utils.quantity import parse_quantity
 
 from infra.cluster.labels import INSTANCE
+from infra.inspection.architectures import foreign_nodes
 from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, Finding
 from infra.inspection.pod_wish import PodWish, pod_wishes
 from infra.stack.config import DeploymentConfig, RankParams
@@ -44,6 +45,8 @@ def check_nodes(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterato
         left = _left(core, deployment, nodes)
         for text in (*_named_faults(wishes, nodes, left), *_free_faults(wishes, nodes, left)):
             yield cluster.finding("fault", text)
+        for text in foreign_nodes(deployment, wishes, nodes):
+            yield cluster.finding("warning", text)
         for text in _old_drivers(deployment, wishes, nodes):
             yield cluster.finding("warning", text)
         if deployment.gpu_pinning == "dra":

@@ -22,7 +22,7 @@ class Images(types.Section):
     inference_server: types.Image = ""
     """Inference server image; empty with builder docker: beside common_params.image."""
     platform: types.Text = ""
-    """What builder docker builds for, as in linux/amd64; empty: this machine's architecture."""
+    """What builder docker builds for, as in linux/amd64; empty: what the nodes are."""
     build_arguments: dict[types.EnvironmentName, types.Text] = Field(default_factory=dict)
     """Build arguments of the Dockerfiles: BASE_IMAGE, TORCH, TORCH_INDEX, DEMO_MODEL, ..."""
 

@@ -25,7 +25,11 @@ class Node:
         amounts["ephemeral-storage"] = "1Ti"
         if self.gpus:
             amounts["nvidia.com/gpu"] = str(self.gpus)
-        labels = {"kubernetes.io/hostname": self.name, "kubernetes.io/os": "linux"}
+        labels = {
+            "kubernetes.io/hostname": self.name,
+            "kubernetes.io/os": "linux",
+            "kubernetes.io/arch": "amd64",
+        }
         return {
             "apiVersion": "v1",
             "kind": "Node",

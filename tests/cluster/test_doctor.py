@@ -10,7 +10,7 @@ from kubernetes import client
 
 from infra.inspection.doctor import examine
 from infra.stack.file import parse_deployment
-from tests.cluster.applied_stack import DEMO, applied, stack_mapping, write_stack
+from tests.cluster.applied_stack import DEMO, REGISTRY, applied, stack_mapping, write_stack
 from tests.cluster.nodes import Node
 from tests.infra.cli.test_app import splitstack
 from tests.infra.recorded_program import DIGEST
@@ -187,6 +187,31 @@ def test_a_driver_that_is_too_old(control_plane, nodes):
     assert findings(mapping) == []
     (text,) = findings(mapping, "warning")
     assert text.startswith("node doctor-old has NVIDIA driver 550; CUDA 13.0")
+
+
+def test_nodes_of_another_architecture(control_plane, nodes):
+    """Images that are built, for what the nodes are or what the file says."""
+    built = {
+        "common_params": {"model_name": "some/model", "image": f"{REGISTRY}/runner:1"},
+        "images": {"builder": "docker"},
+        "per_rank_params": [{"rank": rank, "layers": f"{rank}"} for rank in range(2)],
+    }
+    mapping = stack_mapping(control_plane, "built", **built)
+    assert findings(mapping) == []
+    labels = {"kubernetes.io/arch": "s390x"}
+    control_plane.add_nodes([Node("doctor-other", labels=labels)])
+    try:
+        (text,) = findings(mapping)
+        assert text.startswith("images.platform: must be given: the nodes are amd64 and s390x, ")
+        given = mapping | {"images": built["images"] | {"platform": "linux/amd64"}}
+        assert findings(given) == []
+        (text,) = (text for text in findings(given, "warning") if "doctor-other" in text)
+        assert text.startswith(
+            "node doctor-other is s390x, takes pods of this stack and cannot run"
+        )
+    finally:
+        with control_plane.client() as api:
+            client.CoreV1Api(api).delete_node("doctor-other")
 
 
 def test_devices_that_no_driver_publishes(control_plane, nodes):

@@ -36,8 +36,10 @@ LONGEST_TEXT = 20_000
 
 @pytest.fixture(autouse=True)
 def _at_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Pulumi runs the program; without a hub, and without a kubeconfig of the user's."""
+    """Where Pulumi runs the program; without a hub, and without a kubeconfig of the user's. Images
+    are built for this machine, where no cluster tells."""
     monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from infra.cluster.images import build_arguments
+from infra.cluster.platforms import build_platform, platform_faults
 from infra.cluster.pods import USER_ID
 from infra.stack.file import parse_deployment
 from infra.stack.image_names import image_names, registry_of
@@ -83,6 +84,22 @@ def test_build_arguments_follow_from_the_stack_file(tmp_path):
         "BASE_IMAGE": "python:3.12-slim",
     }
     assert build_arguments(on_gpus, "proxy_block")["BASE_IMAGE"] == "python:3.12-slim"
+
+
+def test_images_are_built_for_what_the_nodes_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    built = deployment(tmp_path)
+    assert build_platform(built, {"amd64"}) == "linux/amd64"
+    assert build_platform(built, ()) == "linux/arm64"  # where no cluster tells: this machine's
+    given = deployment(tmp_path, images=BUILT | {"platform": "linux/s390x"})
+    assert build_platform(given, {"amd64", "arm64"}) == "linux/s390x"
+    assert not list(platform_faults(given, {"amd64", "arm64"}))
+    assert not list(platform_faults(built, {"amd64"}))
+    (fault,) = platform_faults(built, {"arm64", "amd64"})
+    assert str(fault).startswith("images.platform: must be given: the nodes are amd64 and arm64, ")
+    taken = parse_deployment(stack(tmp_path))
+    assert build_platform(taken, ()) == ""
+    assert not list(platform_faults(taken, {"amd64", "arm64"}))
 
 
 def test_leaving_the_demo_model_makes_no_other_image(tmp_path):

@@ -14,7 +14,7 @@ from tests.infra.program_stacks import matrix
 @pytest.fixture
 def deployment(tmp_path, monkeypatch) -> DeploymentConfig:
     """Of two clusters; its registries are not asked."""
-    monkeypatch.setattr(doctor, "check_registries", lambda _: ())
+    monkeypatch.setattr(doctor, "check_registries", lambda *_: ())
     return parse_deployment(matrix(tmp_path)["two clusters"])
 
 

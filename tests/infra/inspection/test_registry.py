@@ -62,26 +62,44 @@ def log_in(tmp_path, registry, password=PASSWORD):
     (tmp_path / "config.json").write_text(json.dumps({"auths": {registry: {"auth": auth}}}))
 
 
-def pushed(registry, path):
+def pushed(registry, path, config_text=b"{}"):
     """The digest of the smallest manifest that a registry takes."""
     with httpx.Client(base_url=f"http://{registry}/v2/{path}/", auth=("me", PASSWORD)) as web:
-        digest = f"sha256:{hashlib.sha256(b'{}').hexdigest()}"
+        digest = f"sha256:{hashlib.sha256(config_text).hexdigest()}"
         place = web.post("blobs/uploads/").headers["Location"]
-        web.put(httpx.URL(place).copy_merge_params({"digest": digest}), content=b"{}")
+        web.put(httpx.URL(place).copy_merge_params({"digest": digest}), content=config_text)
         kind = "application/vnd.oci.image.manifest.v1+json"
-        part = {"mediaType": "application/octet-stream", "digest": digest, "size": 2}
+        size = len(config_text)
+        part = {"mediaType": "application/octet-stream", "digest": digest, "size": size}
         config = part | {"mediaType": "application/vnd.oci.image.config.v1+json"}
         manifest = {"schemaVersion": 2, "mediaType": kind, "config": config, "layers": [part]}
         answer = web.put("manifests/1", json=manifest, headers={"Content-Type": kind})
         return answer.headers["Docker-Content-Digest"]
 
 
-def found(image, builder="reference"):
+def pushed_index(registry, path, *architectures):
+    """The digest of an index over images of these architectures."""
+    kind = "application/vnd.oci.image.index.v1+json"
+    manifests = []
+    with httpx.Client(base_url=f"http://{registry}/v2/{path}/", auth=("me", PASSWORD)) as web:
+        for architecture in architectures:
+            text = json.dumps({"architecture": architecture, "os": "linux"}).encode()
+            digest = pushed(registry, path, text)
+            size = int(web.head(f"manifests/{digest}").headers["Content-Length"])
+            platform = {"architecture": architecture, "os": "linux"}
+            manifest = {"mediaType": "application/vnd.oci.image.manifest.v1+json"}
+            manifests.append(manifest | {"digest": digest, "size": size, "platform": platform})
+        index = {"schemaVersion": 2, "mediaType": kind, "manifests": manifests}
+        answer = web.put("manifests/2", json=index, headers={"Content-Type": kind})
+        return answer.headers["Docker-Content-Digest"]
+
+
+def found(image, builder="reference", architectures=()):
     """The finding about an image, None where nothing is asked."""
     alone = {"proxy_blocks": [], "inference_server": {"enabled": False}}
     common = {"model_name": "some/model", "image": image}
     changes = {"common_params": common, "images": {"builder": builder}}
-    findings = [*check_registries(parse_deployment(MINIMAL | alone | changes))]
+    findings = [*check_registries(parse_deployment(MINIMAL | alone | changes), architectures)]
     return (findings[0].level, findings[0].text) if findings else None
 
 
@@ -93,6 +111,26 @@ def test_images_given_by_digest(registry, tmp_path):
     assert found(f"{registry}/team/runner:1@{digest}") == ("fine", "is there")
     missing = f"{registry}/team/runner@{NO_DIGEST}"
     assert found(missing) == ("fault", f"registry {registry} has no such image")
+
+
+@needs_registry
+def test_images_that_no_node_can_run(registry, tmp_path):
+    log_in(tmp_path, registry)
+    text = b'{"architecture": "arm64", "os": "linux"}'
+    one = f"{registry}/team/one@{pushed(registry, 'team/one', text)}"
+    assert found(one, architectures={"arm64"}) == ("fine", "is there")
+    refusal = "is for arm64 only, and the nodes are amd64"
+    assert found(one, architectures={"amd64"}) == ("fault", refusal)
+    several = f"{registry}/team/two@{pushed_index(registry, 'team/two', 'amd64', 'arm64')}"
+    assert found(several, architectures={"amd64", "arm64"}) == ("fine", "is there")
+    level, said = found(several, architectures={"amd64", "s390x"})
+    assert (level, said) == (
+        "warning",
+        "is for amd64, arm64 only, and there are nodes that are s390x",
+    )
+    # Of a registry that does not tell nothing is said.
+    silent = f"{registry}/team/three@{pushed(registry, 'team/three')}"
+    assert found(silent, architectures={"amd64"}) == ("fine", "is there")
 
 
 @needs_registry
