@@ -16,6 +16,7 @@ from infra.inspection.client import REQUEST_TIMEOUT
 from infra.stack.placement_config import HOSTNAME
 
 LOG_LINES = 10
+NOT_READY = "not ready"
 # A container that has run for so long is no longer one that crashes.
 _SETTLED = timedelta(minutes=1)
 _IMAGE_REASONS = {
@@ -127,7 +128,7 @@ def _without_container_fault(pod: Pod, statuses: Sequence[Any], events: Sequence
     if ready and ready.reason == "NodeNotReady":
         return f"node {pod.spec.node_name} does not answer"
     names = ", ".join(status.name for status in statuses if not status.ready)
-    return _joined(f"not ready: {names or (ready and ready.message) or ''}", warning)
+    return _joined(f"{NOT_READY}: {names or (ready and ready.message) or ''}", warning)
 
 
 def _last_end(status: Any) -> Any:

@@ -21,7 +21,7 @@ from infra.cluster.labels import (
     SESSION_STORE,
 )
 from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
-from infra.inspection.diagnosis import Pod, diagnose, is_ready
+from infra.inspection.diagnosis import NOT_READY, Pod, diagnose, is_ready
 from infra.inspection.edit_status import (
     DONE,
     EditStatus,
@@ -29,16 +29,23 @@ from infra.inspection.edit_status import (
     edits_without_pods,
     newest,
 )
+from infra.inspection.master_word import MasterWord, ask_master
 from infra.inspection.own_pods import own_selector
-from infra.plan.table import table_lines
+from infra.plan.table import byte_size, table_lines
 from infra.stack.config import DeploymentConfig
 
 _HEADINGS = ("pod", "cluster", "node", "phase", "ready", "restarts")
+_DEVICE_HEADINGS = ("device", "memory", "used")
+_DROPS = ("cluster", "used", "node", "memory", "device")
 
 
 @dataclass(frozen=True)
 class PodStatus:
-    """One pod; `rank` None for the tiers in front of the ranks. `reason` "": it is well."""
+    """One pod; `rank` None for the tiers in front of the ranks. `reason` "": it is well.
+
+    `device` is the UUID of a rank's GPU as its process reports it, "" where there is none or the
+    master does not tell; `device_bytes` is all memory of it, `used_bytes` what weights and KV take.
+    """
 
     name: str
     component: str
@@ -51,17 +58,21 @@ class PodStatus:
     restarts: int
     reason: str
     log: tuple[str, ...] = ()
+    device: str = ""
+    device_bytes: int | None = None
+    used_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class ClusterStatus:
     """Every rank, there or not, then the pods of the other tiers. `edit` is None where no rollout
-    of an edit is there to ask."""
+    of an edit is there to ask; `master` is the master's own word, None where it does not answer."""
 
     stack: str
     deployment_name: str
     pods: tuple[PodStatus, ...]
     edit: EditStatus | None = None
+    master: MasterWord | None = None
 
     @property
     def ready(self) -> bool:
@@ -76,32 +87,28 @@ def read_cluster_status(stack: str, deployment: DeploymentConfig) -> ClusterStat
     pods: list[PodStatus] = []
     edits: list[EditStatus] = []
     faults: dict[str, str] = {}
+    master: MasterWord | None = None
     for cluster_id in rank_clusters(deployment):
         try:
-            found, rollouts = _pods_of(open_cluster(deployment, cluster_id), deployment)
-            pods, edits = pods + found, edits + rollouts
+            found, rollouts, word = _pods_of(open_cluster(deployment, cluster_id), deployment)
+            pods, edits, master = pods + found, edits + rollouts, master or word
         except ClusterError as error:
             faults[cluster_id] = str(error)
     rows = (*_ranks(deployment, pods, faults), *_tiers(deployment, pods, faults))
-    return ClusterStatus(stack, deployment.deployment_name, rows, newest(edits))
+    if master is not None:
+        rows = tuple(_told_by_master(pod, master) for pod in rows)
+    return ClusterStatus(stack, deployment.deployment_name, rows, newest(edits), master)
 
 
 def render_cluster_status(status: ClusterStatus, width: int | None = None) -> str:
     """A line about the stack, a table of its pods, and what is wrong with each."""
     ready = sum(pod.ready for pod in status.pods)
     head = f"{status.deployment_name} (stack {status.stack}): {ready} of {len(status.pods)} ready"
-    rows = [_HEADINGS] + [
-        (
-            pod.name,
-            pod.cluster or "-",
-            pod.node or "-",
-            pod.phase,
-            "yes" if pod.ready else "no",
-            str(pod.restarts),
-        )
-        for pod in status.pods
-    ]
-    lines = table_lines(rows, width=width, drop=("cluster", "node"))
+    with_devices = any(pod.device for pod in status.pods)
+    rows = [_HEADINGS + (_DEVICE_HEADINGS if with_devices else ())]
+    rows += [_cells(pod, with_devices) for pod in status.pods]
+    drops = [name for name in _DROPS if name in rows[0]]
+    lines = table_lines(rows, width=width, drop=drops)
     if status.edit is not None and status.edit.phase != DONE:
         lines += ["", str(status.edit)]
     alike = groupby((pod for pod in status.pods if pod.reason), lambda pod: (pod.reason, pod.log))
@@ -111,13 +118,45 @@ def render_cluster_status(status: ClusterStatus, width: int | None = None) -> st
     return "\n".join([head, "", *lines])
 
 
+def _cells(pod: PodStatus, with_device: bool) -> tuple[str, ...]:
+    cells = (
+        pod.name,
+        pod.cluster or "-",
+        pod.node or "-",
+        pod.phase,
+        "yes" if pod.ready else "no",
+        str(pod.restarts),
+    )
+    if not with_device:
+        return cells
+    return (*cells, pod.device or "-", byte_size(pod.device_bytes), byte_size(pod.used_bytes))
+
+
+def _told_by_master(pod: PodStatus, master: MasterWord) -> PodStatus:
+    """A rank with its device; rank 0 that is not ready with the master's own reason."""
+    if pod.rank is None:
+        return pod
+    if pod.rank == 0 and pod.reason.startswith(NOT_READY) and master.reason:
+        pod = replace(pod, reason=f"{pod.reason}: {master.reason}")
+    device = master.devices.get(pod.rank)
+    if device is None or not device.uuid:
+        return pod
+    return replace(
+        pod,
+        device=device.uuid,
+        device_bytes=device.memory_bytes,
+        used_bytes=device.used_bytes,
+    )
+
+
 def _pods_of(
     cluster: ClusterClient, deployment: DeploymentConfig
-) -> tuple[list[PodStatus], list[EditStatus]]:
+) -> tuple[list[PodStatus], list[EditStatus], MasterWord | None]:
     selector = own_selector(deployment)
     core = client.CoreV1Api(cluster.api)
     pods: list[PodStatus] = []
     edits: list[EditStatus] = []
+    master: MasterWord | None = None
     # One after the other: the right to list the pods of every namespace is rarer than these.
     for namespace in namespaces_on(deployment, cluster.cluster_id):
         with cluster.asked_to(f"list pods in namespace {namespace}"):
@@ -128,12 +167,14 @@ def _pods_of(
                 status = _pod_status(cluster.cluster_id, core, pod)
                 if status.component == ROLLOUT:
                     edits.append(edit_status(core, pod))
-                else:
-                    pods.append(status)
+                    continue
+                pods.append(status)
+                if status.rank == 0:
+                    master = master or ask_master(core, pod)
     of_rollouts = f"{selector},{COMPONENT}={ROLLOUT}"
     jobs = client.BatchV1Api(cluster.api)
     edits += edits_without_pods(jobs, deployment.namespace, of_rollouts, edits)
-    return pods, edits
+    return pods, edits, master
 
 
 def _pod_status(cluster_id: str, core: client.CoreV1Api, pod: Pod) -> PodStatus:

@@ -112,9 +112,11 @@ class Holding(_Message):
 class Join(_Message):
     """Stage -> master, first of all: what it is, whatever is served.
 
-    `instance` is random for each process; `devices` is what its device is called. `holding` is set
-    once it has weights (a stage that outlived a master). `memory` is what its last master told it
-    to remember, which it lost `alone_s` ago.
+    `instance` is random for each process; `devices` is what the stack file calls its device,
+    `device_uuid` what the driver calls the one that it uses ("" where nobody tells), and
+    `device_bytes` is all memory of that. `holding` is set once it has weights (a stage that
+    outlived a master). `memory` is what its last master told it to remember, which it lost
+    `alone_s` ago.
     """
 
     instance: str
@@ -126,6 +128,8 @@ class Join(_Message):
     holding: Holding | None = None
     memory: GroupMemory | None = None
     alone_s: float = 0.0
+    device_uuid: str = ""
+    device_bytes: int | None = None
     kind: Literal["join"] = "join"
 
 

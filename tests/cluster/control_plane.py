@@ -17,6 +17,7 @@ import kubernetes.client
 import kubernetes.config
 from kubernetes.client import ApiClient, ApiException
 
+from contract.specs import MASTER_HTTP_PORT
 from infra.local.process import die_with_parent
 from tests.cluster.certificates import Authority, service_account_key
 from tests.cluster.nodes import GPU_DRIVER, Node, device_class
@@ -34,7 +35,8 @@ _START_LIMIT_S = 90.0
 class ControlPlane:
     """etcd, API server, controller manager, scheduler and kwok.
 
-    `name` is the name of its context in `kubeconfig`.
+    `name` is the name of its context in `kubeconfig`. Who forwards to the master's port of any pod
+    comes out at `master_port` of this machine.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -42,7 +44,9 @@ class ControlPlane:
         self.folder = folder
         self._container_log = folder / "container.log"
         self._container_log.touch()
-        port, self._etcd_port, self._etcd_peer_port, self._kwok_port = free_ports(4)
+        port, self._etcd_port, self._etcd_peer_port, self._kwok_port, self.master_port = free_ports(
+            5
+        )
         self.url = f"https://127.0.0.1:{port}"
         self._port = port
         self._authority = Authority(folder)
@@ -223,7 +227,8 @@ class ControlPlane:
     def _kwok_options(self) -> list[str]:
         kwok = program("kwok")
         assert kwok is not None
-        stages = sorted([*kwok.parent.glob("*.yaml"), *_OWN_STAGES.glob("*.yaml"), self._logs()])
+        own = [*_OWN_STAGES.glob("*.yaml"), self._logs(), self._forwards()]
+        stages = sorted([*kwok.parent.glob("*.yaml"), *own])
         return [
             "--manage-all-nodes=true",
             f"--node-lease-duration-seconds={_NODE_LEASE_S}",
@@ -241,6 +246,19 @@ class ControlPlane:
             "kind": "ClusterLogs",
             "metadata": {"name": "all-pods"},
             "spec": {"logs": [{"logsFile": str(self._container_log)}]},
+        }
+        file.write_text(json.dumps(content))
+        return file
+
+    def _forwards(self) -> Path:
+        """kwok's answer to requests to forward a port of a pod."""
+        file = self.folder / "forwards.yaml"
+        target = {"address": "127.0.0.1", "port": self.master_port}
+        content = {
+            "apiVersion": "kwok.x-k8s.io/v1alpha1",
+            "kind": "ClusterPortForward",
+            "metadata": {"name": "masters"},
+            "spec": {"forwards": [{"ports": [MASTER_HTTP_PORT], "target": target}]},
         }
         file.write_text(json.dumps(content))
         return file

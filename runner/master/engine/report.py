@@ -131,6 +131,8 @@ def _describe_rank(part: RankPart, found: RankStatistics, restarts: int) -> dict
         "rank": found.rank,
         "node": "" if join is None else join.node,
         "devices": "" if join is None else join.devices,
+        "device_uuid": "" if join is None else join.device_uuid,
+        "device_bytes": None if join is None else join.device_bytes,
         "layers": list(part.layers),
         "joined": join is not None,
         "loaded": stage is not None,

@@ -92,6 +92,7 @@ class Group:
         self._membership = Membership(
             self.history,
             joined=self._keeper.joined,
+            refused=self._change.set,
             lost=self._lose_rank,
             received=self._received,
         )

@@ -11,6 +11,7 @@ from functools import partial
 
 from runner.errors import ProtocolError
 from runner.master.group.history import History
+from runner.master.group.wrong_device import wrong_device
 from runner.transport.connection import Proven
 from runner.transport.control import Heartbeat, Join, Message, Refusal, Served, StageInfo
 from runner.transport.control_channel import ControlChannel
@@ -56,8 +57,9 @@ class Membership:
     is heard keeps it, the other is refused by name and tries again each second. A process that
     dials again (its connection broke on one side only) replaces itself.
 
-    `joined` is called with who has joined; `lost` when a member is gone: how (as in
-    History.rank_lost) and why; `received` with every message of a member that holds its rank.
+    `joined` is called with who has joined, `refused` when somebody was not let in; `lost` when a
+    member is gone: how (as in History.rank_lost) and why; `received` with every message of a member
+    that holds its rank.
     """
 
     def __init__(
@@ -65,14 +67,17 @@ class Membership:
         history: History,
         *,
         joined: Callable[[Member], None],
+        refused: Callable[[], None],
         lost: Callable[[int, str, str], None],
         received: Callable[[Member, Message], None],
     ) -> None:
         self._history = history
-        self._joined, self._lost, self._received = joined, lost, received
+        self._joined, self._refused = joined, refused
+        self._lost, self._received = lost, received
         self.members: dict[int, Member] = {}
         self.failures: dict[int, tuple[str, str]] = {}
         """By rank, the spec's hash and why, where what it tried last has failed."""
+        self._refusals: dict[int, str] = {}
 
     def missing(self, served: Served) -> str:
         """One sentence on who is not there yet, "" when everybody is."""
@@ -83,6 +88,8 @@ class Membership:
             if member is not None and member.usable(digest):
                 continue
             what = "is loading its weights" if member is not None else "has not joined"
+            if member is None and rank in self._refusals:
+                what = f"is refused: {self._refusals[rank]}"
             if member is not None and member.leaving:
                 what = "is ending"
             failure = self.failures[rank][1] if self.failed(rank, digest) else ""
@@ -132,7 +139,11 @@ class Membership:
             channel.abort()
             return
         if refusal := self._refusal(rank, join):
-            logger.warning("refused rank %d at %s: %s", rank, proven.peer, refusal)
+            # It tries again each second.
+            if self._refusals.get(rank) != refusal:
+                logger.warning("refused rank %d at %s: %s", rank, proven.peer, refusal)
+            self._refusals[rank] = refusal
+            self._refused()
             channel.send(Refusal(refusal))
             channel.close()
             return
@@ -156,6 +167,8 @@ class Membership:
             self._leave(member, reason)
 
     def _refusal(self, rank: int, join: Join) -> str:
+        if wrong := wrong_device(rank, join):
+            return wrong
         holder = self.members.get(rank)
         if holder is None or holder.join.instance == join.instance:
             return ""
@@ -171,6 +184,7 @@ class Membership:
         if (holder := self.members.get(rank)) is not None:
             self._leave(holder, "replaced by a newer connection")
         self.members[rank] = member
+        self._refusals.pop(rank, None)
         self._history.joined(rank, join.instance, join.memory, join.alone_s, time.time())
         logger.info("rank %d joined: process %d at %s", rank, join.process_id, join.address)
 
@@ -183,6 +197,7 @@ class Membership:
         if self.members.get(member.rank) is not member:
             return
         del self.members[member.rank]
+        self._refusals.pop(member.rank, None)
         logger.warning("rank %d is gone: %s", member.rank, reason)
         self._lost(member.rank, how, reason)
 

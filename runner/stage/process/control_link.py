@@ -41,6 +41,8 @@ class ControlLink:
         self._make_join, self._received, self._lost = make_join, received, lost
         self._channel: ControlChannel | None = None
         self._complaints = OccasionalLog()
+        self.refusal = ""
+        """Why the master has refused it last; "" once it was let in."""
 
     @property
     def connected(self) -> bool:
@@ -83,10 +85,10 @@ class ControlLink:
             while True:
                 message = await channel.receive()
                 if isinstance(message, Refusal):
-                    reason = message.reason
+                    self.refusal = reason = message.reason
                     self._complain(f"the master refuses: {reason}")
                     return False
-                welcome = True
+                welcome, self.refusal = True, ""
                 if not isinstance(message, Heartbeat):
                     self._received(message)
         except (OSError, ProtocolError) as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from contract.specs import StageSpec
 from runner.stage.process.control_link import ControlLink
+from runner.stage.process.cuda_driver import FoundDevice, found_device
 from runner.stage.process.epochs import Epochs
 from runner.stage.process.health import StageMetrics, health_app, serve_health
 from runner.stage.process.orders import Orders
@@ -80,6 +81,7 @@ class ControlThread(threading.Thread):
         self._welcome: Welcome | None = None
         self._leaving = False
         self._memory: GroupMemory | None = None
+        self._device = FoundDevice()
         self._alone_since: float | None = None
 
     def run(self) -> None:
@@ -100,7 +102,12 @@ class ControlThread(threading.Thread):
         health = health_app(self._livez, self._readyz, metrics.registry)
         async with asyncio.TaskGroup() as group:
             group.create_task(serve_health(health, self._health))
-            group.create_task(self._link.run())
+            group.create_task(self._join())
+
+    async def _join(self) -> None:
+        # A driver's start may take seconds, in which health is served.
+        self._device = await asyncio.to_thread(found_device, self._spec.device)
+        await self._link.run()
 
     # Called by the main thread.
 
@@ -182,6 +189,8 @@ class ControlThread(threading.Thread):
             holding=self._orders.holding,
             memory=self._memory,
             alone_s=0.0 if self._alone_since is None else time.monotonic() - self._alone_since,
+            device_uuid=self._device.uuid,
+            device_bytes=self._device.memory_bytes,
         )
 
     def _listen(self, address: str) -> None:
@@ -265,5 +274,6 @@ class ControlThread(threading.Thread):
         if self._orders.failure:
             return self._orders.failure
         if self._welcome is None:
-            return "the master has not let it in yet"
+            why = self._link.refusal
+            return "the master has not let it in yet" + (f": {why}" if why else "")
         return "loading the weights" if self._welcome.part else ""
