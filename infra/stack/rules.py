@@ -14,6 +14,7 @@ from infra.stack.config import DeploymentConfig
 from infra.stack.device_rules import device_faults
 from infra.stack.front_rules import cluster_front_faults, front_faults
 from infra.stack.image_names import registry_of
+from infra.stack.observability_rules import operator_faults
 from infra.stack.placement_rules import placement_faults
 from infra.stack.pod_rules import pod_faults
 
@@ -54,6 +55,7 @@ def deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
         yield Fault("common_params.master_port", port, rule)
     yield from placement_faults(deployment)
     yield from pod_faults(deployment)
+    yield from operator_faults(deployment)
 
 
 def cluster_deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:

@@ -163,5 +163,7 @@ class Observability(types.Section):
     """Whether dashboard, alert rules and what is scraped are declared."""
     prometheus_operator: bool = False
     """PodMonitors and a PrometheusRule, for clusters with the operator; else annotated Services."""
+    operator_labels: dict[types.LabelKey, types.LabelValue] = Field(default_factory=dict)
+    """Labels by which the operator's Prometheus selects them, as in {release: prometheus}."""
     dashboard_label: Annotated[types.Key, Field(min_length=1)] = "grafana_dashboard"
     """Label with the value 1 by which Grafana's sidecar finds the dashboard."""

@@ -13,7 +13,8 @@ import httpx
 import pytest
 import yaml
 
-from infra.cluster.observability.component import ALERTS_FILE, DASHBOARD_FILE, read
+from infra.cluster.observability.alert_rules import ALERTS_FILE
+from infra.cluster.observability.component import DASHBOARD_FILE, read
 from tests.e2e.local_stack import LocalStack
 from tests.programs import needs, program
 from tests.waiting import free_ports, wait_for

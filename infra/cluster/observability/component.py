@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from importlib.resources import files
 from typing import Any
 
@@ -11,12 +13,12 @@ from pulumi_kubernetes.apiextensions import CustomResource
 from pulumi_kubernetes.core import v1 as core
 from pulumi_kubernetes.meta import v1 as meta
 
-from infra.cluster.labels import labels
+from infra.cluster.labels import COMPONENT, INSTANCE, labels
 from infra.cluster.objects import SKIP_AWAIT, Clusters, Component
+from infra.cluster.observability.alert_rules import alert_rules
 from infra.cluster.observability.metrics_targets import PATH, MetricsTarget, metrics_targets
 
 DASHBOARD_FILE = "dashboard.json"
-ALERTS_FILE = "alerts.yaml"
 _OPERATOR_API = "monitoring.coreos.com/v1"
 
 
@@ -48,23 +50,31 @@ class Observability(Component):
                 namespace=self._deployment.namespace,
                 labels=labels(self._deployment, "") | found_by,
             ),
-            data={f"{name}.json": read(DASHBOARD_FILE)},
+            data={f"{name}.json": dashboard(self._deployment.deployment_name)},
             opts=self._options(),
         )
 
     def _alerts(self) -> None:
         name = f"{self._deployment.deployment_name}-alerts"
+        rules = alert_rules(self._deployment)
         if not self._deployment.observability.prometheus_operator:
-            self._config_map(name, {f"{name}.yaml": read(ALERTS_FILE)})
+            text = yaml.safe_dump(rules, sort_keys=False, width=1000)
+            self._config_map(name, {f"{name}.yaml": text})
             return
         CustomResource(
             name,
             api_version=_OPERATOR_API,
             kind="PrometheusRule",
-            metadata=self._metadata(name),
-            spec=yaml.safe_load(read(ALERTS_FILE)),
+            metadata=self._found_by_operator(self._metadata(name)),
+            spec=rules,
             opts=self._options(),
         )
+
+    def _found_by_operator(self, metadata: meta.ObjectMetaArgs) -> meta.ObjectMetaArgs:
+        """With the labels that its Prometheus selects by."""
+        assert isinstance(metadata.labels, dict)
+        metadata.labels = metadata.labels | self._deployment.observability.operator_labels
+        return metadata
 
     def _scrape(self, target: MetricsTarget) -> None:
         name = f"{self._deployment.deployment_name}-metrics-{target.name}"
@@ -88,7 +98,7 @@ class Observability(Component):
                 resource_name,
                 api_version=_OPERATOR_API,
                 kind="PodMonitor",
-                metadata=metadata,
+                metadata=self._found_by_operator(metadata),
                 spec=pod_monitor_spec(target),
                 opts=options,
             )
@@ -112,8 +122,18 @@ def pod_monitor_spec(target: MetricsTarget) -> dict[str, Any]:
     """A PodMonitor's; the port by number, which containers need not name."""
     return {
         "selector": {"matchLabels": target.selected},
+        # What the alert rules tell stacks and tiers apart by.
+        "podTargetLabels": [INSTANCE, COMPONENT],
         "podMetricsEndpoints": [{"portNumber": target.port, "path": PATH}],
     }
+
+
+def dashboard(deployment_name: str) -> str:
+    """With a title and an id of its own: Grafana takes none of two that share theirs."""
+    found = json.loads(read(DASHBOARD_FILE))
+    digest = hashlib.sha256(deployment_name.encode()).hexdigest()[:12]
+    found |= {"title": f"{found['title']} {deployment_name}", "uid": f"{found['uid']}-{digest}"}
+    return json.dumps(found, indent=2)
 
 
 def read(name: str) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from infra.cluster.observability.component import ALERTS_FILE, DASHBOARD_FILE, read
+from infra.cluster.observability.alert_rules import ALERTS_FILE, alert_rules
+from infra.cluster.observability.component import DASHBOARD_FILE, dashboard, read
+from tests.infra.deployments import fault_lines, parsed
 from tests.infra.program_stacks import FULL, SECRETS, stack
 from tests.infra.recorded_program import TOKEN, Program, run_program
 
@@ -34,7 +35,15 @@ def test_the_dashboard_bears_the_label_that_grafana_looks_for(tmp_path: Path) ->
     found = made(program(tmp_path, enabled=True, dashboard_label="found"), "-dashboard")
     manifest = found["small-dashboard"]
     assert manifest["metadata"]["labels"]["found"] == "1"
-    assert json.loads(manifest["data"]["small-dashboard.json"]) == json.loads(read(DASHBOARD_FILE))
+    shown = json.loads(manifest["data"]["small-dashboard.json"])
+    assert shown["panels"] == json.loads(read(DASHBOARD_FILE))["panels"]
+    assert shown["title"] == "Splitstack small"
+
+
+def test_dashboards_of_two_stacks_share_no_id() -> None:
+    ids = {json.loads(dashboard(name))["uid"] for name in ("small", "other")}
+    assert len(ids) == 2
+    assert max(map(len, ids)) <= 40  # Grafana's limit
 
 
 def test_annotated_services_lead_to_ports_that_pods_have(tmp_path: Path) -> None:
@@ -71,7 +80,28 @@ def test_with_the_operator_its_own_kinds_are_declared(tmp_path: Path) -> None:
     assert set(kinds.values()) == {"PodMonitor"}
     rule = made(found, "-alerts")["small-alerts"]
     assert rule["kind"] == "PrometheusRule"
-    assert rule["spec"] == yaml.safe_load(read(ALERTS_FILE))
+    assert rule["spec"] == alert_rules(parsed())
+    # What the rules tell stacks and tiers apart by.
+    for manifest in made(found, "-metrics-").values():
+        targets = manifest["spec"]["podTargetLabels"]
+        assert targets == ["app.kubernetes.io/instance", "app.kubernetes.io/component"]
+
+
+def test_the_operators_kinds_bear_the_labels_that_it_selects_by(tmp_path: Path) -> None:
+    own = {"release": "prometheus"}
+    found = program(tmp_path, enabled=True, prometheus_operator=True, operator_labels=own)
+    kinds = made(found, "-metrics-") | made(found, "-alerts")
+    for labels in (kind["metadata"]["labels"] for kind in kinds.values()):
+        assert labels["release"] == "prometheus"
+        assert labels["app.kubernetes.io/instance"] == "small"
+
+
+def test_labels_that_nobody_selects_by() -> None:
+    (line,) = fault_lines(observability={"operator_labels": {"release": "prometheus"}})
+    assert "needs observability.prometheus_operator: true" in line
+    shadow = {"prometheus_operator": True, "operator_labels": {"app.kubernetes.io/name": "mine"}}
+    (line,) = fault_lines(observability=shadow)
+    assert line.startswith("observability.operator_labels.app.kubernetes.io/name = 'mine': is this")
 
 
 @pytest.mark.parametrize("name", [DASHBOARD_FILE, ALERTS_FILE])
