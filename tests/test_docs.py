@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     [
         *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
-        *(ROOT / folder / "README.md" for folder in ("benchmarks", "tests")),
+        *(ROOT / folder / "README.md" for folder in ("benchmarks", "stacks", "tests")),
         *ROOT.glob("docs/**/*.md"),
     ]
 )
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "."}
-MADE_LATER = (".venv/", ".splitstack/")
+MADE_LATER = (".venv/", ".splitstack/", "stacks/Pulumi.NAME.yaml")
 TARGETS = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 COMMANDS = set(get_group(app).commands)
 

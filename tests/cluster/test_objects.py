@@ -15,6 +15,7 @@ from kubernetes.client import ApiClient, ApiException
 from kubernetes.dynamic import DynamicClient
 
 from tests.infra.cluster.test_program import ALL_SECRETS
+from tests.infra.gallery import STACK_FILES, deployment_of, on_clusters, rendered
 from tests.infra.program_stacks import NAMES, matrix
 from tests.infra.recorded_program import TOKEN, Program, run_program
 from tests.programs import CONTROL_PLANE, needs
@@ -24,6 +25,7 @@ pytestmark = needs(*CONTROL_PLANE)
 # The control plane is shared with other tests.
 _GROUPS_OF_OTHERS = ("monitoring.coreos.com", "gateway.networking.k8s.io")
 RANKS, BLOCKS, SERVERS = "objects-splits", "objects-blocks", "objects-servers"
+NAMED = {"blocks": BLOCKS, "inference_server": SERVERS}
 _CLUSTER_WIDE: tuple[dict[str, Any], ...] = (
     {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "nvidia",
      "metadata": {"name": "nvidia"}},
@@ -55,8 +57,7 @@ class Server:
 def run(folder: Path, name: str) -> Program:
     mapping = copy.deepcopy(matrix(folder)[name])
     mapping["namespace"] = RANKS
-    named = {"blocks": BLOCKS, "inference_server": SERVERS}
-    mapping["namespaces"] = mapping.get("namespaces", {}) | named
+    mapping["namespaces"] = mapping.get("namespaces", {}) | NAMED
     secrets = {"group_token": TOKEN} if name == "everything off" else ALL_SECRETS
     return run_program(mapping, secrets=secrets)
 
@@ -77,7 +78,20 @@ def server(control_plane, tmp_path_factory) -> Iterator[Server]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_api_server_takes_every_object(server, tmp_path, name):
-    program = run(tmp_path, name)
+    take_all(server, run(tmp_path, name))
+
+
+@pytest.mark.parametrize("path", list(filter(on_clusters, STACK_FILES)), ids=lambda path: path.name)
+def test_the_api_server_takes_what_the_stack_files_declare(server, tmp_path, path):
+    given = deployment_of(path).get("namespaces", {})
+    program = rendered(path, tmp_path, namespace=RANKS, namespaces=given | NAMED)
+    accounts = {item.metadata_name: item.manifest for item in program.of_kind("ServiceAccount")}
+    for manifest in accounts.values():
+        server.post(manifest, dry_run=False)
+    take_all(server, program)
+
+
+def take_all(server, program):
     taken = 0
     for item in program.objects:
         # The first two are there; an operator's kinds are not Kubernetes' own.
