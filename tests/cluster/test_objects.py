@@ -15,7 +15,7 @@ from kubernetes.client import ApiClient, ApiException
 from kubernetes.dynamic import DynamicClient
 
 from tests.infra.cluster.test_program import ALL_SECRETS
-from tests.infra.gallery import STACK_FILES, deployment_of, on_clusters, rendered
+from tests.infra.gallery import CLUSTER_STACK_FILES, deployment_of, rendered
 from tests.infra.program_stacks import NAMES, matrix
 from tests.infra.recorded_program import TOKEN, Program, run_program
 from tests.programs import CONTROL_PLANE, needs
@@ -81,7 +81,7 @@ def test_the_api_server_takes_every_object(server, tmp_path, name):
     take_all(server, run(tmp_path, name))
 
 
-@pytest.mark.parametrize("path", list(filter(on_clusters, STACK_FILES)), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CLUSTER_STACK_FILES, ids=lambda path: path.name)
 def test_the_api_server_takes_what_the_stack_files_declare(server, tmp_path, path):
     given = deployment_of(path).get("namespaces", {})
     program = rendered(path, tmp_path, namespace=RANKS, namespaces=given | NAMED)

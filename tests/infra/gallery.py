@@ -48,6 +48,10 @@ def on_clusters(path: Path) -> bool:
     return "clusters" in deployment_of(path)
 
 
+# Those that `pulumi up` takes.
+CLUSTER_STACK_FILES = [path for path in STACK_FILES if on_clusters(path)]
+
+
 @contextmanager
 def hub(folder: Path, path: Path) -> Iterator[None]:
     """A hub that has the file's model, for this process and those that it starts."""

@@ -15,14 +15,21 @@ import pytest
 
 from infra.policy.__main__ import RESOURCE_RULES, STACK_RULES
 from infra.policy.resources import Resource
-from tests.infra.gallery import STACK_FILES, STACKS, deployment_of, hub, on_clusters, rendered
+from tests.infra.gallery import (
+    CLUSTER_STACK_FILES,
+    STACK_FILES,
+    STACKS,
+    deployment_of,
+    hub,
+    rendered,
+)
 
 LONGEST_HEADER = 8
-NOT_IN_CLUSTERS = [path.name for path in STACK_FILES if not on_clusters(path)]
+NOT_IN_CLUSTERS = [path.name for path in STACK_FILES if path not in CLUSTER_STACK_FILES]
 
 every_file = pytest.mark.parametrize("path", STACK_FILES, ids=lambda path: path.name)
 every_file_of_clusters = pytest.mark.parametrize(
-    "path", list(filter(on_clusters, STACK_FILES)), ids=lambda path: path.name
+    "path", CLUSTER_STACK_FILES, ids=lambda path: path.name
 )
 
 
