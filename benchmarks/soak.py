@@ -42,9 +42,9 @@ from benchmarks.soak_users import (
 USERS = 4
 # A wait between two events of a stream that a user would call a pause.
 PAUSE_S = 1.0
-# A stage keeps oneDNN's kernels, one for each number of rows that it has seen: some 0.8 MB each, 256
-# of them by itself (runner/stage/cpu/allocator.py), which random prompts fill in an hour. With few,
-# what grows is a leak.
+# A stage keeps oneDNN's kernels, one for each number of rows that it has seen: some 0.8 MB each,
+# 256 of them by itself (runner/stage/cpu/allocator.py), which random prompts are long in filling.
+# With few, what grows is a leak.
 FEW_KERNELS = {"LRU_CACHE_CAPACITY": "32", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
 

@@ -134,11 +134,12 @@ def _cells(pod: PodStatus, with_device: bool) -> tuple[str, ...]:
 
 def _told_by_master(pod: PodStatus, master: MasterWord) -> PodStatus:
     """A rank with its device; rank 0 that is not ready with the master's own reason."""
-    if pod.rank is None:
+    rank = pod.rank
+    if rank is None:
         return pod
-    if pod.rank == 0 and pod.reason.startswith(NOT_READY) and master.reason:
+    if rank == 0 and pod.reason.startswith(NOT_READY) and master.reason:
         pod = replace(pod, reason=f"{pod.reason}: {master.reason}")
-    device = master.devices.get(pod.rank)
+    device = master.devices.get(rank)
     if device is None or not device.uuid:
         return pod
     return replace(
