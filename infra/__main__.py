@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pulumi
 
 from infra.cluster.images import ContainerImages
 from infra.cluster.inference_server import InferenceServerArgs, InferenceServerTier
 from infra.cluster.network_policies import NetworkPolicies
+from infra.cluster.objects import OWN_PROGRAM, Place
 from infra.cluster.observability.component import Observability
 from infra.cluster.providers import stack_clusters
 from infra.cluster.proxy_block import ProxyBlockArgs, ProxyBlockTier
@@ -16,13 +19,14 @@ from infra.cluster.session_store import SessionStore, SessionStoreArgs
 from infra.cluster.stack import ClusterStack, read_stack
 
 
-def deploy(stack: ClusterStack) -> None:
-    """Declares every resource of a stack."""
+def deploy(stack: ClusterStack, place: Place = OWN_PROGRAM) -> dict[str, Any]:
+    """Declares every resource of a stack, and returns its outputs."""
     deployment, secrets, addresses = stack.deployment, stack.secrets, stack.addresses
     name = deployment.deployment_name
 
-    images = ContainerImages(deployment, stack.platform).references
-    clusters = stack_clusters(deployment, stack.kubeconfigs)
+    within = pulumi.ResourceOptions(parent=place.parent)
+    images = ContainerImages(deployment, stack.platform, within).references
+    clusters = stack_clusters(deployment, stack.kubeconfigs, stack.later, place)
 
     policies = NetworkPolicies(name, clusters)
 
@@ -51,9 +55,9 @@ def deploy(stack: ClusterStack) -> None:
 
     Observability(name, clusters)
 
-    for key, value in stack.outputs(images, [*model.ranks, rollout.job], balancer).items():
-        pulumi.export(key, value)
+    return stack.outputs(images, [*model.ranks, rollout.job], balancer)
 
 
 if __name__ == "__main__":
-    deploy(read_stack())
+    for key, value in deploy(read_stack()).items():
+        pulumi.export(key, value)

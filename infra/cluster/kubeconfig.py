@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -67,6 +68,28 @@ def read_kubeconfig(cluster: Cluster, folder: Path) -> Kubeconfig:
     return _minified(merged, name, context)
 
 
+def given_kubeconfig(cluster: Cluster, given: object) -> Kubeconfig:
+    """The context that a cluster names, of a kubeconfig's contents: its text, or what that says.
+
+    Paths in it are taken as they are. Raises KubeconfigError.
+    """
+    document = given
+    if isinstance(given, str):
+        try:
+            document = yaml.safe_load(given)
+        except yaml.YAMLError as error:
+            raise KubeconfigError("is not YAML") from error
+    if not isinstance(document, dict):
+        raise KubeconfigError("is no kubeconfig")
+    merged = _Merged(str(document.get("current-context") or ""))
+    merged.add(document, dict)
+    name = cluster.context or merged.current
+    if name not in merged.contexts:
+        known = ", ".join(merged.contexts) or "none"
+        raise KubeconfigError(f"has no context {name!r}; it has: {known}")
+    return _minified(merged, name, merged.contexts[name])
+
+
 @dataclass
 class _Merged:
     """Several files as one: of a name that several have, the first file's counts."""
@@ -76,6 +99,15 @@ class _Merged:
     clusters: dict[str, Section] = field(default_factory=dict)
     users: dict[str, Section] = field(default_factory=dict)
 
+    def add(self, document: Section, finish: Callable[[Section], Section]) -> None:
+        for kind, known in (
+            ("context", self.contexts),
+            ("cluster", self.clusters),
+            ("user", self.users),
+        ):
+            for item in document.get(f"{kind}s") or []:
+                known.setdefault(str(item.get("name")), finish(item.get(kind) or {}))
+
 
 def _merged(paths: Iterable[Path]) -> _Merged:
     """https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/"""
@@ -83,13 +115,7 @@ def _merged(paths: Iterable[Path]) -> _Merged:
     for path in paths:
         document = _document(path)
         merged.current = merged.current or str(document.get("current-context") or "")
-        for kind, known in (
-            ("context", merged.contexts),
-            ("cluster", merged.clusters),
-            ("user", merged.users),
-        ):
-            for item in document.get(f"{kind}s") or []:
-                known.setdefault(str(item.get("name")), _absolute(item.get(kind) or {}, path))
+        merged.add(document, partial(_absolute, path=path))
     return merged
 
 

@@ -18,6 +18,7 @@ from contract.faults import MISSING, Fault
 from infra.cluster.cluster_lookup import FailedPod
 from infra.cluster.fit import rank_clusters
 from infra.cluster.labels import INSTEAD_OF, RETAINED
+from infra.cluster.objects import Place
 from infra.cluster.room import FIRST_ROOM, ROOM
 from infra.plan.applied import Applied, read_applied
 from infra.plan.edits import wants_room
@@ -25,6 +26,7 @@ from infra.stack.config import DeploymentConfig
 
 APPLIED_OUTPUT = "applied"
 _READ_STATE = "pulumi:pulumi:readStackResourceOutputs"
+COMPONENT = "splitstack:index:SplitStack"
 _MODEL = "splitstack:deployment:SplitModel"
 _WORKLOADS = {"kubernetes:core/v1:Pod": "pod", "kubernetes:apps/v1:StatefulSet": "statefulset"}
 _SET_WORKLOAD = "pulumi config set --path 'splitstack:deployment.workload'"
@@ -47,29 +49,53 @@ class LiveStack:
     stand_ins: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_live_stack() -> LiveStack:
-    """Of the stack that Pulumi runs, as its last update left it."""
-    name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
-    resources = invoke(_READ_STATE, {"stackName": name}).value["outputs"]
+def read_live_stack(deployment_name: str, place: Place) -> LiveStack:
+    """Of the stack that Pulumi runs, as its last update left it; of the one component of it that
+    is the place, which now is to have that deployment_name."""
+    resources = list(_resources_within(place))
+    before = _read_applied(resources, place)
+    names = {deployment_name, before.stack["deployment_name"] if before else deployment_name}
     ranks: dict[str, str] = {}
     namespaces: list[str] = []
     stand_ins: dict[str, str] = {}
-    text = room = None
-    for urn, resource in resources.items():
-        types, found = urn.split("::", 3)[2:]
-        parent, kind = ["", *types.split("$")][-2:]
+    room = None
+    for kinds, found, resource in resources:
+        parent, kind = ["", *kinds][-2:]
         if parent == _MODEL and kind in _WORKLOADS:
+            if place.component and found.rpartition("-rank-")[0] not in names:
+                continue  # of another component
             ranks[found] = _WORKLOADS[kind]
             if uid := _annotations(resource).get(INSTEAD_OF):
                 stand_ins[found] = uid
         elif kind == "kubernetes:core/v1:Namespace" and RETAINED not in _annotations(resource):
-            namespaces.append(resource["outputs"].get("metadata", {}).get("name", found))
-        elif kind == "pulumi:index:Stash" and found == ROOM:
+            name = resource["outputs"].get("metadata", {}).get("name", found)
+            if found.startswith(f"{place.prefix}{name}") or not place.component:
+                namespaces.append(name)
+        elif kind == "pulumi:index:Stash" and found == f"{place.prefix}{ROOM}":
             room = resource["outputs"].get("output")
-        elif kind == "pulumi:pulumi:Stack":
-            text = resource["outputs"].get(APPLIED_OUTPUT)
-    before = read_applied(text) if text else None
     return LiveStack(before, ranks, room, tuple(namespaces), stand_ins)
+
+
+def _resources_within(place: Place) -> Iterator[tuple[list[str], str, Mapping[str, Any]]]:
+    """(types of its parents and its own, name, state) of each: of the components all that there
+    are, since a URN does not have the names of parents."""
+    name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
+    for urn, resource in invoke(_READ_STATE, {"stackName": name}).value["outputs"].items():
+        types, found = urn.split("::", 3)[2:]
+        kinds = types.split("$")
+        if not place.component or COMPONENT in kinds:
+            yield kinds, found, resource
+
+
+def _read_applied(
+    resources: Iterable[tuple[list[str], str, Mapping[str, Any]]], place: Place
+) -> Applied | None:
+    for kinds, found, resource in resources:
+        is_ours = kinds[-1] == COMPONENT and found == place.component
+        if is_ours if place.component else kinds[-1] == "pulumi:pulumi:Stack":
+            text = resource["outputs"].get(APPLIED_OUTPUT)
+            return read_applied(text) if text else None
+    return None
 
 
 def _annotations(resource: Mapping[str, Any]) -> Mapping[str, str]:

@@ -30,6 +30,7 @@ def guard_namespaces(
     cluster: str,
     names: Sequence[str],
     provider: pulumi.ProviderResource,
+    parent: pulumi.Resource | None,
 ) -> dict[str, pulumi.Resource]:
     """What guards each of the namespaces, by its name; it goes after it."""
     # It is in no namespace, where another stack may have the same deployment_name elsewhere.
@@ -44,7 +45,7 @@ def guard_namespaces(
             # Asked once for each ConfigMap that a binding finds; where it finds none, not at all.
             validations=[admission.ValidationArgs(expression="false", message_expression=_MESSAGE)],
         ),
-        opts=object_options(None, provider),
+        opts=object_options(parent, provider),
     )
     return {
         name: _binding(
@@ -52,7 +53,7 @@ def guard_namespaces(
             cluster,
             name,
             policy_name,
-            object_options(None, provider, depends_on=[policy]),
+            object_options(parent, provider, depends_on=[policy]),
         )
         for name in names
     }

@@ -24,12 +24,31 @@ SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a stack's resources are among others. `component` is the name of the resource `parent`
+    that has them all; "" and None: the stack is the program's own."""
+
+    component: str = ""
+    parent: pulumi.Resource | None = None
+
+    @property
+    def prefix(self) -> str:
+        """Before names of resources that do not begin with the deployment's: a program may have
+        several stacks, and the engine tells children by kind and name alone."""
+        return f"{self.component}-" if self.component else ""
+
+
+OWN_PROGRAM = Place()
+
+
+@dataclass(frozen=True)
 class Clusters:
     """`providers` maps a cluster id to its provider; every object waits for `namespaces`."""
 
     deployment: DeploymentConfig
     providers: Mapping[str, pulumi.ProviderResource]
     namespaces: Sequence[pulumi.Resource]
+    place: Place
 
 
 class Component(pulumi.ComponentResource):
@@ -49,7 +68,9 @@ class Component(pulumi.ComponentResource):
         component: str = "",
         block_id: str = "",
     ) -> None:
-        super().__init__(f"splitstack:deployment:{kind}", name, None, opts)
+        within = pulumi.ResourceOptions(parent=clusters.place.parent)
+        options = pulumi.ResourceOptions.merge(within, opts)
+        super().__init__(f"splitstack:deployment:{kind}", name, None, options)
         self._clusters, self._deployment = clusters, clusters.deployment
         self._home = self._deployment.cluster_of(0)
         self._namespace = namespace or self._deployment.namespace

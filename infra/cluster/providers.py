@@ -13,7 +13,7 @@ from infra.cluster.fit import namespaces_on, rank_clusters
 from infra.cluster.kubeconfig import Kubeconfig
 from infra.cluster.labels import RETAINED, labels
 from infra.cluster.namespace_guard import guard_namespaces
-from infra.cluster.objects import Clusters, object_options, on_cluster
+from infra.cluster.objects import Clusters, Place, object_options, on_cluster
 from infra.stack.config import DeploymentConfig
 
 _RESTRICTED = {
@@ -21,22 +21,21 @@ _RESTRICTED = {
 }
 
 
-def stack_clusters(deployment: DeploymentConfig, kubeconfigs: Mapping[str, Kubeconfig]) -> Clusters:
+def stack_clusters(
+    deployment: DeploymentConfig,
+    kubeconfigs: Mapping[str, Kubeconfig],
+    later: Mapping[str, pulumi.Output[str]],
+    place: Place,
+) -> Clusters:
     """A provider for each cluster with ranks on it, and the namespaces that this stack owns.
+
+    `later` has the kubeconfigs that are not known yet, as of a cluster that is still to be made.
 
     With `cluster_identifier` a changed cluster_id replaces everything on it, and a kubeconfig with
     other credentials for the same cluster replaces nothing.
     """
     providers = {
-        cluster: pulumi_kubernetes.Provider(
-            cluster,
-            kubeconfig=pulumi.Output.secret(kubeconfigs[cluster].contents),
-            context=kubeconfigs[cluster].context,
-            cluster_identifier=cluster,
-            # Pods name what they mount by plain strings: an edit must not need another name.
-            enable_config_map_mutable=True,
-            enable_secret_mutable=True,
-        )
+        cluster: _provider(cluster, kubeconfigs.get(cluster), later.get(cluster), place)
         for cluster in rank_clusters(deployment)
     }
     namespaces: list[pulumi.Resource] = []
@@ -44,11 +43,28 @@ def stack_clusters(deployment: DeploymentConfig, kubeconfigs: Mapping[str, Kubec
         names = namespaces_on(deployment, cluster)
         guards: Mapping[str, pulumi.Resource] = {}
         if deployment.namespaces.guard and not deployment.namespaces.retain:
-            guards = guard_namespaces(deployment, cluster, names, provider)
+            guards = guard_namespaces(deployment, cluster, names, provider, place.parent)
         namespaces += [
-            _namespace(deployment, name, cluster, provider, guards.get(name)) for name in names
+            _namespace(deployment, name, cluster, provider, guards.get(name), place)
+            for name in names
         ]
-    return Clusters(deployment, providers, namespaces)
+    return Clusters(deployment, providers, namespaces, place)
+
+
+def _provider(
+    cluster: str, known: Kubeconfig | None, later: pulumi.Output[str] | None, place: Place
+) -> pulumi_kubernetes.Provider:
+    contents = known.contents if known else later
+    return pulumi_kubernetes.Provider(
+        f"{place.prefix}{cluster}",
+        kubeconfig=pulumi.Output.secret(contents),
+        context=known.context if known else None,
+        cluster_identifier=cluster,
+        # Pods name what they mount by plain strings: an edit must not need another name.
+        enable_config_map_mutable=True,
+        enable_secret_mutable=True,
+        opts=pulumi.ResourceOptions(parent=place.parent),
+    )
 
 
 def _namespace(
@@ -57,19 +73,20 @@ def _namespace(
     cluster: str,
     provider: pulumi.ProviderResource,
     guard: pulumi.Resource | None,
+    place: Place,
 ) -> core.Namespace:
     """The annotation is for the next edit: the program is not told the options of what is there."""
     retain = deployment.namespaces.retain
     before = [] if guard is None else [guard]
     return core.Namespace(
-        on_cluster(deployment, name, cluster),
+        place.prefix + on_cluster(deployment, name, cluster),
         metadata=meta.ObjectMetaArgs(
             name=name,
             labels=labels(deployment, "") | _RESTRICTED,
             annotations={RETAINED: "true"} if retain else None,
         ),
         opts=pulumi.ResourceOptions.merge(
-            object_options(None, provider, depends_on=before),
+            object_options(place.parent, provider, depends_on=before),
             pulumi.ResourceOptions(retain_on_delete=retain),
         ),
     )

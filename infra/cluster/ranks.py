@@ -58,7 +58,8 @@ class SplitModel(Component):
     ) -> None:
         super().__init__("SplitModel", name, args.clusters, opts, component=RANK_COMPONENT)
         self._args = args
-        self._room = rank_room(args.room, args.clusters.providers.values())
+        providers, place = args.clusters.providers.values(), args.clusters.place
+        self._room = rank_room(args.room, providers, place)
         shared = {
             cluster: self._shared_objects(cluster) for cluster in rank_clusters(self._deployment)
         }

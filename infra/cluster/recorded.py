@@ -12,6 +12,7 @@ from pulumi.runtime import Settings, run_in_stack
 from pulumi.runtime.proto import resource_pb2
 
 _PROJECT = "splitstack"
+_STACK = "pulumi:pulumi:Stack"
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,10 @@ class Recorder:
     def RegisterResource(  # noqa: N802
         self, request: resource_pb2.RegisterResourceRequest
     ) -> resource_pb2.RegisterResourceResponse:
-        parent = request.parent.split("::")[2].rpartition("$")[2] + "$" if request.parent else ""
-        kind = f"{parent}{request.type}"
+        parents = request.parent.split("::")[2].split("$") if request.parent else []
+        # The engine leaves the stack itself out of the parents.
+        parents = parents if len(parents) < 2 else [it for it in parents if it != _STACK]
+        kind = "$".join([*parents, request.type])
         urn = f"urn:pulumi:{self.stack}::{_PROJECT}::{kind}::{request.name}"
         self.registrations.append(Registration(urn, request))
         return resource_pb2.RegisterResourceResponse(

@@ -7,10 +7,12 @@ too. Rank 0 goes first: its master ends what is being answered while every stage
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pulumi
+
+from infra.cluster.objects import Place
 
 # The same for every stack: under another deployment_name the ranks before have to go as well.
 ROOM = "ranks-room"
@@ -34,16 +36,23 @@ class RankRoom:
         return self.of_others if rank else self.of_master
 
 
-def rank_room(value: str, providers: Iterable[pulumi.ProviderResource]) -> RankRoom:
+def rank_room(value: str, providers: Iterable[pulumi.ProviderResource], place: Place) -> RankRoom:
     """Ranks that were declared with another value go before any rank comes.
 
     `providers` are those of the clusters: the engine has to know them to delete there.
     """
-    master = pulumi.Stash(_MASTER_ROOM, input=value, opts=_options(value, *providers))
-    return RankRoom(master, pulumi.Stash(ROOM, input=value, opts=_options(value, master)))
+    master = _marker(_MASTER_ROOM, value, [*providers], place)
+    return RankRoom(master, _marker(ROOM, value, [master], place))
 
 
-def _options(value: str, *before: pulumi.Resource) -> pulumi.ResourceOptions:
-    return pulumi.ResourceOptions(
-        replacement_trigger=value, delete_before_replace=True, depends_on=[*before]
+def _marker(name: str, value: str, before: Sequence[pulumi.Resource], place: Place) -> pulumi.Stash:
+    return pulumi.Stash(
+        f"{place.prefix}{name}",
+        input=value,
+        opts=pulumi.ResourceOptions(
+            parent=place.parent,
+            replacement_trigger=value,
+            delete_before_replace=True,
+            depends_on=[*before],
+        ),
     )

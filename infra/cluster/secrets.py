@@ -62,7 +62,7 @@ class StackSecrets:
 
 
 def read_secrets() -> tuple[dict[str, str], list[Fault]]:
-    """The plain values of the secrets that the stack has, and everything wrong with them.
+    """The plain values of the secrets in the stack file, and a fault for each not encrypted.
 
     Read plain because a check inside an Output would come after the first object.
     """
@@ -75,7 +75,7 @@ def read_secrets() -> tuple[dict[str, str], list[Fault]]:
         values[name] = str(value)
         if not _is_encrypted(key):
             faults.append(Fault(key, MISSING, f"is in plain text in the stack file; `{line}`"))
-    return values, faults + list(_faults(values))
+    return values, faults
 
 
 def access_faults(deployment: DeploymentConfig, secrets: Mapping[str, str]) -> Iterator[Fault]:
@@ -105,9 +105,12 @@ def _with(api_keys: str, key: str) -> str:
     return json.dumps([*json.loads(api_keys or "[]"), own])
 
 
-def _faults(values: Mapping[str, str]) -> Iterator[Fault]:
+def secret_faults(values: Mapping[str, str], where: str) -> Iterator[Fault]:
+    """Everything wrong with them; `where` is what stands before their names."""
+    for name in values.keys() - _SET_LINES.keys():
+        yield Fault(f"{where}{name}", MISSING, f"unknown key; known are {', '.join(_SET_LINES)}")
     token, line = values.get("group_token"), _SET_LINES["group_token"]
-    key = f"{NAMESPACE}:group_token"
+    key = f"{where}group_token"
     if token is None:
         yield Fault(key, MISSING, f"is required: ranks prove it to one another; `{line}`")
     elif len(token.strip().encode()) < MINIMUM_TOKEN_BYTES:
@@ -119,11 +122,11 @@ def _faults(values: Mapping[str, str]) -> Iterator[Fault]:
     except ApiKeysError as error:
         rule = 'must be a JSON list, as in [{"name": "me", "sha256": "<hex digest of the key>"}]'
         for fault in error.faults:
-            yield Fault(f"{NAMESPACE}:api_keys", MISSING, f"{rule}: {fault}")
+            yield Fault(f"{where}api_keys", MISSING, f"{rule}: {fault}")
     else:
         if any(key.name == ROLLOUT_KEY_NAME for key in keys):
             rule = f"has an entry {ROLLOUT_KEY_NAME}, which is the name of the stack's own"
-            yield Fault(f"{NAMESPACE}:api_keys", MISSING, rule)
+            yield Fault(f"{where}api_keys", MISSING, rule)
 
 
 def _is_encrypted(key: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pulumi
 
-from contract.faults import MISSING, Fault
+from contract.faults import Fault
 from contract.signature import MANAGEMENT_OUTPUT
 from contract.specs import GroupSpec, MasterSpec, StageSpec, spec_hash
 from infra.cluster.cluster_lookup import (
@@ -19,9 +19,9 @@ from infra.cluster.cluster_lookup import (
     node_address,
     node_architectures,
 )
-from infra.cluster.fit import addresses, plan_on_clusters, rank_clusters
+from infra.cluster.fit import addresses, plan_on_clusters
 from infra.cluster.front_url import forward_line, front_url, needs_forward
-from infra.cluster.kubeconfig import PROJECT_ROOT, Kubeconfig, KubeconfigError, read_kubeconfig
+from infra.cluster.kubeconfig import Kubeconfig
 from infra.cluster.labels import RANK_COMPONENT, selector
 from infra.cluster.live import (
     APPLIED_OUTPUT,
@@ -32,30 +32,26 @@ from infra.cluster.live import (
     room_for,
     stand_ins,
 )
+from infra.cluster.objects import OWN_PROGRAM, Place
 from infra.cluster.platforms import build_platform, platform_faults
 from infra.cluster.rank_pod import CACHE_FOLDER
-from infra.cluster.secrets import (
-    NAMESPACE,
-    StackSecrets,
-    access_faults,
-    read_secrets,
-    secret_outputs,
-)
+from infra.cluster.secrets import StackSecrets, secret_outputs
+from infra.cluster.stack_inputs import StackInputs, config_inputs
 from infra.plan.applied import Applied, applied
 from infra.plan.edits import sort_edit
 from infra.plan.lock import model_reader
 from infra.plan.process_specs import Addresses, group_spec, master_spec, stage_spec
 from infra.plan.report import plan_to_json, render_edit, render_plan
 from infra.plan.stack_plan import StackPlan
-from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
+from infra.stack.config import DeploymentConfig
 from infra.stack.curl_line import curl_line
 from infra.stack.faults import StackConfigError
-from infra.stack.file import lock_name, parse_deployment
 
 
 @dataclass(frozen=True)
 class ClusterStack:
-    """`deployment` names cores and memory for every rank; `kubeconfigs` has one per cluster.
+    """`deployment` names cores and memory for every rank; `kubeconfigs` has one per cluster, or
+    `later` one that is not known yet.
 
     `applied` is what will be in force. `node` is the address of one of rank 0's cluster, "" where
     it is not known or not needed. `stand_ins` as in infra/cluster/live.py. `platform` is what
@@ -70,6 +66,7 @@ class ClusterStack:
     node: str = ""
     stand_ins: Mapping[str, str] = field(default_factory=dict)
     platform: str = ""
+    later: Mapping[str, pulumi.Output[str]] = field(default_factory=dict)
 
     @cached_property
     def addresses(self) -> Addresses:
@@ -132,42 +129,41 @@ class ClusterStack:
 
 def read_stack() -> ClusterStack:
     """The stack that Pulumi runs, its plan shown; raises RunError with every fault."""
-    source = f"stack {pulumi.get_stack()}"
     try:
-        deployment, values, kubeconfigs = _read(source)
-        live = read_live_stack()
-        _refuse(source, live_faults(live, deployment))
-        architectures = _architectures(deployment, kubeconfigs)
-        _refuse(source, platform_faults(deployment, architectures))
-        lock = PROJECT_ROOT / "stacks" / lock_name(pulumi.get_stack())
-        reader = model_reader(lock, values.get("hub_token", "").strip())
-        deployment, plan = plan_on_clusters(deployment, reader, live.applied)
-        new = applied(deployment, plan.ranks, values["group_token"])
-        room = room_for(live, deployment, new)
-        _refuse(source, room_faults(live, deployment, room))
+        return make_stack(config_inputs(), OWN_PROGRAM)
     except StackConfigError as error:
         raise pulumi.RunError(str(error)) from None
+
+
+def make_stack(inputs: StackInputs, place: Place) -> ClusterStack:
+    """A stack checked whole, its plan shown; raises StackConfigError with every fault."""
+    deployment, kubeconfigs = inputs.checked()
+    values = inputs.secrets
+    live = read_live_stack(deployment.deployment_name, place)
+    _refuse(inputs.source, live_faults(live, deployment))
+    architectures = _architectures(deployment, kubeconfigs)
+    _refuse(inputs.source, platform_faults(deployment, architectures))
+    reader = model_reader(inputs.lock, values.get("hub_token", "").strip())
+    deployment, plan = plan_on_clusters(deployment, reader, live.applied)
+    new = applied(deployment, plan.ranks, values["group_token"])
+    room = room_for(live, deployment, new)
+    _refuse(inputs.source, room_faults(live, deployment, room))
     # With the empty line the table begins below the name that Pulumi puts before a message.
     pulumi.log.info(f"\n{render_plan(plan)}\n")
     changes = sort_edit(live.applied, new) if live.applied else []
     if changes:
         pulumi.log.info(f"\n{render_edit(changes, deployment.nnodes)}\n")
-    new = replace(new, room=room)
-    kubeconfig = kubeconfigs[deployment.cluster_of(0)]
-    _warn_of_certificate(deployment, kubeconfig)
-    server = deployment.inference_server
-    at_node = server.enabled and server.expose.mode == "node_port" and not server.public_host
-    node = node_address(kubeconfig) if at_node else ""
     failed = _failed_ranks(deployment, kubeconfigs) if live.ranks else []
     return ClusterStack(
         deployment,
         plan,
         secret_outputs(values),
         kubeconfigs,
-        new,
-        node,
+        replace(new, room=room),
+        _looked_up(deployment, kubeconfigs.get(deployment.cluster_of(0))),
         stand_ins(live, deployment, failed),
         build_platform(deployment, architectures),
+        inputs.later,
     )
 
 
@@ -178,6 +174,16 @@ def _architectures(
     if deployment.images.builder != "docker" or deployment.images.platform:
         return frozenset()
     return frozenset().union(*map(node_architectures, kubeconfigs.values()))
+
+
+def _looked_up(deployment: DeploymentConfig, kubeconfig: Kubeconfig | None) -> str:
+    """The address of a node where it is needed; warns of a certificate that is not there."""
+    if kubeconfig is None:
+        return ""
+    _warn_of_certificate(deployment, kubeconfig)
+    server = deployment.inference_server
+    at_node = server.enabled and server.expose.mode == "node_port" and not server.public_host
+    return node_address(kubeconfig) if at_node else ""
 
 
 def _failed_ranks(
@@ -212,40 +218,3 @@ def _warn_of_certificate(deployment: DeploymentConfig, kubeconfig: Kubeconfig) -
             f"inference_server.expose.tls_secret: there is no Secret {secret} in namespace "
             f"{namespace} yet; clients get no certificate of yours before it is there"
         )
-
-
-def _read(source: str) -> tuple[DeploymentConfig, dict[str, str], dict[str, Kubeconfig]]:
-    faults: list[Fault] = []
-    deployment = None
-    kubeconfigs: dict[str, Kubeconfig] = {}
-    try:
-        mapping = pulumi.Config(NAMESPACE).require_object("deployment")
-        deployment = parse_deployment(mapping, on_clusters=True)
-    except pulumi.ConfigMissingError:
-        rule = "is required; stacks/Pulumi.kind.yaml shows one"
-        raise StackConfigError(source, [Fault(DEPLOYMENT_KEY, MISSING, rule)]) from None
-    except StackConfigError as error:
-        faults += error.faults
-    else:
-        kubeconfigs, problems = _read_kubeconfigs(deployment)
-        faults += problems
-    values, problems = read_secrets()
-    faults += problems
-    if deployment is not None:
-        faults += access_faults(deployment, values)
-    if deployment is None or faults:
-        raise StackConfigError(source, faults)
-    return deployment, values, kubeconfigs
-
-
-def _read_kubeconfigs(
-    deployment: DeploymentConfig,
-) -> tuple[dict[str, Kubeconfig], list[Fault]]:
-    found, faults = {}, []
-    for name in rank_clusters(deployment):
-        cluster = deployment.clusters[name]
-        try:
-            found[name] = read_kubeconfig(cluster, PROJECT_ROOT)
-        except KubeconfigError as error:
-            faults.append(Fault(f"clusters.{name}.kubeconfig", cluster.kubeconfig, str(error)))
-    return found, faults

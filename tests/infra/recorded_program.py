@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,8 @@ class Program:
     resources: list[Recorded]
     outputs: dict[str, Any]
     messages: list[str]
+    outputs_of: Mapping[str, Mapping[str, Any]]
+    """By URN, of the stack and of its components."""
 
     @property
     def objects(self) -> list[Recorded]:
@@ -155,18 +157,24 @@ def run_program(
         pulumi.runtime.set_all_config(values, [f"splitstack:{name}" for name in secrets])
         runpy.run_path(str(PROGRAM), run_name="__main__")
 
+    return record(program, preview=preview, state=state)
+
+
+def record(
+    program: Callable[[], None], *, preview: bool = False, state: Mapping[str, Any] | None = None
+) -> Program:
+    """Run any program that declares resources, as `run_program` does ours."""
     recorder = _Registry("test", preview, state=state or {})
     recorder.run(program)
     outputs: dict[str, Any] = {}
+    outputs_of: dict[str, dict[str, Any]] = {}
     for request in recorder.outputs:
+        told = rpc.deserialize_properties(request.outputs, keep_unknowns=True)
+        outputs_of[request.urn] = whole_numbers(_plain(told))
         if "pulumi:pulumi:Stack" in request.urn:
-            outputs.update(
-                whole_numbers(
-                    _plain(rpc.deserialize_properties(request.outputs, keep_unknowns=True))
-                )
-            )
+            outputs.update(outputs_of[request.urn])
     resources = [_recorded(item) for item in recorder.registrations if item.request.parent]
-    return Program(resources, outputs, recorder.messages)
+    return Program(resources, outputs, recorder.messages, outputs_of)
 
 
 def _recorded(item: Registration) -> Recorded:

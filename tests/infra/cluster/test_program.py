@@ -557,7 +557,7 @@ def test_the_preview_asks_the_hub_with_the_stacks_token(tmp_path, monkeypatch):
 def test_with_a_lock_nobody_needs_a_hub(tmp_path, monkeypatch):
     """Neither a preview nor an up, of the first deployment or of an edit."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("infra.cluster.stack.PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr("infra.cluster.stack_inputs.PROJECT_ROOT", tmp_path)
     (tmp_path / "stacks").mkdir()
     lock = {"model_name": "some/gated", "commit": COMMIT, "config": LLAMA}
     mapping = of_the_hub(tmp_path)
