@@ -33,6 +33,7 @@ CONTROL_PLANE = (
     "kwok",
 )
 PULUMI = ("pulumi", "pulumi-language-python")
+PULUMI_YAML = ("pulumi-language-yaml",)
 
 
 def program(name: str) -> Path | None:

@@ -105,6 +105,14 @@ GO_PROGRAMS = {
                 "python/dist/pulumi-resource-pulumi-python",
             ),
         ),
+        # It has releases of its own; an installed pulumi has one beside it.
+        GoProgram(
+            "pulumi-language-yaml",
+            folder="pulumi-language-yaml",
+            module="github.com/pulumi/pulumi-yaml",
+            package="github.com/pulumi/pulumi-yaml/cmd/pulumi-language-yaml",
+            comes_with="pulumi",
+        ),
         GoProgram(
             "etcd",
             folder="etcd",

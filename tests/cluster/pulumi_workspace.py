@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from infra.local.process import die_with_parent
-from tests.programs import program
+from tests.programs import PULUMI, PULUMI_YAML, program
 
 REPOSITORY = Path(__file__).parents[2]
 _LIMIT_S = 300.0
@@ -192,7 +192,7 @@ def _environment(
     if installed.is_dir():
         (home / "plugins").symlink_to(installed)
     folders = [*plugins, Path(sys.executable).parent]
-    for name in ("pulumi", "pulumi-language-python"):
+    for name in (*PULUMI, *PULUMI_YAML):
         if (executable := program(name)) is not None:
             folders.append(executable.parent)
     return {
