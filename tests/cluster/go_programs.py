@@ -113,6 +113,15 @@ GO_PROGRAMS = {
             package="github.com/pulumi/pulumi-yaml/cmd/pulumi-language-yaml",
             comes_with="pulumi",
         ),
+        # Judges the workflows of .github.
+        GoProgram(
+            "actionlint",
+            folder="actionlint",
+            module="github.com/rhysd/actionlint",
+            package="github.com/rhysd/actionlint/cmd/actionlint",
+            version_variable="github.com/rhysd/actionlint.version",
+            version_arguments=("-version",),
+        ),
         GoProgram(
             "etcd",
             folder="etcd",
