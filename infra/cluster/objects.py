@@ -140,10 +140,12 @@ class Component(pulumi.ComponentResource):
         cluster: str = "",
         shared: bool = False,
     ) -> core.PersistentVolumeClaim:
-        """Goes with the stack. Not waited for: many bind only once their pod is scheduled.
+        """Goes with the stack, unless that is protected; one of a rank goes with that rank. Not
+        waited for: many bind only once their pod is scheduled.
 
         `shared`: each of the clusters has one of this name, for several pods.
         """
+        kept = pulumi.ResourceOptions(protect=self._deployment.protect and rank is None)
         return core.PersistentVolumeClaim(
             self._resource_name(name, cluster) if shared else name,
             # Claims are told apart by rank only.
@@ -155,7 +157,7 @@ class Component(pulumi.ComponentResource):
                     requests={"storage": str(volume.size)}
                 ),
             ),
-            opts=self._options(cluster=cluster),
+            opts=pulumi.ResourceOptions.merge(self._options(cluster=cluster), kept),
         )
 
 

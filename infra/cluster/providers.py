@@ -87,6 +87,6 @@ def _namespace(
         ),
         opts=pulumi.ResourceOptions.merge(
             object_options(place.parent, provider, depends_on=before),
-            pulumi.ResourceOptions(retain_on_delete=retain),
+            pulumi.ResourceOptions(retain_on_delete=retain, protect=deployment.protect),
         ),
     )

@@ -167,6 +167,8 @@ class DeploymentConfig(types.Section):
     """Cluster id -> how it is reached; `pulumi up` needs them, one machine does not."""
     namespaces: Namespaces = Namespaces()
     """Namespaces of the other tiers."""
+    protect: bool = False
+    """Whether no `destroy` and no edit deletes its namespaces, claim of histories, shared cache."""
     timeouts: Timeouts = Timeouts()
     """How long a deployment waits."""
     model_cache: ModelCache = ModelCache()

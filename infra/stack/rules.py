@@ -56,6 +56,7 @@ def deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     yield from placement_faults(deployment)
     yield from pod_faults(deployment)
     yield from operator_faults(deployment)
+    yield from _protection_faults(deployment)
 
 
 def cluster_deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
@@ -67,6 +68,18 @@ def cluster_deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     yield from _cluster_tier_faults(deployment)
     yield from _meeting_point_faults(deployment)
     yield from _image_faults(deployment)
+
+
+def _protection_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    store, cache = deployment.session_store, deployment.model_cache
+    histories = bool(deployment.proxy_blocks) and store.size is not None and store.mode != "url"
+    kept = deployment.namespaces.create or histories or cache.mode == "shared-claim"
+    if deployment.protect and not kept:
+        rule = (
+            "has nothing to protect: this stack makes neither namespaces (namespaces.create) nor a "
+            "claim of histories (session_store.size) nor a shared one of models"
+        )
+        yield Fault("protect", True, rule)
 
 
 def _cluster_tier_faults(deployment: DeploymentConfig) -> Iterator[Fault]:

@@ -91,7 +91,8 @@ class PulumiWorkspace:
 
     The project's program runs where it lies; its Pulumi.yaml and the stack file are copied, so that
     `set` and the encryption key of the secrets change nothing in the repository. `kubeconfigs`
-    become KUBECONFIG; `plugins` are folders with plugins' executables, first on PATH.
+    become KUBECONFIG; `plugins` are folders with plugins' executables, first on PATH. A `backend`
+    is that of another workspace, whose stacks this one may ask for.
     """
 
     def __init__(
@@ -101,11 +102,14 @@ class PulumiWorkspace:
         kubeconfigs: Iterable[Path] = (),
         plugins: Iterable[Path] = (),
         project: Path = REPOSITORY,
+        backend: Path | None = None,
     ) -> None:
         self.folder = folder
         self.stack = stack_file.name.removeprefix("Pulumi.").removesuffix(".yaml")
         self._log = folder / "events.json"
-        self._environment = os.environ | _environment(folder, kubeconfigs, plugins)
+        self.backend = backend or folder / "state"
+        self.environment = _environment(folder, self.backend, kubeconfigs, plugins)
+        self._environment = os.environ | self.environment
         self.stack_file = _copy_project(project, folder, stack_file)
         self._command("stack", "init", self.stack)
 
@@ -126,9 +130,10 @@ class PulumiWorkspace:
         """Read the cluster into the state."""
         return self._run("refresh", "--yes", "--skip-preview", *options)
 
-    def destroy(self, *options: str) -> PulumiRun:
-        """`pulumi destroy`, without its own preview."""
-        return self._run("destroy", "--yes", "--skip-preview", *options)
+    def destroy(self, *options: str, preview: bool = False) -> PulumiRun:
+        """`pulumi destroy`; without its own preview its operations were carried out."""
+        without = [] if preview else ["--skip-preview"]
+        return self._run("destroy", "--yes", *without, *options)
 
     def outputs(self) -> dict[str, Any]:
         """The stack's outputs, secrets in the clear."""
@@ -182,11 +187,11 @@ class PulumiWorkspace:
 
 
 def _environment(
-    folder: Path, kubeconfigs: Iterable[Path], plugins: Iterable[Path]
+    folder: Path, state: Path, kubeconfigs: Iterable[Path], plugins: Iterable[Path]
 ) -> dict[str, str]:
-    home, state = folder / "home", folder / "state"
-    for made in (home, state):
-        made.mkdir(parents=True)
+    home = folder / "home"
+    home.mkdir(parents=True)
+    state.mkdir(exist_ok=True)
     # Plugins that are installed for this user serve here too; everything else is left alone.
     installed = Path.home() / ".pulumi" / "plugins"
     if installed.is_dir():

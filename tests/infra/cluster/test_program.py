@@ -627,3 +627,15 @@ def test_nothing_beside_the_program_hides_a_module_of_python():
     """Pulumi starts Python in its folder, which is where that then looks first."""
     names = {path.stem for path in PROGRAM.parent.iterdir()} - {"__init__", "__main__"}
     assert not names & sys.stdlib_module_names
+
+
+def test_what_is_protected(tmp_path):
+    """Namespaces and what is not to be had again; a rank's own cache goes with its rank."""
+    cache = {"mode": "own-claim", "size": "20Gi"}
+    mapping = stack(tmp_path, session_store={"size": "1Gi"}, model_cache=cache)
+    assert not [item.name for item in run_program(mapping).resources if item.protect]
+    found = [item.name for item in run_program(mapping | {"protect": True}).objects if item.protect]
+    assert sorted(found) == ["blocks", "inference-server", "small-proxy-block", "splits"]
+    shared = {"mode": "shared-claim", "size": "20Gi"}
+    program = run_program(mapping | {"protect": True, "model_cache": shared})
+    assert "small-models" in [item.name for item in program.objects if item.protect]

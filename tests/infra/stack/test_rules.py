@@ -341,3 +341,10 @@ def test_one_machine_asks_for_none_of_it():
 def test_an_autoscaler_keeps_to_what_kubernetes_takes(autoscaler, told):
     (line,) = fault_lines(proxy_blocks=[{"block_id": "b", "autoscaler": autoscaler}])
     assert told in line
+
+
+def test_a_protection_of_nothing():
+    (line,) = fault_lines(protect=True, namespaces={"create": False})
+    assert line.startswith("protect = True: has nothing to protect")
+    assert parsed(protect=True).protect
+    assert parsed(protect=True, namespaces={"create": False}, session_store={"size": "1Gi"})
