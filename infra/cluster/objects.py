@@ -43,11 +43,12 @@ OWN_PROGRAM = Place()
 
 @dataclass(frozen=True)
 class Clusters:
-    """`providers` maps a cluster id to its provider; every object waits for `namespaces`."""
+    """`providers` maps a cluster id to its provider; every object waits for `before`: the
+    namespaces, and what shows in them that the stack is there."""
 
     deployment: DeploymentConfig
     providers: Mapping[str, pulumi.ProviderResource]
-    namespaces: Sequence[pulumi.Resource]
+    before: Sequence[pulumi.Resource]
     place: Place
 
 
@@ -99,7 +100,7 @@ class Component(pulumi.ComponentResource):
         self, depends_on: Sequence[pulumi.Resource] = (), *, cluster: str = ""
     ) -> pulumi.ResourceOptions:
         provider = self._clusters.providers[cluster or self._home]
-        before = [*self._clusters.namespaces, *depends_on]
+        before = [*self._clusters.before, *depends_on]
         return object_options(self, provider, depends_on=before)
 
     def _resource_name(self, name: str, cluster: str) -> str:

@@ -12,7 +12,7 @@ from pulumi_kubernetes.meta import v1 as meta
 from infra.cluster.fit import namespaces_on, rank_clusters
 from infra.cluster.kubeconfig import Kubeconfig
 from infra.cluster.labels import RETAINED, labels
-from infra.cluster.namespace_guard import guard_namespaces
+from infra.cluster.namespace_guard import guard_namespaces, hold_namespace
 from infra.cluster.objects import Clusters, Place, object_options, on_cluster
 from infra.stack.config import DeploymentConfig
 
@@ -38,17 +38,33 @@ def stack_clusters(
         cluster: _provider(cluster, kubeconfigs.get(cluster), later.get(cluster), place)
         for cluster in rank_clusters(deployment)
     }
-    namespaces: list[pulumi.Resource] = []
-    for cluster, provider in providers.items() if deployment.namespaces.create else ():
-        names = namespaces_on(deployment, cluster)
-        guards: Mapping[str, pulumi.Resource] = {}
-        if deployment.namespaces.guard and not deployment.namespaces.retain:
-            guards = guard_namespaces(deployment, cluster, names, provider, place.parent)
-        namespaces += [
-            _namespace(deployment, name, cluster, provider, guards.get(name), place)
-            for name in names
+    before: list[pulumi.Resource] = []
+    for cluster, provider in providers.items():
+        made = _namespaces(deployment, cluster, provider, place)
+        before += made
+        before += [
+            hold_namespace(
+                deployment, cluster, name, object_options(place.parent, provider, depends_on=made)
+            )
+            for name in namespaces_on(deployment, cluster)
         ]
-    return Clusters(deployment, providers, namespaces, place)
+    return Clusters(deployment, providers, before, place)
+
+
+def _namespaces(
+    deployment: DeploymentConfig, cluster: str, provider: pulumi.ProviderResource, place: Place
+) -> list[pulumi.Resource]:
+    """Those that the stack makes there, each with what guards it."""
+    owned = deployment.namespaces
+    if not owned.create:
+        return []
+    names = namespaces_on(deployment, cluster)
+    guards: Mapping[str, pulumi.Resource] = {}
+    if owned.guard and not owned.retain:
+        guards = guard_namespaces(deployment, cluster, names, provider, place.parent)
+    return [
+        _namespace(deployment, name, cluster, provider, guards.get(name), place) for name in names
+    ]
 
 
 def _provider(

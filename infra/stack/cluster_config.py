@@ -43,7 +43,7 @@ class Namespaces(types.Section):
     """Whether this stack creates them; a second stack on a cluster says false."""
     retain: bool = False
     """Whether those that this stack has made stay when it goes."""
-    guard: bool = False
+    guard: bool = True
     """Whether those are kept while other stacks are in them, by an admission policy."""
     blocks: types.Label = "blocks"
     """Namespace of the proxy blocks."""

@@ -17,6 +17,8 @@ from tests.waiting import wait_for
 
 # Nothing listens there: whoever asks is refused at once.
 REGISTRY = "127.0.0.1:9"
+# What an admission policy answers.
+_UNPROCESSABLE = 422
 DEMO = "demo:smollm2-135m-instruct"
 
 
@@ -61,7 +63,13 @@ def applied(control_plane: ControlPlane, mapping: Mapping[str, Any]) -> Iterator
                 create_from_dict(api, dict(item.manifest))
             yield
         finally:
+            for item in program.of_kind("ServiceAccount"):
+                # In namespaces of others, who could not go before.
+                if item.manifest["metadata"]["namespace"] not in namespaces:
+                    namespace = item.manifest["metadata"]["namespace"]
+                    core.delete_namespaced_service_account(item.metadata_name, namespace)
             for name in namespaces:
+                wait_for(lambda name=name: not _kept(core, name), what=f"{name} may go")
                 core.delete_namespace(name)
                 # The namespace would give each pod its whole drain time.
                 core.delete_collection_namespaced_pod(name, grace_period_seconds=0)
@@ -76,3 +84,14 @@ def applied(control_plane: ControlPlane, mapping: Mapping[str, Any]) -> Iterator
                 guards.delete_validating_admission_policy_binding(item.metadata_name)
             for item in program.of_kind("ValidatingAdmissionPolicy"):
                 guards.delete_validating_admission_policy(item.metadata_name)
+
+
+def _kept(core: client.CoreV1Api, namespace: str) -> bool:
+    """Whether a guard refuses its deletion: it hears of an account's end a moment later."""
+    try:
+        core.delete_namespace(namespace, dry_run="All")
+    except client.ApiException as error:
+        if error.status != _UNPROCESSABLE:
+            raise
+        return True
+    return False

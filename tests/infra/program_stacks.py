@@ -34,7 +34,6 @@ EXPOSED: dict[str, dict[str, Any]] = {
 }
 # Everything optional switched on.
 FULL: dict[str, Any] = {
-    "namespaces": {"guard": True},
     "proxy_blocks": [
         {
             "block_id": "first",
