@@ -45,24 +45,50 @@ class Kubeconfig:
         return urlsplit(self.server).hostname or self.server
 
 
-def read_kubeconfig(cluster: Cluster, folder: Path) -> Kubeconfig:
+def read_kubeconfig(
+    cluster: Cluster, folder: Path, outputs: Callable[[str], Mapping[str, Any]]
+) -> Kubeconfig:
     """The context that a cluster of the stack file names, its relative paths made absolute.
 
-    `folder` is what a relative path of the stack file starts from; without one the files of
-    KUBECONFIG count, put together as kubectl does, then ~/.kube/config, and in a pod its own
-    service account. Raises KubeconfigError.
+    It is in an output of another stack, whose `outputs` are asked for by its name, or in files.
+    `folder` is what a relative path starts from; without one the files of KUBECONFIG count, put
+    together as kubectl does, then ~/.kube/config, and in a pod its own service account. Raises
+    KubeconfigError.
     """
+    if cluster.kubeconfig_stack:
+        where = f"output {cluster.kubeconfig_output} of stack {cluster.kubeconfig_stack}"
+        document = _output(cluster, outputs(cluster.kubeconfig_stack), where)
+        return _chosen(_merged([(document, folder)]), cluster, where)
     paths = list(_paths(cluster, folder))
     found = [path for path in paths if path.is_file()]
     if not found:
         if not cluster.kubeconfig and not cluster.context and (own := _in_cluster()):
             return own
         raise KubeconfigError(f"{paths[-1]} is no file")
-    merged = _merged(found)
+    merged = _merged((_document(path), path.resolve().parent) for path in found)
+    return _chosen(merged, cluster, ", ".join(map(str, found)))
+
+
+def _output(cluster: Cluster, outputs: Mapping[str, Any], where: str) -> Section:
+    """Text as `kubectl config view --raw` has it, or the same as a mapping."""
+    value = outputs.get(cluster.kubeconfig_output)
+    if value is None:
+        known = ", ".join(sorted(outputs)) or "none"
+        raise KubeconfigError(f"there is no {where}; it has: {known}")
+    if isinstance(value, str):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise KubeconfigError(f"{where} is not YAML") from error
+    if not isinstance(value, Mapping):
+        raise KubeconfigError(f"{where} is no kubeconfig")
+    return value
+
+
+def _chosen(merged: _Merged, cluster: Cluster, where: str) -> Kubeconfig:
     name = cluster.context or merged.current
     context = merged.contexts.get(name)
     if context is None:
-        where = ", ".join(map(str, found))
         known = ", ".join(merged.contexts) or "none"
         raise KubeconfigError(f"{where} has no context {name!r}; it has: {known}")
     return _minified(merged, name, context)
@@ -109,13 +135,15 @@ class _Merged:
                 known.setdefault(str(item.get("name")), finish(item.get(kind) or {}))
 
 
-def _merged(paths: Iterable[Path]) -> _Merged:
-    """https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/"""
+def _merged(documents: Iterable[tuple[Section, Path]]) -> _Merged:
+    """Each with the folder that its paths start from.
+
+    https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/
+    """
     merged = _Merged()
-    for path in paths:
-        document = _document(path)
+    for document, folder in documents:
         merged.current = merged.current or str(document.get("current-context") or "")
-        merged.add(document, partial(_absolute, path=path))
+        merged.add(document, partial(_absolute, folder=folder))
     return merged
 
 
@@ -181,9 +209,8 @@ def _in_cluster() -> Kubeconfig | None:
     )
 
 
-def _absolute(section: Section, path: Path) -> dict[str, Any]:
+def _absolute(section: Section, folder: Path) -> dict[str, Any]:
     """A plugin's command too, unless it is to be looked for in PATH."""
-    folder = path.resolve().parent
     files: dict[str, Any] = {
         key: str(folder / section[key]) for key in _FILE_KEYS if section.get(key)
     }

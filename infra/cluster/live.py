@@ -17,6 +17,7 @@ from pulumi.runtime import invoke
 from contract.faults import MISSING, Fault
 from infra.cluster.cluster_lookup import FailedPod
 from infra.cluster.fit import rank_clusters
+from infra.cluster.kubeconfig import KubeconfigError
 from infra.cluster.labels import INSTEAD_OF, RETAINED
 from infra.cluster.objects import Place
 from infra.cluster.room import FIRST_ROOM, ROOM
@@ -80,7 +81,7 @@ def _resources_within(place: Place) -> Iterator[tuple[list[str], str, Mapping[st
     """(types of its parents and its own, name, state) of each: of the components all that there
     are, since a URN does not have the names of parents."""
     name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
-    for urn, resource in invoke(_READ_STATE, {"stackName": name}).value["outputs"].items():
+    for urn, resource in _resources(name).items():
         types, found = urn.split("::", 3)[2:]
         kinds = types.split("$")
         if not place.component or COMPONENT in kinds:
@@ -96,6 +97,24 @@ def _read_applied(
             text = resource["outputs"].get(APPLIED_OUTPUT)
             return read_applied(text) if text else None
     return None
+
+
+def stack_outputs(name: str) -> Mapping[str, Any]:
+    """Of another stack, secrets in the clear; raises KubeconfigError where it cannot be read."""
+    try:
+        resources = _resources(name)
+    except Exception as error:  # whatever the engine's answer is made into
+        raise KubeconfigError(f"stack {name} cannot be read: {error}") from error
+    for urn, resource in resources.items():
+        if urn.split("::")[2] == "pulumi:pulumi:Stack":
+            return dict(resource["outputs"])
+    raise KubeconfigError(f"stack {name} has no outputs: bring it up first")
+
+
+def _resources(stack: str) -> Mapping[str, Any]:
+    """By URN, as its last update left them."""
+    found: Mapping[str, Any] = invoke(_READ_STATE, {"stackName": stack}).value["outputs"]
+    return found
 
 
 def _annotations(resource: Mapping[str, Any]) -> Mapping[str, str]:

@@ -18,6 +18,7 @@ from infra.cluster.kubeconfig import (
     given_kubeconfig,
     read_kubeconfig,
 )
+from infra.cluster.live import stack_outputs
 from infra.cluster.secrets import NAMESPACE, access_faults, read_secrets, secret_faults
 from infra.stack.config import DEPLOYMENT_KEY, DeploymentConfig
 from infra.stack.faults import StackConfigError
@@ -78,10 +79,12 @@ class StackInputs:
                 if given is not None:
                     found[name] = given_kubeconfig(cluster, given)
                 else:
-                    found[name] = read_kubeconfig(cluster, self.folder)
+                    found[name] = read_kubeconfig(cluster, self.folder, stack_outputs)
             except KubeconfigError as error:
-                path = f"clusters.{name}.kubeconfig" if given is None else f"kubeconfigs.{name}"
-                value = cluster.kubeconfig if given is None else MISSING  # it has credentials
+                key = "kubeconfig_stack" if cluster.kubeconfig_stack else "kubeconfig"
+                path, value = f"clusters.{name}.{key}", getattr(cluster, key)
+                if given is not None:
+                    path, value = f"kubeconfigs.{name}", MISSING  # it has credentials
                 faults.append(Fault(path, value, str(error)))
         return found, faults
 

@@ -13,6 +13,7 @@ import urllib3.exceptions
 from kubernetes import client, config
 
 from infra.cluster.kubeconfig import PROJECT_ROOT, Kubeconfig, KubeconfigError, read_kubeconfig
+from infra.inspection.stack_outputs import stack_outputs
 from infra.stack.config import DeploymentConfig
 
 # Seconds to connect, and to wait for an answer.
@@ -96,7 +97,8 @@ class ClusterClient:
 def open_cluster(deployment: DeploymentConfig, cluster_id: str) -> ClusterClient:
     """Read its kubeconfig; nothing is sent yet. Raises ClusterError."""
     try:
-        kubeconfig = read_kubeconfig(deployment.clusters[cluster_id], PROJECT_ROOT)
+        cluster = deployment.clusters[cluster_id]
+        kubeconfig = read_kubeconfig(cluster, PROJECT_ROOT, stack_outputs)
         configuration = client.Configuration()
         config.load_kube_config_from_dict(  # type: ignore[no-untyped-call]
             json.loads(kubeconfig.contents), client_configuration=configuration

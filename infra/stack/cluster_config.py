@@ -32,6 +32,10 @@ class Cluster(types.Section):
 
     kubeconfig: types.Text = ""
     """Path of its kubeconfig file; empty: the default one."""
+    kubeconfig_stack: types.StackName = ""
+    """Stack one of whose outputs is its kubeconfig, as in my-organization/clusters/production."""
+    kubeconfig_output: types.NonEmptyText = "kubeconfig"
+    """Name of that output."""
     context: types.Text = ""
     """Context in that file; empty: its current one."""
 

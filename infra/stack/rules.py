@@ -15,6 +15,7 @@ from infra.stack.device_rules import device_faults
 from infra.stack.front_rules import cluster_front_faults, front_faults
 from infra.stack.image_names import registry_of
 from infra.stack.observability_rules import operator_faults
+from infra.stack.ownership_rules import ownership_faults
 from infra.stack.placement_rules import placement_faults
 from infra.stack.pod_rules import pod_faults
 
@@ -56,7 +57,7 @@ def deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     yield from placement_faults(deployment)
     yield from pod_faults(deployment)
     yield from operator_faults(deployment)
-    yield from _protection_faults(deployment)
+    yield from ownership_faults(deployment)
 
 
 def cluster_deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
@@ -68,18 +69,6 @@ def cluster_deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     yield from _cluster_tier_faults(deployment)
     yield from _meeting_point_faults(deployment)
     yield from _image_faults(deployment)
-
-
-def _protection_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
-    store, cache = deployment.session_store, deployment.model_cache
-    histories = bool(deployment.proxy_blocks) and store.size is not None and store.mode != "url"
-    kept = deployment.namespaces.create or histories or cache.mode == "shared-claim"
-    if deployment.protect and not kept:
-        rule = (
-            "has nothing to protect: this stack makes neither namespaces (namespaces.create) nor a "
-            "claim of histories (session_store.size) nor a shared one of models"
-        )
-        yield Fault("protect", True, rule)
 
 
 def _cluster_tier_faults(deployment: DeploymentConfig) -> Iterator[Fault]:

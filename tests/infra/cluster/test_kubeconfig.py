@@ -6,6 +6,7 @@ import json
 
 import pytest
 import yaml
+from kubernetes import client, config
 
 from infra.cluster import kubeconfig
 from infra.cluster.kubeconfig import KubeconfigError, read_kubeconfig
@@ -32,6 +33,16 @@ TWO = {
 }
 
 
+def read(cluster, folder, **outputs):
+    """`outputs` are those of the one other stack that there is."""
+
+    def outputs_of(stack):
+        assert stack == "organization/infra/test"
+        return outputs
+
+    return read_kubeconfig(cluster, folder, outputs_of)
+
+
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "config"
@@ -40,7 +51,7 @@ def file(tmp_path):
 
 
 def test_the_current_context_and_nothing_of_the_others(file, tmp_path):
-    found = read_kubeconfig(Cluster(kubeconfig="config"), tmp_path)
+    found = read(Cluster(kubeconfig="config"), tmp_path)
     assert (found.context, found.host) == ("first", "a.test")
     contents = json.loads(found.contents)
     assert contents["current-context"] == "first"
@@ -50,7 +61,7 @@ def test_the_current_context_and_nothing_of_the_others(file, tmp_path):
 
 
 def test_relative_files_become_absolute(file, tmp_path):
-    contents = json.loads(read_kubeconfig(Cluster(kubeconfig=str(file)), tmp_path).contents)
+    contents = json.loads(read(Cluster(kubeconfig=str(file)), tmp_path).contents)
     (cluster,), (user,) = contents["clusters"], contents["users"]
     assert cluster["cluster"]["certificate-authority"] == str(tmp_path / "c" / "a")
     assert user["user"] == {"client-key": "/abs/key", "tokenFile": str(tmp_path / "token")}
@@ -58,7 +69,7 @@ def test_relative_files_become_absolute(file, tmp_path):
 
 def test_a_context_by_name_from_the_files_of_the_environment(file, tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'none'}:{file}")
-    found = read_kubeconfig(Cluster(context="second"), tmp_path)
+    found = read(Cluster(context="second"), tmp_path)
     assert (found.context, found.host) == ("second", "fd00::1")
 
 
@@ -78,7 +89,7 @@ def test_several_files_are_put_together_as_kubectl_does(tmp_path, monkeypatch):
     for path, document in zip(files, (first, second), strict=True):
         path.write_text(yaml.safe_dump(document))
     monkeypatch.setenv("KUBECONFIG", ":".join(map(str, files)))
-    found = read_kubeconfig(Cluster(), tmp_path)
+    found = read(Cluster(), tmp_path)
     contents = json.loads(found.contents)
     assert (found.context, found.host) == ("home", "a.test")
     assert contents["clusters"][0]["cluster"]["proxy-url"] == "p"
@@ -88,7 +99,7 @@ def test_several_files_are_put_together_as_kubectl_does(tmp_path, monkeypatch):
     # A plugin that is looked for in PATH keeps its name.
     second["users"][0]["user"]["exec"]["command"] = "aws"
     files[1].write_text(yaml.safe_dump(second))
-    contents = json.loads(read_kubeconfig(Cluster(), tmp_path).contents)
+    contents = json.loads(read(Cluster(), tmp_path).contents)
     assert contents["users"][0]["user"]["exec"]["command"] == "aws"
 
 
@@ -98,9 +109,9 @@ def test_a_pod_without_files_is_its_own_account(tmp_path, monkeypatch):
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     monkeypatch.setattr(kubeconfig, "_ACCOUNT", tmp_path)
     with pytest.raises(KubeconfigError, match="none is no file"):
-        read_kubeconfig(Cluster(), tmp_path)
+        read(Cluster(), tmp_path)
     (tmp_path / "token").write_text("secret")
-    found = read_kubeconfig(Cluster(), tmp_path)
+    found = read(Cluster(), tmp_path)
     assert found.server == "https://[fd00::1]:443"
     user = json.loads(found.contents)["users"][0]["user"]
     assert user == {"tokenFile": str(tmp_path / "token")}
@@ -111,7 +122,7 @@ def test_the_users_own_file_is_the_last_resort(file, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".kube").mkdir()
     file.rename(tmp_path / ".kube" / "config")
-    assert read_kubeconfig(Cluster(), tmp_path).host == "a.test"
+    assert read(Cluster(), tmp_path).host == "a.test"
 
 
 @pytest.mark.parametrize(
@@ -132,4 +143,63 @@ def test_what_cannot_be_used(file, tmp_path, cluster, told):
     (tmp_path / "list").write_text("[]")
     (tmp_path / "torn").write_text("{")
     with pytest.raises(KubeconfigError, match=told):
-        read_kubeconfig(Cluster(**cluster), tmp_path)
+        read(Cluster(**cluster), tmp_path)
+
+
+@pytest.mark.parametrize("written", [yaml.safe_dump, json.dumps, dict])
+def test_an_output_of_another_stack(tmp_path, written):
+    """As text or as a mapping, whatever made the cluster; paths start from the project."""
+    cluster = Cluster(kubeconfig_stack="organization/infra/test", kubeconfig_output="config")
+    found = read(cluster, tmp_path, config=written(TWO))
+    assert (found.context, found.host) == ("first", "a.test")
+    user = json.loads(found.contents)["users"][0]["user"]
+    assert user == {"client-key": "/abs/key", "tokenFile": str(tmp_path / "token")}
+    second = cluster.model_copy(update={"context": "second"})
+    assert read(second, tmp_path, config=written(TWO)).host == "fd00::1"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "told"),
+    [
+        ({"other": 1}, "there is no output kubeconfig of stack organization/infra/test; it has: o"),
+        ({"kubeconfig": "{"}, "output kubeconfig of stack organization/infra/test is not YAML"),
+        ({"kubeconfig": [1]}, "output kubeconfig of stack organization/infra/test is no kubeconf"),
+        ({"kubeconfig": {"contexts": []}}, "has no context ''; it has: none"),
+    ],
+)
+def test_an_output_that_cannot_be_used(tmp_path, outputs, told):
+    with pytest.raises(KubeconfigError, match=told):
+        read(Cluster(kubeconfig_stack="organization/infra/test"), tmp_path, **outputs)
+
+
+def test_a_proxy_and_a_plugin_reach_who_asks_the_cluster(tmp_path):
+    """What the program hands to the provider is what the client of Kubernetes takes, too."""
+    script = tmp_path / "login"
+    credential = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": "of-the-plugin"},
+    }
+    script.write_text(f"#!/bin/sh\ntest \"$REGION\" = here && echo '{json.dumps(credential)}'\n")
+    script.chmod(0o755)
+    plugin = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": "./login",
+        "env": [{"name": "REGION", "value": "here"}],
+        "interactiveMode": "Never",
+    }
+    server = {"server": "https://a.test", "proxy-url": "http://proxy.test:3128"}
+    document = {
+        "current-context": "home",
+        "contexts": [{"name": "home", "context": {"cluster": "a", "user": "u"}}],
+        "clusters": [{"name": "a", "cluster": server}],
+        "users": [{"name": "u", "user": {"exec": plugin}}],
+    }
+    (tmp_path / "config").write_text(yaml.safe_dump(document))
+    found = read(Cluster(kubeconfig="config"), tmp_path)
+    configuration = client.Configuration()
+    config.load_kube_config_from_dict(
+        json.loads(found.contents), client_configuration=configuration
+    )
+    assert configuration.proxy == "http://proxy.test:3128"
+    assert list(configuration.api_key.values()) == ["Bearer of-the-plugin"]
