@@ -6,12 +6,14 @@ import hashlib
 import json
 import math
 import re
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -226,14 +228,19 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def serving(hub: HubServer) -> Iterator[str]:
-    """The URL at which it answers."""
+def serving(hub: HubServer, certificate: Path | None = None) -> Iterator[str]:
+    """The URL at which it answers; https with a certificate whose key lies beside it."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    scheme = "http" if certificate is None else "https"
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{scheme}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()

@@ -15,6 +15,7 @@ from contract.names import BLOCK_ID_ANNOTATION, COMPONENT_ANNOTATION, LABELS_ANN
 from contract.signature import MANAGEMENT_OUTPUT
 from contract.specs import ProxySpec, render
 from infra.cluster import labels
+from infra.cluster.ca_bundle import bundle_environment, bundle_mounts
 from infra.cluster.mounts import SECRET_FOLDER, SPEC_FOLDER, Mount, config_map_mount, secret_mount
 from infra.cluster.objects import Clusters
 from infra.cluster.placement import tier_placement
@@ -135,6 +136,10 @@ class ProxyBlockTier(Tier):
         if self._args.store.password_secret:
             mounts.append(secret_mount(self._args.store.password_secret))
             command += ("--session-password-file", f"{SECRET_FOLDER}/{PASSWORD_FILE}")
+        environment = {}
+        if self._deployment.session_store.mode == "url":
+            mounts += bundle_mounts(self._deployment)
+            environment = bundle_environment(self._deployment)
         return Container(
             name="proxy-block",
             image=self._args.image,
@@ -151,6 +156,7 @@ class ProxyBlockTier(Tier):
             cpu=self._block.cpu,
             quiet_s=QUIET_S,
             memory=self._block.memory,
+            environment=environment,
             mounts=mounts,
         )
 

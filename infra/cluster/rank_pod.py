@@ -8,6 +8,7 @@ import pulumi
 from pulumi_kubernetes.core import v1 as core
 
 from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
+from infra.cluster.ca_bundle import bundle_environment, bundle_mounts
 from infra.cluster.labels import RANK_COMPONENT, selector
 from infra.cluster.mounts import (
     SECRET_FOLDER,
@@ -185,7 +186,7 @@ def _environment(deployment: DeploymentConfig, secret_files: Collection[str]) ->
     """huggingface_hub keeps its own files beside the weights; extra_env has the last word."""
     # What is only read takes none of them.
     folder = "/tmp" if deployment.model_cache.read_only else CACHE_FOLDER  # noqa: S108 (the pod's own)
-    environment = {"HF_HOME": f"{folder}/huggingface"}
+    environment = {"HF_HOME": f"{folder}/huggingface"} | bundle_environment(deployment)
     for file, variable in _READ_BY_LIBRARIES.items():
         if file in secret_files:
             environment[variable] = f"{SECRET_FOLDER}/{file}"
@@ -219,6 +220,7 @@ def _mounts(deployment: DeploymentConfig, rank: int) -> tuple[Mount, ...]:
         config_map_mount(deployment.rank_name(rank)),
         secret_mount(rank_secret_name(deployment)),
         _cache_mount(deployment, rank),
+        *bundle_mounts(deployment),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from pulumi.runtime import rpc
 
@@ -16,6 +18,7 @@ from infra.plan.applied import applied
 from infra.plan.stack_plan import StackPlan
 from infra.stack.config import DeploymentConfig
 
+_STILL_TO_BE_BUILT = "still.to.be/built"
 # The API's name of every kind that the program declares. Of another nobody knows the path.
 PLURALS = {
     "ConfigMap": "configmaps",
@@ -50,13 +53,15 @@ class ProgramError(Exception):
 
 @dataclass(frozen=True)
 class DeclaredObject:
-    """`version` is the API's, as in "apps/v1"; `namespace` "" for what is in none."""
+    """`version` is the API's, as in "apps/v1"; `namespace` "" for what is in none. `manifest` is
+    what the API server gets, short of what is known only once images are built."""
 
     cluster: str
     version: str
     kind: str
     namespace: str
     name: str
+    manifest: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def group(self) -> str:
@@ -84,7 +89,7 @@ def declared_objects(deployment: DeploymentConfig, plan: StackPlan) -> list[Decl
     """
 
     def program() -> None:
-        secrets = secret_outputs({field.name: "" for field in fields(StackSecrets)})
+        secrets = secret_outputs({item.name: "" for item in fields(StackSecrets)})
         kubeconfigs = {name: Kubeconfig("", "", "") for name in rank_clusters(deployment)}
         kept = applied(deployment, plan.ranks, "")
         deploy(ClusterStack(deployment, plan, secrets, kubeconfigs, kept))
@@ -117,4 +122,19 @@ def _declared(item: Registration) -> DeclaredObject:
         inputs["kind"],
         metadata.get("namespace", ""),
         metadata["name"],
+        _plain(inputs),
     )
+
+
+def _plain(value: Any, key: str = "") -> Any:
+    """Secrets in the clear (they are empty here), whole numbers as such."""
+    if rpc.is_rpc_secret(value):
+        return _plain(rpc.unwrap_rpc_secret(value))
+    if isinstance(value, Mapping):
+        found = {name: _plain(item, name) for name, item in value.items()}
+        return {name: item for name, item in found.items() if item is not None}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if value is None and key == "image":
+        return _STILL_TO_BE_BUILT
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -17,6 +17,7 @@ from infra.inspection.client import (
     open_cluster,
 )
 from infra.inspection.declared import DeclaredObject, ProgramError, declared_objects
+from infra.inspection.dry_run import check_admission
 from infra.inspection.nodes import check_nodes
 from infra.inspection.objects import check_names, check_needed
 from infra.inspection.registry import check_registries
@@ -70,11 +71,12 @@ def _examine_cluster(
         check_needed(cluster, deployment),
         check_names(cluster, deployment, objects),
         check_nodes(cluster, deployment),
+        check_admission(cluster, objects),
     ):
         found += checked
     yield from found
     if not found:
-        text = f"rights, names, nodes and devices suit {deployment.deployment_name}"
+        text = f"rights, names, nodes, devices and admission suit {deployment.deployment_name}"
         yield cluster.finding("fine", text)
 
 

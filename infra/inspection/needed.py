@@ -22,6 +22,7 @@ def needed_objects(cluster_id: str, deployment: DeploymentConfig) -> Iterator[tu
                 path = f"/api/v1/namespaces/{name}/secrets/{secret}"
                 yield f"secret {secret} in namespace {name}", path, "image_pull_secrets"
         yield from _needed_by_templates(cluster_id, deployment)
+        yield from _needed_bundle(cluster_id, deployment)
     for key, name in claim_classes(deployment, cluster_id):
         if name:
             path = f"/apis/storage.k8s.io/v1/storageclasses/{name}"
@@ -42,6 +43,25 @@ def needed_objects(cluster_id: str, deployment: DeploymentConfig) -> Iterator[tu
     if scaled and cluster_id == deployment.cluster_of(0):
         path = "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io"
         yield "metrics-server, which autoscalers ask", path, "proxy_blocks.max_instances"
+
+
+def bundle_namespaces(cluster_id: str, deployment: DeploymentConfig) -> list[str]:
+    """Where ca_bundle has to be."""
+    if not deployment.ca_bundle.given:
+        return []
+    home = cluster_id == deployment.cluster_of(0)
+    asks_outside = bool(deployment.proxy_blocks) and deployment.session_store.mode == "url"
+    in_front = [deployment.namespaces.blocks] if home and asks_outside else []
+    return list(dict.fromkeys([deployment.namespace, *in_front]))
+
+
+def _needed_bundle(cluster_id: str, deployment: DeploymentConfig) -> Iterator[tuple[str, str, str]]:
+    bundle = deployment.ca_bundle
+    kind, name = ("secret", bundle.secret) if bundle.secret else ("config_map", bundle.config_map)
+    for namespace in bundle_namespaces(cluster_id, deployment):
+        path = f"/api/v1/namespaces/{namespace}/{_PLURALS[kind]}/{name}"
+        what = f"{kind.replace('_', ' ')} {name} in namespace {namespace}"
+        yield what, path, f"ca_bundle.{kind}"
 
 
 def _needed_in_front(deployment: DeploymentConfig) -> Iterator[tuple[str, str, str]]:

@@ -12,7 +12,7 @@ from infra.cluster.fit import namespaces_on
 from infra.cluster.labels import COMPONENT, INSTANCE, PROXY_BLOCK
 from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, Finding
 from infra.inspection.declared import DeclaredObject
-from infra.inspection.needed import claim_classes, needed_objects
+from infra.inspection.needed import bundle_namespaces, claim_classes, needed_objects
 from infra.stack.config import DeploymentConfig
 
 _FORBIDDEN = 403
@@ -50,7 +50,7 @@ def check_needed(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterat
     with cluster.asked_to(f"get namespace {deployment.namespace}"):
         yield from _check_host_path(cluster, deployment)
     yield from _check_certificate(cluster, deployment)
-    yield from _check_pull_secrets(cluster, deployment)
+    yield from _check_later(cluster, deployment)
     with cluster.asked_to("list storage classes"):
         yield from _check_default_class(cluster, deployment)
     with cluster.asked_to("list services"):
@@ -73,7 +73,7 @@ def _check_host_path(cluster: ClusterClient, deployment: DeploymentConfig) -> It
         yield cluster.finding("fault", text)
 
 
-def _check_pull_secrets(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
+def _check_later(cluster: ClusterClient, deployment: DeploymentConfig) -> Iterator[Finding]:
     """In namespaces that are made by the same `up` nobody can have put them before."""
     if deployment.namespaces.create:
         for secret in deployment.image_pull_secrets:
@@ -81,6 +81,14 @@ def _check_pull_secrets(cluster: ClusterClient, deployment: DeploymentConfig) ->
             text = (
                 f"secret {secret} (image_pull_secrets) is to be made in {names} once `up` has made "
                 "these namespaces; pods wait for it until then"
+            )
+            yield cluster.finding("warning", text)
+        if places := bundle_namespaces(cluster.cluster_id, deployment):
+            bundle = deployment.ca_bundle
+            text = (
+                f"{bundle.config_map or bundle.secret} (ca_bundle) is to be made in "
+                f"{', '.join(places)} once `up` has made these namespaces; pods wait for it until "
+                "then"
             )
             yield cluster.finding("warning", text)
 

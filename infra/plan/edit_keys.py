@@ -27,6 +27,7 @@ STACK_KEYS: dict[str, Kind] = {
     "nnodes": "swap",
     "timeouts.stall_s": "pod",
     "extra_env": "pod",
+    "ca_bundle": "pod",
     "model_cache": "pod",
     "tolerations": "pod",
     "pod_template": "pod",

@@ -40,6 +40,21 @@ class Cluster(types.Section):
     """Context in that file; empty: its current one."""
 
 
+class CaBundle(types.Section):
+    """Certificates of authorities that pods trust which reach what is outside of the cluster."""
+
+    config_map: types.ClassName = ""
+    """ConfigMap with them, in the namespaces of these pods."""
+    secret: types.ClassName = ""
+    """Secret with them instead."""
+    key: types.FileName = "ca.crt"
+    """Its key: PEM of every authority to trust, public ones too."""
+
+    @property
+    def given(self) -> bool:
+        return bool(self.config_map or self.secret)
+
+
 class Namespaces(types.Section):
     """Namespaces beside `namespace`, which the ranks are in."""
 

@@ -12,7 +12,14 @@ from pydantic import BeforeValidator, Field
 
 from contract.specs import RANK_MASTER_PORT, GroupSpec
 from infra.stack import types
-from infra.stack.cluster_config import Cluster, Images, ModelCache, Namespaces, Timeouts
+from infra.stack.cluster_config import (
+    CaBundle,
+    Cluster,
+    Images,
+    ModelCache,
+    Namespaces,
+    Timeouts,
+)
 from infra.stack.placement_config import NodeChoice, Placement, Toleration
 from infra.stack.pod_config import Pods, PodTemplate
 from infra.stack.tier_config import (
@@ -179,6 +186,8 @@ class DeploymentConfig(types.Section):
     """Who may reach whom."""
     observability: Observability = Observability()
     """What Prometheus and Grafana find."""
+    ca_bundle: CaBundle = CaBundle()
+    """Whom ranks trust, and proxy blocks with a session store elsewhere; empty: the image's own."""
     extra_env: dict[types.EnvironmentName, types.Text] = Field(default_factory=dict)
     """Environment variables of every stage; in a cluster of the master too."""
     placement: Placement = Placement()

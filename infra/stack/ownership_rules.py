@@ -7,11 +7,30 @@ from collections.abc import Iterator
 from contract.faults import Fault
 from infra.stack.config import DeploymentConfig
 
+# By which OpenSSL and Python's libraries find a file of authorities.
+BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+
 
 def ownership_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     """Faults that matter on one machine and on clusters alike."""
     yield from _kubeconfig_faults(deployment)
     yield from _protection_faults(deployment)
+    yield from _bundle_faults(deployment)
+
+
+def _bundle_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
+    bundle = deployment.ca_bundle
+    if bundle.config_map and bundle.secret:
+        yield Fault("ca_bundle.secret", bundle.secret, "is refused beside config_map; keep one")
+    if not bundle.given:
+        if "key" in bundle.model_fields_set:
+            rule = "needs config_map or secret, which it is a key of"
+            yield Fault("ca_bundle.key", bundle.key, rule)
+        return
+    for name in BUNDLE_VARIABLES:
+        if name in deployment.extra_env:
+            rule = "is refused beside ca_bundle, which sets it"
+            yield Fault(f"extra_env.{name}", deployment.extra_env[name], rule)
 
 
 def _kubeconfig_faults(deployment: DeploymentConfig) -> Iterator[Fault]:

@@ -14,11 +14,12 @@ from infra.stack.pod_config import ExtraVolume, PodTemplate
 OWN_DOMAINS = ("app.kubernetes.io", "splitstack.dev", "pulumi.com")
 _OWN_VOLUMES = (
     *("spec", "secrets", "group", "model-cache", "temporary"),
-    *("management", "histories", "request-log"),
+    *("management", "histories", "request-log", "ca-bundle"),
 )
 # What our images and pods have a use for themselves.
 _OWN_FOLDERS = (
-    *("/etc/splitstack", "/etc/splitstack-group", "/run/secrets", "/var/run/secrets"),
+    *("/etc/splitstack", "/etc/splitstack-group", "/etc/splitstack-ca"),
+    *("/run/secrets", "/var/run/secrets"),
     *("/var/cache/splitstack", "/var/lib/splitstack", "/data", "/tmp", "/app"),  # noqa: S108
     *("/bin", "/dev", "/lib", "/opt", "/proc", "/sys", "/usr"),
 )

@@ -30,6 +30,7 @@ _SUBDOMAIN = r"[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?"
 _NODE = re.compile(_SUBDOMAIN)
 _NAMESPACED = re.compile(rf"{_LABEL.pattern}/{_SUBDOMAIN}")
 _KEY = re.compile(rf"(?:{_SUBDOMAIN}/)?[A-Za-z0-9](?:[-._A-Za-z0-9]{{0,61}}[A-Za-z0-9])?")
+_FILE_NAME = re.compile(r"(?!\.\.?$)[-._A-Za-z0-9]{1,253}")
 _STACK_NAME = re.compile(r"[\w.-]+/[\w.-]+/[\w.-]+")
 _PATH_PART = r"(?!\.\.?(?:/|$))[^/\0]+"
 _RELATIVE_PATH = re.compile(rf"{_PATH_PART}(?:/{_PATH_PART})*/?")
@@ -181,6 +182,11 @@ NamespacedName = Annotated[
     str,
     _matching(_NAMESPACED, "must be NAMESPACE/NAME, as in gateways/public"),
     WithJsonSchema({"type": "string"}),
+]
+FileName = Annotated[
+    str,
+    _matching(_FILE_NAME, "must be a key of a ConfigMap: letters, digits, -, _ and .", False),
+    WithJsonSchema(_TEXT),
 ]
 StackName = Annotated[
     str,

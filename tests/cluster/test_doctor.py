@@ -50,7 +50,9 @@ def on_gpus(control_plane, name, *nodes, **changes):
 def test_nothing_to_say(control_plane, nodes, tmp_path):
     mapping = stack_mapping(control_plane, "healthy")
     assert findings(mapping) == []
-    assert findings(mapping, "fine")[1] == "rights, names, nodes and devices suit healthy"
+    assert (
+        findings(mapping, "fine")[1] == "rights, names, nodes, devices and admission suit healthy"
+    )
     path = str(write_stack(tmp_path, mapping))
     done = splitstack(tmp_path, "doctor", "-s", path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -96,6 +98,7 @@ def test_what_somebody_else_has_to_make(control_plane, nodes):
         image_pull_secrets=["registry"],
         model_cache={"mode": "existing-claim", "claim_name": "weights"},
         pod_template={"env_from": [{"config_map": "site"}]},
+        ca_bundle={"config_map": "authorities"},
         proxy_blocks=[{"block_id": "block", "max_instances": 3}],
         session_store={"mode": "url", "url": "redis://store.test:6379/0"},
     )
@@ -106,6 +109,8 @@ def test_what_somebody_else_has_to_make(control_plane, nodes):
         "priority class serving (priority_class)",
         "claim weights in namespace needy-splits (model_cache.claim_name)",
         "config map site in namespace needy-splits (pod_template)",
+        "config map authorities in namespace needy-splits (ca_bundle.config_map)",
+        "config map authorities in namespace needy-blocks (ca_bundle.config_map)",
         "metrics-server, which autoscalers ask (proxy_blocks.max_instances)",
     ):
         assert f"there is no {what}" in found

@@ -129,6 +129,7 @@ ROWS: dict[str, Row] = {
     "nnodes": whole("nnodes", 3, 2, per_rank_params=[]),
     "pod_template": whole("pod_template", {}, {"annotations": {"mesh.test/inject": "true"}}),
     "extra_env": whole("extra_env", {}, {"A": "1"}),
+    "ca_bundle": whole("ca_bundle", {}, {"config_map": "site"}),
     "model_cache": whole("model_cache", None, {"mode": "own-claim", "size": "1Gi"}),
     "tolerations": whole("tolerations", [], [{"key": "gpu", "operator": "Exists"}]),
     "priority_class": whole("priority_class", "", "high"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.certificates import Authority
 from tests.hub_server import Fault, HubServer, Repository, serving
 from tests.runner.models.fetching import kill_midway, resolved
 
@@ -115,3 +116,16 @@ def test_a_missing_weight_file_is_named(server: HubServer, address: str, tmp_pat
     del server.repositories["a/folder"].files[SHARDS[1]]
     answer = resolved("", tmp_path, address, "", SHARDS[1])
     assert f"{SHARDS[1]} missing in" in answer["error"]
+
+
+def test_an_authority_of_the_sites_own(server: HubServer, tmp_path: Path) -> None:
+    """As ca_bundle names it to the process: without it the server is not trusted."""
+    authority = Authority(tmp_path)
+    certificate = authority.server("models", "127.0.0.1")
+    trusted = {"SSL_CERT_FILE": str(authority.certificate)}
+    with serving(server, certificate) as url:
+        address = f"{url}/a/folder/resolve/main"
+        refused = resolved("", tmp_path / "refused", address, "", "all", patience_s=1)
+        assert "certificate" in refused["error"].lower()
+        found = resolved("", tmp_path / "cache", address, "", "all", **trusted)
+    assert contents(found["path"]) == WANTED
