@@ -83,10 +83,17 @@ class MemoryShare:
         )
 
 
+def fillable_tokens(kv_tokens: int, *, requests: int, longest: int) -> int:
+    """Of `kv_tokens` positions those that may ever hold something, of requests that run or of ended
+    ones: what `requests` of `longest` positions each can fill."""
+    return min(kv_tokens, requests * longest)
+
+
 def room_beside(kv_tokens: int, kv_bytes_per_token: int, *, requests: int, longest: int) -> int:
     """Bytes for another model's weights while a loaded one computes: what its KV of `kv_tokens`
-    positions has beyond `requests` requests of `longest` positions each."""
-    return max(0, kv_tokens - requests * longest) * kv_bytes_per_token
+    positions has beyond those that are ever filled."""
+    fillable = fillable_tokens(kv_tokens, requests=requests, longest=longest)
+    return (kv_tokens - fillable) * kv_bytes_per_token
 
 
 def gpu_memory_bytes(declared: int | None, *, mine: int, free: int) -> int:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from runner.sampling_parameters import SamplingParameters
 
+MOST_KEPT = 512  # slots of requests that have ended, kept for those that begin alike
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -40,8 +42,11 @@ class Admission:
 
     `capacity` is the number of positions to reserve in the KV cache (prompt + new tokens, the
     worst case). The first `prompt_length` ids are the prompt; after a replay the first segments
-    hold prompt and emitted ids. An admission of a request already held starts it over from
-    position 0 (its old KV is dropped).
+    hold prompt and emitted ids. An admission of a request already held starts it over (its old KV
+    is dropped).
+
+    The first `reused` positions are not sent: they are what request `donor` has there, which the
+    stages hold since an earlier step. Without any its segments begin at position 0.
     """
 
     request: int
@@ -50,6 +55,8 @@ class Admission:
     choice: int
     seed: int
     sampling: SamplingParameters
+    donor: int = 0
+    reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,8 @@ class Step:
 
     `token_ids` holds the ids of all segments, one after the other: sum of their lengths.
     `releases` are requests whose KV is freed before the step runs; they are released before
-    `admissions` take effect. A step may have no segments (it only releases).
+    `admissions` take effect, but that a donor of these gives its slot to the one that names it. A
+    step may have no segments (it only releases).
     """
 
     number: int

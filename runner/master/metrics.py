@@ -226,6 +226,14 @@ class EngineCollector(Collector):
         }
         counters = {
             "splitstack_steps": ("Steps sent into the pipeline", now.steps),
+            "vllm:prefix_cache_queries": (
+                "Tokens of requests when they were admitted",
+                now.admitted_tokens,
+            ),
+            "vllm:prefix_cache_hits": (
+                "Those of them whose keys and values were there",
+                now.reused_tokens,
+            ),
             "splitstack_group_formations": ("Epochs formed", now.formations),
             "splitstack_group_losses": ("Epochs lost", now.losses),
             "splitstack_replays": ("Requests replayed into a new epoch", now.replays),

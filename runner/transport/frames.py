@@ -18,10 +18,10 @@ from typing import NamedTuple
 from contract.specs import GroupSpec
 from runner.errors import ProtocolError
 from runner.sampling_parameters import MAX_LOGPROBS
-from runner.steps import StageTime
+from runner.steps import MOST_KEPT, StageTime
 
 MAGIC = b"SPLS"
-VERSION = 3  # of all that travels, control messages too
+VERSION = 4  # of all that travels, control messages too
 DTYPES = ("", "float32", "bfloat16", "float16")
 ITEM_BYTES = (0, 4, 2, 2)
 ADMISSION_BYTES = 64 * 1024  # one admission: the largest logit_bias is half of it
@@ -93,7 +93,8 @@ class Limits:
 
 
 def max_segments(spec: GroupSpec) -> int:
-    """How many segments (also admissions, releases) one step may have, probes included."""
+    """How many segments (also admissions) one step may have, probes included. Releases may be
+    those of all slots that are kept besides."""
     return 2 * spec.max_concurrent_requests + 16
 
 
@@ -200,7 +201,7 @@ def _check_step(header: Header, limits: Limits) -> None:
     bounds = (
         ("segments", counts.segments, limits.segments),
         ("tokens", counts.tokens, limits.tokens),
-        ("releases", counts.releases, limits.segments),
+        ("releases", counts.releases, limits.segments + MOST_KEPT),
         ("admissions", counts.admissions, limits.segments),
         ("admission bytes", counts.admission_bytes, counts.admissions * ADMISSION_BYTES),
     )

@@ -120,6 +120,8 @@ def _admission_json(admission: Admission) -> list[Any]:
         admission.prompt_length,
         admission.choice,
         admission.seed,
+        admission.donor,
+        admission.reused,
         admission.sampling.to_json(),
     ]
 
@@ -139,21 +141,26 @@ def _decode_admissions(
 
 
 def _decode_admission(row: object, limits: Limits) -> Admission:
-    if not isinstance(row, list) or len(row) != 6 or not isinstance(row[5], dict):
-        raise ProtocolError("an admission must be a list of 5 integers and an object")
-    if any(not isinstance(value, int) or isinstance(value, bool) for value in row[:5]):
-        raise ProtocolError("an admission must be a list of 5 integers and an object")
-    request, capacity, prompt_length, choice, seed, sampling = row
+    if not isinstance(row, list) or len(row) != 8 or not isinstance(row[7], dict):
+        raise ProtocolError("an admission must be a list of 7 integers and an object")
+    if any(not isinstance(value, int) or isinstance(value, bool) for value in row[:7]):
+        raise ProtocolError("an admission must be a list of 7 integers and an object")
+    request, capacity, prompt_length, choice, seed, donor, reused, sampling = row
     in_range = (
         0 <= request < 2**64
         and 0 < prompt_length <= capacity <= limits.positions
         and 0 <= choice < 2**31
         and 0 <= seed < SEED_LIMIT
+        and 0 <= donor < 2**64
+        and 0 <= reused < capacity
+        and not (reused and donor == request)
     )
     if not in_range:
-        raise ProtocolError(f"an admission out of range: {str(row[:5])[:200]}")
+        raise ProtocolError(f"an admission out of range: {str(row[:7])[:200]}")
     try:
         parameters = SamplingParameters.from_json(sampling)
     except (InvalidField, TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"sampling parameters of an admission: {str(error)[:200]}") from None
-    return Admission(request, capacity, prompt_length, choice, seed, parameters)
+    return Admission(
+        request, capacity, prompt_length, choice, seed, parameters, donor=donor, reused=reused
+    )

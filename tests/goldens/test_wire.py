@@ -74,6 +74,13 @@ STEPS = {
             Admission(2, POSITIONS, 2, 15, 42, SamplingParameters()),
         ),
     ),
+    "a session's next turn": Step(
+        5,
+        (Segment(3, 17, 2, 19, True),),
+        (7, 8),
+        (Admission(3, 30, 19, 0, 0, GREEDY, donor=2, reused=17),),
+        (2,),
+    ),
     "a prompt that is scored": Step(
         4,
         (Segment(1, 0, 2, 3, False, 2, 9), Segment(2, 5, 2, 7, True, 1)),

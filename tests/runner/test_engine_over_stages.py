@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,82 @@ class TestPromptScores:
             assert engine.statistics().running == engine.statistics().kv_tokens_reserved == 0
 
         run(stages, body)
+
+
+class TestPrefixReuse:
+    """What is reused changes no token: asked in a domain of its own, each is computed whole."""
+
+    @pytest.fixture(params=[1, 2, pytest.param(4, marks=pytest.mark.slow)])
+    def stages(
+        self, request: pytest.FixtureRequest, small_llama: Path, tmp_path: Path
+    ) -> Iterator[Stages]:
+        stages = Stages(
+            str(small_llama), layers(request.param), tmp_path, prefill_token_budget=BUDGET
+        )
+        stages.start()
+        yield stages
+        stages.end()
+
+    def further(self, chance: random.Random, said: tuple[int, ...]) -> GenerationRequest:
+        """What goes on from `said`, or from a part of it."""
+        if chance.random() < 0.3:
+            said = said[: chance.randrange(len(said))]
+        new = tuple(chance.randrange(1, 128) for _ in range(chance.randrange(1, 30)))
+        sampling = SamplingParameters(
+            temperature=chance.choice((0, 1.0)),
+            seed=chance.randrange(100),
+            repetition_penalty=chance.choice((1.0, 1.3)),
+            frequency_penalty=chance.choice((0.0, 0.7)),
+            top_p=chance.choice((1.0, 0.8)),
+            logprobs=chance.choice((-1, 2)),
+        )
+        return GenerationRequest(
+            said + new, chance.randrange(1, 12), sampling, echo=chance.random() < 0.2
+        )
+
+    async def whole(self, engine: Engine, request: GenerationRequest, place: int) -> Answer:
+        alone = await answer(engine, replace(request, domain=f"alone-{place}"))
+        assert engine.statistics().reused_tokens == 0
+        return alone
+
+    def test_random_histories_equal_what_is_computed_whole(self, stages: Stages) -> None:
+        chance = random.Random(3)
+
+        async def body(engine: Engine) -> None:
+            said: list[tuple[int, ...]] = [prompt(20), prompt(37)]
+            asked_for, expected = [], []
+            for place in range(24):
+                request = self.further(chance, chance.choice(said))
+                found = await self.whole(engine, request, place)
+                asked_for.append(request)
+                expected.append(found)
+                said.append((*request.prompt_ids, *found.ids))
+            for losses in (0, 1):
+                for first in range(0, 24, 6):
+                    choices = [
+                        asyncio.create_task(answer(engine, request))
+                        for request in asked_for[first : first + 6]
+                        for _ in range(2)
+                    ]
+                    if losses and first == 6:
+                        await asyncio.sleep(0.05)
+                        engine._group.abandon_epoch("the test wants it so")
+                    answers = await asyncio.gather(*choices)
+                    for place, found in enumerate(answers):
+                        self.check(found, expected[first + place // 2])
+                assert engine.statistics().losses == losses
+            statistics = engine.statistics()
+            assert statistics.reused_tokens > statistics.admitted_tokens / 4
+            assert statistics.running == statistics.kv_tokens_reserved == 0
+            assert 0 < statistics.kv_tokens_kept < statistics.kv_tokens
+
+        run(stages, body)
+
+    def check(self, found: Answer, expected: Answer) -> None:
+        assert found.ids == expected.ids
+        assert (found.prompt is None) == (expected.prompt is None)
+        for mine, theirs in zip(found.tokens, expected.tokens, strict=True):
+            assert mine.logprob == pytest.approx(theirs.logprob, abs=2e-5)
 
 
 class TestTooLittleMemory:

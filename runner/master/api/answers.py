@@ -181,7 +181,10 @@ class OpenAIAnswer(ABC):
         }
         self._include_usage, self._continuous_usage = body.include_usage, body.continuous_usage
         self._prompt_tokens = prompt_tokens(requests, body.n)
-        self._tokens: dict[int, int] = {}  # of the choices that have begun
+        self._choices = body.n
+        # Of the choices that have begun.
+        self._tokens: dict[int, int] = {}
+        self._reused: dict[int, int] = {}
 
     @property
     def head(self) -> Document:
@@ -197,7 +200,8 @@ class OpenAIAnswer(ABC):
         """A piece as choices of chunks; `begins` with the first piece of a choice."""
 
     def whole(self, choices: Sequence[TextPiece]) -> Document:
-        self._tokens = {piece.index: piece.tokens for piece in choices}
+        for piece in choices:
+            self._count(piece)
         return {
             **self._head,
             "choices": [self.choice(piece) for piece in choices],
@@ -206,7 +210,7 @@ class OpenAIAnswer(ABC):
 
     def chunks(self, piece: TextPiece) -> Iterable[Document]:
         begins = piece.index not in self._tokens
-        self._tokens[piece.index] = piece.tokens
+        self._count(piece)
         for delta in self.deltas(piece, begins=begins):
             chunk = {**self._head, "choices": [delta]}
             if self._continuous_usage:
@@ -219,8 +223,14 @@ class OpenAIAnswer(ABC):
         if self._include_usage:
             yield {**self._head, "choices": [], "usage": self._usage()}
 
-    def _usage(self) -> dict[str, int]:
-        return usage(self._prompt_tokens, sum(self._tokens.values()))
+    def _count(self, piece: TextPiece) -> None:
+        self._tokens[piece.index] = piece.tokens
+        if piece.index % self._choices == 0:
+            self._reused[piece.index] = piece.reused
+
+    def _usage(self) -> Document:
+        reused = sum(self._reused.values())
+        return usage(self._prompt_tokens, sum(self._tokens.values()), reused)
 
 
 def prompt_tokens(requests: Sequence[TextRequest], choices: int) -> int:
@@ -228,11 +238,13 @@ def prompt_tokens(requests: Sequence[TextRequest], choices: int) -> int:
     return sum(len(request.generation.prompt_ids) for request in requests[::choices])
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+def usage(prompt_tokens: int, completion_tokens: int, reused: int) -> Document:
+    """`reused` counts the prompts' tokens that the first choice of each did not compute."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": reused},
     }
 
 

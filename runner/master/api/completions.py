@@ -105,7 +105,7 @@ class GenerateAnswer:
         yield {
             "output": piece.text,
             "finish_reason": piece.finish_reason,
-            "usage": usage(self._prompt_tokens, piece.tokens),
+            "usage": usage(self._prompt_tokens, piece.tokens, piece.reused),
         }
 
     def last(self) -> Iterable[Document]:

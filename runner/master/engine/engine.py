@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 
+from contract.memory import fillable_tokens
 from contract.specs import GroupSpec
 from runner.errors import (
     DeadlineExceeded,
@@ -205,7 +206,7 @@ class Engine:
             deadline.cancel()
             self._end(entry)
 
-        return Tokens(arrived, leave)
+        return Tokens(arrived, leave, lambda: entry.reused)
 
     def statistics(self) -> EngineStatistics:
         """Counters since the start, and the present."""
@@ -250,14 +251,13 @@ class Engine:
         self._scheduler.take(
             prefill_token_budget=served.spec.prefill_token_budget,
             max_concurrent_requests=served.spec.max_concurrent_requests,
+            fillable=_fillable(self._formation),
         )
         self._pump_soon()
 
     def group_formed(self, formation: Formation) -> None:
         stages, spec = formation.stages, formation.served.spec
-        longest = min(stage.max_positions for stage in stages)
-        kv_tokens = min(stage.kv_tokens for stage in stages)
-        asked = min(longest, spec.max_model_len or longest)
+        kv_tokens, asked = min(stage.kv_tokens for stage in stages), _longest(formation)
         if kv_tokens < asked:
             sentence = (
                 "the KV cache of the smallest rank holds %d tokens: requests may have no more"
@@ -274,6 +274,7 @@ class Engine:
             prefill_token_budget=spec.prefill_token_budget,
             max_concurrent_requests=spec.max_concurrent_requests,
             kv_tokens=kv_tokens,
+            fillable=_fillable(formation),
             rope_boundary=stages[0].rope_boundary,
             cost=self._cost,
             micro_batches=self._micro_batches,
@@ -410,7 +411,24 @@ class Engine:
 
     def _submit(self, step: Step) -> None:
         self._counters.steps += 1
+        for admission in step.admissions:
+            self._counters.reused_tokens += admission.reused
+            self._counters.admitted_tokens += self._ledger.open[admission.request].known
         self._group.submit(step)
+
+
+def _longest(formation: Formation) -> int:
+    """Positions of a request, by the model and the spec."""
+    longest = min(stage.max_positions for stage in formation.stages)
+    return min(longest, formation.served.spec.max_model_len or longest)
+
+
+def _fillable(formation: Formation) -> int:
+    return fillable_tokens(
+        min(stage.kv_tokens for stage in formation.stages),
+        requests=formation.served.spec.max_concurrent_requests,
+        longest=_longest(formation),
+    )
 
 
 def _weights(formation: Formation) -> list[tuple[object, ...]]:

@@ -22,15 +22,21 @@ class ObservedLimits:
         """A step's budget is never smaller."""
         return min(self._given[0], MIN_CHUNK)
 
+    @property
+    def short(self) -> bool:
+        """Memory was, lately."""
+        return self._steps_left > 0
+
+    def memory_is_short(self) -> None:
+        self._steps_left = FRESH_STEPS
+
     def smaller_steps(self, tokens: int) -> None:
         """A step of so many was too large."""
         self.budget = min(self.budget, max(self.least, tokens // 2))
-        self._steps_left = FRESH_STEPS
 
     def fewer_places(self, reserved: int) -> None:
         """More than these were too many."""
         self.places = min(self.places, reserved)
-        self._steps_left = FRESH_STEPS
 
     def computed(self) -> None:
         """A step came back."""

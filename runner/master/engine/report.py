@@ -32,12 +32,16 @@ class EngineStatistics:
     requests: int = 0
     generated_tokens: int = 0
     steps: int = 0
+    admitted_tokens: int = 0
+    """Known ids of requests when they were admitted, and how many of them were not computed."""
+    reused_tokens: int = 0
     losses: int = 0
     replays: int = 0
     running: int = 0
     waiting: int = 0
     kv_tokens_used: int = 0
     kv_tokens_reserved: int = 0
+    kv_tokens_kept: int = 0
     kv_tokens: int = 0
     epoch: int = 0
     formations: int = 0
@@ -81,6 +85,7 @@ def take_statistics(
         waiting=len(scheduler.waiting),
         kv_tokens_used=scheduler.kv_used,
         kv_tokens_reserved=scheduler.kv_reserved,
+        kv_tokens_kept=scheduler.donors.places,
         kv_tokens=scheduler.kv_tokens,
         steps_in_flight=len(scheduler.in_flight),
         micro_batches=scheduler.micro_batches.count,
@@ -114,6 +119,7 @@ def describe_topology(
         "kv_tokens": statistics.kv_tokens,
         "kv_tokens_used": statistics.kv_tokens_used,
         "kv_tokens_reserved": statistics.kv_tokens_reserved,
+        "kv_tokens_kept": statistics.kv_tokens_kept,
         "ranks": [_describe_rank(part, found, restarts) for part, found, restarts in by_rank],
         "in_flight": [
             {"requests": len(item.step.segments), "tokens": len(item.step.token_ids)}

@@ -6,7 +6,8 @@ to finish every open request, whatever is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -17,6 +18,7 @@ from runner.steps import Admission, SampledToken
 FINISHED_BY_STOP = "stop"
 FINISHED_BY_LENGTH = "length"
 MOST_SHORTAGES = 3  # so many are a request's end
+ID_BYTES = 4  # of one that is packed
 LOSSES_TOGETHER = 2  # from then on a request is tried alone; one more loss is its end
 
 
@@ -93,7 +95,8 @@ class OpenRequest:
     `shortages` counts the steps since its last token that found no memory though they were as small
     as can be, with nothing beside them. `echo` until its prompt was told; `scores` are those of the
     prompt's ids that have come back. `had_place`: it was admitted once, and is so before others
-    when it has to wait again.
+    when it has to wait again. `places` are the KV positions that are counted for it while it runs,
+    `reused` how many ids of its prompt were not computed for it before its first token.
     """
 
     number: int
@@ -118,6 +121,9 @@ class OpenRequest:
     doubted: int = 0
     domain: str = ""
     had_place: bool = False
+    packed: bytes = b""
+    places: int = 0
+    reused: int = 0
 
     @property
     def known(self) -> int:
@@ -136,7 +142,10 @@ class OpenRequest:
         ids = list(self.prompt_ids[start : start + length])
         return ids + self.emitted[: length - len(ids)]
 
-    def admission(self) -> Admission:
+    def known_packed(self) -> bytes:
+        return self.packed + packed(self.emitted)
+
+    def admission(self, donor: int = 0, reused: int = 0) -> Admission:
         return Admission(
             request=self.number,
             capacity=self.capacity,
@@ -144,6 +153,8 @@ class OpenRequest:
             choice=self.choice,
             seed=self.seed,
             sampling=self.sampling,
+            donor=donor,
+            reused=reused,
         )
 
     def start_over(self) -> None:
@@ -152,7 +163,7 @@ class OpenRequest:
         self.prefill_again()
 
     def prefill_again(self) -> None:
-        """Admit it again, from position 0: what the stages keep of it is dropped then."""
+        """Admit it again: what the stages keep of it is dropped then."""
         self.sent = 0
         self.prefilled = self.awaiting = False
 
@@ -207,6 +218,11 @@ class OpenRequest:
         return TokenEvent(token.token_id, token.logprob, token.alternatives, reason)
 
 
+def packed(ids: Iterable[int]) -> bytes:
+    """ID_BYTES for each, to be compared by the thousand."""
+    return array("I", ids).tobytes()
+
+
 def finish_reason(
     request: GenerationRequest | OpenRequest, token_id: int, count: int
 ) -> str | None:
@@ -241,6 +257,7 @@ class RequestLedger:
             request_id=request.request_id,
             echo=request.echo and not carried.ids,
             domain=request.domain,
+            packed=packed(request.prompt_ids),
         )
         if carried.alone:
             entry.losses, entry.doubted = LOSSES_TOGETHER, entry.known

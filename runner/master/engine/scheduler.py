@@ -8,8 +8,8 @@ A request that may be what ends the group is computed with nothing beside it, in
 way, until it has got beyond what is in doubt.
 
 A step that a stage has no memory for comes back aborted, and so may steps behind it. Nothing is
-sent until all have come back. Then their requests are computed anew, the youngest of the first such
-step not before others have ended.
+sent until all have come back. Then their requests are computed anew: where slots of ended requests
+were kept, without these, else the youngest of the first such step not before others have ended.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runner.errors import NoMemory, PromptTooLong, RunnerError
+from runner.master.engine.donors import Donors
 from runner.master.engine.micro_batches import MicroBatches
 from runner.master.engine.observed_limits import ObservedLimits
 from runner.master.engine.requests import MOST_SHORTAGES, Event, OpenRequest
@@ -44,9 +45,11 @@ class InFlight:
 
 
 class Scheduler:
-    """`kv_tokens` is the smallest rank's number of KV positions; `rope_boundary` as in StageInfo.
+    """`kv_tokens` is the smallest rank's number of KV positions, of which requests that run and
+    those that are kept may take `fillable` together; `rope_boundary` as in StageInfo.
 
-    Requests are admitted in the order of WaitingRoom, as long as each one's worst case fits.
+    Requests are admitted in the order of WaitingRoom, as long as each one's worst case fits, by
+    which `kv_reserved` counts those that run.
     """
 
     def __init__(
@@ -56,12 +59,14 @@ class Scheduler:
         prefill_token_budget: int,
         max_concurrent_requests: int,
         kv_tokens: int,
+        fillable: int,
         rope_boundary: int | None,
         cost: StepCost,
         micro_batches: MicroBatches,
     ) -> None:
         self.kv_tokens = kv_tokens
         self.kv_reserved = 0
+        self.donors = Donors()
         self.waiting = WaitingRoom()
         self.running: dict[int, OpenRequest] = {}
         self.in_flight: dict[int, InFlight] = {}
@@ -70,7 +75,7 @@ class Scheduler:
         self._ranks = ranks
         self._limits = ObservedLimits(prefill_token_budget, kv_tokens)
         self._settling = False
-        self._max_running = max_concurrent_requests
+        self._max_running, self._fillable = max_concurrent_requests, fillable
         self._rope_boundary = rope_boundary
         self._ready: deque[OpenRequest] = deque()
         self._releases: list[int] = []
@@ -88,10 +93,13 @@ class Scheduler:
                 f"places in the KV cache; the smallest rank has {self.kv_tokens}",
             )
 
-    def take(self, *, prefill_token_budget: int, max_concurrent_requests: int) -> None:
+    def take(
+        self, *, prefill_token_budget: int, max_concurrent_requests: int, fillable: int
+    ) -> None:
         """Other limits from the next step on."""
         self._limits = ObservedLimits(prefill_token_budget, self.kv_tokens)
-        self._max_running = max_concurrent_requests
+        self._max_running, self._fillable = max_concurrent_requests, fillable
+        self._releases += self.donors.shrink(fillable - self.kv_reserved)
 
     def submit(self, request: OpenRequest) -> None:
         """Enter a request: a new one, or one that is replayed."""
@@ -99,18 +107,21 @@ class Scheduler:
 
     def remove(self, request: OpenRequest) -> None:
         """The request ended or its client left: its place is free from the next step on."""
-        if request.number in self.running:
-            self._take_out(request)
-        else:
+        if request.number not in self.running:
             self.waiting.remove(request)
+            return
+        self._take_out(request)
+        if request.held and not self._limits.short:
+            self._releases += self.donors.keep(request)
+        elif request.held:
+            self._releases.append(request.number)
 
     def _take_out(self, request: OpenRequest) -> None:
         if request is self._alone:
             self._alone = None
         del self.running[request.number]
-        self.kv_reserved -= request.capacity
-        if request.held:
-            self._releases.append(request.number)
+        self.kv_reserved -= request.places
+        self.donors.give_back(request)
         if request in self._ready:
             self._ready.remove(request)
 
@@ -128,7 +139,7 @@ class Scheduler:
         if len(self.in_flight) <= self._ranks:
             # However many decode, prompts come on.
             budget = max(self._limits.least, self._limits.budget - len(segments))
-            segments += self._chunks(budget, admissions)
+            self._add_chunks(budget, segments, admissions)
         if not segments and not self._releases:
             return None
         ids: list[int] = []
@@ -211,7 +222,8 @@ class Scheduler:
         requests = [self.running[number] for number in self._running_in(step)]
         for request in requests:
             request.prefill_again()
-        if not first or not requests:
+        kept = self._forget_kept()
+        if not first or not requests or kept:
             return []
         tokens = len(step.token_ids)
         if len(self.running) > 1:
@@ -226,6 +238,20 @@ class Scheduler:
             self._limits.smaller_steps(tokens)
         return []
 
+    def _forget_kept(self) -> bool:
+        """Memory is short, and what is kept may be of a step that was not computed. Whether any
+        was."""
+        released = self.donors.clear()
+        self._releases += released
+        for request in self.running.values():
+            self._count_capacity(request)
+        self._limits.memory_is_short()
+        return bool(released)
+
+    def _count_capacity(self, request: OpenRequest) -> None:
+        self.kv_reserved -= request.places - request.capacity
+        request.places = request.capacity
+
     def _running_in(self, step: Step) -> list[int]:
         return [item.request for item in step.segments if item.request in self.running]
 
@@ -235,6 +261,7 @@ class Scheduler:
         logger.warning("a stage is out of memory: requests wait again: %s", ", ".join(names))
         for request in requests:
             self._take_out(request)
+            self._releases.append(request.number)
             request.start_over()
             self.waiting.add(request)
 
@@ -262,7 +289,10 @@ class Scheduler:
             self.waiting.take()
             request.had_place = True
             self.running[request.number] = request
-            self.kv_reserved += request.capacity
+            self._releases += self.donors.make_room(
+                request, self._fillable - self.kv_reserved, long_class=self._is_long(request)
+            )
+            self.kv_reserved += request.places
             if request.tried_alone:
                 self._alone = request
 
@@ -287,31 +317,53 @@ class Scheduler:
 
     def _crosses_boundary(self, request: OpenRequest) -> bool:
         """Rotary factors change with the total length: what is cached was computed with others."""
-        boundary = self._rope_boundary
-        return boundary is not None and not request.long_class and request.known > boundary
+        return self._is_long(request) and not request.long_class
+
+    def _is_long(self, request: OpenRequest) -> bool:
+        return self._rope_boundary is not None and request.known > self._rope_boundary
 
     def _decode(self, request: OpenRequest) -> Segment:
         start = request.sent
         request.sent, request.awaiting = request.known, True
         return Segment(request.number, start, 1, request.known, sample=True)
 
-    def _chunks(self, budget: int, admissions: list[Admission]) -> list[Segment]:
-        segments = []
+    def _add_chunks(
+        self, budget: int, segments: list[Segment], admissions: list[Admission]
+    ) -> None:
+        began = {segment.request: segment.start for segment in segments}
         for request in self.running.values() if self._alone is None else (self._alone,):
             if budget <= 0:
-                break
-            if not request.prefilled:
-                segments.append(self._chunk(request, budget, admissions))
-                budget -= segments[-1].length
-        return segments
+                return
+            if request.prefilled or (
+                request.sent == 0 and not self._admit(request, began, admissions)
+            ):
+                continue
+            segment = self._chunk(request, budget)
+            began[request.number] = segment.start
+            segments.append(segment)
+            budget -= segment.length
 
-    def _chunk(self, request: OpenRequest, budget: int, admissions: list[Admission]) -> Segment:
-        if request.sent == 0:
-            request.held = True
-            request.chunk_tokens = self._cost.chunk_tokens(request.known, self._limits.budget)
-            boundary = self._rope_boundary
-            request.long_class = boundary is not None and request.known > boundary
-            admissions.append(request.admission())
+    def _admit(
+        self, request: OpenRequest, began: dict[int, int], admissions: list[Admission]
+    ) -> bool:
+        """With what others have of its beginning; False where it is better sent with the next
+        step."""
+        is_long = self._is_long(request)
+        reuse = self.donors.reuse(request, self.running.values(), began, long_class=is_long)
+        if reuse is None:
+            return False
+        if reuse.ends:
+            self._releases.append(reuse.donor)
+        self._count_capacity(request)
+        request.held, request.long_class, request.sent = True, is_long, reuse.length
+        if not request.emitted:
+            request.reused = min(reuse.length, len(request.prompt_ids))
+        left = request.known - reuse.length
+        request.chunk_tokens = self._cost.chunk_tokens(left, self._limits.budget)
+        admissions.append(request.admission(reuse.donor, reuse.length))
+        return True
+
+    def _chunk(self, request: OpenRequest, budget: int) -> Segment:
         start = request.sent
         length = min(budget, request.chunk_tokens, request.known - start)
         request.sent += length

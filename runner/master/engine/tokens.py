@@ -13,13 +13,17 @@ class Tokens(AsyncIterator[Event]):
     """Those that have `arrived`, to the last one; an error that arrived is raised.
 
     No generator: one that nobody has begun to read could not be told that its reader is gone.
-    `leave` is called once, at the end or at `close`.
+    `leave` is called once, at the end or at `close`. `reused` tells how many tokens of its prompt
+    were not computed, from the first event on.
     """
 
     def __init__(
-        self, arrived: asyncio.Queue[Event | RunnerError], leave: Callable[[], None]
+        self,
+        arrived: asyncio.Queue[Event | RunnerError],
+        leave: Callable[[], None],
+        reused: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._arrived, self._leave = arrived, leave
+        self._arrived, self._leave, self.reused = arrived, leave, reused
         self._closed = False
 
     async def __anext__(self) -> Event:

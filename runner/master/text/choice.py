@@ -55,7 +55,8 @@ class TextPiece:
 
     The last piece of a choice carries its finish_reason. The id that ended a choice counts but
     has no event, nor have those of a stop string: text and log probabilities leave them out. `ids`
-    has them all, those since the last piece. `prompt` are the prompt's ids, where its log
+    has them all, those since the last piece. `reused` counts the tokens of the prompt that were not
+    computed for it. `prompt` are the prompt's ids, where its log
     probabilities were asked for; they come in the first piece. `marks`: where in the text special
     tokens that the request wants to know of stand, and their ids.
     """
@@ -68,12 +69,14 @@ class TextPiece:
     ids: tuple[int, ...] = ()
     prompt: tuple[TokenEvent, ...] = ()
     marks: tuple[tuple[int, int], ...] = ()
+    reused: int = 0
 
 
 class ChoiceText:
     """Detokenises and looks for stop strings, token by token.
 
-    `delivered` are the pieces of what `go_on` took; `finished` is set with the last piece.
+    `delivered` are the pieces of what `go_on` took; `finished` is set with the last piece. Whoever
+    pushes says how many tokens of the prompt were `reused`.
     """
 
     def __init__(self, text: ModelText, request: TextRequest) -> None:
@@ -90,6 +93,7 @@ class ChoiceText:
         self._lengths: list[int] = []
         self.delivered: list[TextPiece] = []
         self.finished = False
+        self.reused = 0
 
     def go_on(self, request: GenerationRequest, ids: Sequence[int]) -> None:
         """Take the ids that were delivered before anything else is pushed.
@@ -108,7 +112,9 @@ class ChoiceText:
     def prompt(self, event: PromptEvent) -> TextPiece:
         """What comes before the first token, of a request with echo."""
         self.finished = event.finish_reason is not None
-        return TextPiece(self._index, "", (), 0, event.finish_reason, prompt=event.ids)
+        return TextPiece(
+            self._index, "", (), 0, event.finish_reason, prompt=event.ids, reused=self.reused
+        )
 
     def push(self, event: TokenEvent) -> TextPiece | None:
         """The next piece, None while nothing new is certain."""
@@ -135,7 +141,9 @@ class ChoiceText:
         for taken in (self._events, self._ids, self._lengths):
             taken.clear()
         marks = self._marks_of(len(piece))
-        return TextPiece(self._index, piece, events, self._tokens, reason, ids, marks=marks)
+        return TextPiece(
+            self._index, piece, events, self._tokens, reason, ids, marks=marks, reused=self.reused
+        )
 
     def _decode(self, token_id: int) -> str:
         if token_id not in self._wanted:
@@ -180,6 +188,7 @@ def joined(pieces: Sequence[TextPiece]) -> TextPiece:
         tuple(token_id for piece in pieces for token_id in piece.ids),
         prompt=pieces[0].prompt,
         marks=tuple(marks),
+        reused=last.reused,
     )
 
 

@@ -77,6 +77,7 @@ class _Choice:
     async def pieces(self) -> Pieces:
         try:
             async for event in self._tokens:
+                self._text.reused = self._tokens.reused()
                 if isinstance(event, PromptEvent):
                     piece: TextPiece | None = self._text.prompt(event)
                 else:

@@ -52,14 +52,40 @@ class KVCache:
     def admit(self, request: int, capacity: int) -> None:
         """Reserve `capacity` positions; a slot that the request already has is dropped."""
         self._slots.pop(request, None)
-        layers = {
-            layer: (
-                self._reserve(shape.key_heads, capacity, shape.key_size),
-                self._reserve(shape.value_heads, capacity, shape.value_size),
-            )
-            for layer, shape in self._shapes.items()
-        }
+        layers = {layer: self._layer(layer, capacity) for layer in self._shapes}
         self._slots[request] = Slot(capacity, layers)
+
+    def admit_after(
+        self, request: int, capacity: int, donor: int, reused: int, *, ends_donor: bool
+    ) -> None:
+        """The same, with the first `reused` positions as `donor` has them; raises RunnerError where
+        it has not. Layers with a window keep all positions too, so that any beginning is whole.
+
+        `ends_donor`: it is about to be released. Its memory goes over layer by layer, so that two
+        slots are never held beside one another; as it is where it has the right size. Until its
+        release all may be tried again.
+        """
+        self._slots.pop(request, None)
+        given = self.slot(donor, reused)
+        if ends_donor and given.capacity == capacity:
+            self._slots[request] = given
+            return
+        layers = {}
+        for layer in self._shapes:
+            kept = given.layers[layer]
+            layers[layer] = self._layer(layer, capacity)
+            for source, target in zip(kept, layers[layer], strict=True):
+                target[:, :reused] = source[:, :reused]
+            if ends_donor:
+                given.layers[layer] = layers[layer]
+        self._slots[request] = Slot(capacity, layers)
+
+    def _layer(self, layer: int, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = self._shapes[layer]
+        return (
+            self._reserve(shape.key_heads, capacity, shape.key_size),
+            self._reserve(shape.value_heads, capacity, shape.value_size),
+        )
 
     def _reserve(self, heads: int, capacity: int, size: int) -> torch.Tensor:
         # Not cleared: only what was written is read, and pages are taken when they are touched.

@@ -87,9 +87,16 @@ class StageModel:
         chosen = choose_dtype(dtype, place, checkpoint.config)
         return cls(checkpoint, layers, chosen, place, pack)
 
-    def admit(self, admission: Admission) -> None:
-        """Reserve KV for the request; what it had before is dropped."""
-        self._cache.admit(admission.request, admission.capacity)
+    def admit(self, admission: Admission, *, ends_donor: bool = False) -> None:
+        """Reserve KV for the request; what it had before is dropped. `ends_donor`: the admission's
+        donor is about to be released. Raises RunnerError for a donor that has none."""
+        request, capacity, reused = admission.request, admission.capacity, admission.reused
+        if reused:
+            self._cache.admit_after(
+                request, capacity, admission.donor, reused, ends_donor=ends_donor
+            )
+        else:
+            self._cache.admit(request, capacity)
 
     def release(self, request: int) -> None:
         """Free the request's KV; unknown ids are ignored."""

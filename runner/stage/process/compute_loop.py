@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -69,6 +69,7 @@ class ComputeLoop:
         self._device = device_of(self._place)
         self._sampler = Sampler(model.vocab_size, self._place) if model.is_last else None
         self._forgotten = Forgotten()
+        self._admitted: set[int] = set()  # by the step that is being computed
         self._beat = time.monotonic()
         self._current: Arrival | None = None
         self._busy_at: float | None = None  # the last step with tokens; None: given back since
@@ -139,6 +140,7 @@ class ComputeLoop:
         if frame.header.aborted or self._forgotten.keep_from(frame.step):
             self._abort(arrival, began, wait_ns)
             return
+        self._admitted.clear()
         outcome = self._attempt(arrival, began, wait_ns)
         if isinstance(outcome, _Failure) and outcome.kind is ErrorKind.MEMORY:
             outcome = self._attempt(arrival, began, wait_ns, again=True)
@@ -154,9 +156,7 @@ class ComputeLoop:
         """The step goes on without a tensor, so that it comes back in its turn."""
         frame, step = arrival.frame, arrival.frame.step
         self._forgotten.aborted(step)
-        for holder in self._holders():
-            for request in (*step.releases, *(segment.request for segment in step.segments)):
-                holder.release(request)
+        self._release((*step.releases, *(segment.request for segment in step.segments)))
         spent = StageTime(self._rank, time.perf_counter_ns() - began, wait_ns)
         if self._sampler is not None:
             front = encode_result(frame.header, frame.body, spent, (), aborted=True)
@@ -168,8 +168,9 @@ class ComputeLoop:
         self, arrival: Arrival, began: int, wait_ns: int, *, again: bool = False
     ) -> _Answer | _Failure:
         """`again`: a step may be computed twice, since all that it changes is told by the step:
-        an admission starts its request over, keys, values and known ids are written by position,
-        and a draw is a function of its position. The buffer that it came in is not written to.
+        keys, values and known ids are written by position, and a draw is a function of its
+        position. Who was admitted stays so: the donor may be gone. The buffer that the step came in
+        is not written to.
         """
         try:
             if again:
@@ -217,11 +218,27 @@ class ComputeLoop:
         return pass_on(frame.header, frame.body, spent, dtype, width), tensor
 
     def _admit_and_release(self, step: Step) -> None:
-        for holder in self._holders():
-            for request in step.releases:
+        # Whoever names a donor last may have its slot.
+        donors = {item.donor: item.request for item in step.admissions if item.reused}
+        self._release(request for request in step.releases if request not in donors)
+        for admission in step.admissions:
+            if admission.request in self._admitted:
+                continue
+            if self._sampler is not None:
+                self._sampler.admit(admission)
+            ends_donor = (
+                admission.donor in step.releases
+                and donors.get(admission.donor) == admission.request
+            )
+            self._model.admit(admission, ends_donor=ends_donor)
+            self._admitted.add(admission.request)
+        self._release(request for request in step.releases if request in donors)
+
+    def _release(self, requests: Iterable[int]) -> None:
+        holders = self._holders()
+        for request in requests:
+            for holder in holders:
                 holder.release(request)
-            for admission in step.admissions:
-                holder.admit(admission)
 
     def _holders(self) -> list[StageModel | Sampler]:
         return [self._model, *([] if self._sampler is None else [self._sampler])]

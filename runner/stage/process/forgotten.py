@@ -9,8 +9,9 @@ class Forgotten:
     """Until they are admitted again.
 
     The steps behind an aborted one may go on with its requests: they were sent before the master
-    knew. None of them can be computed, nor what else is in such a step be told apart any more, so
-    they are aborted too. The rule is the same on every stage and asks for no message of its own.
+    knew, or have them as donors. None of them can be computed, nor what else is in such a step be
+    told apart any more, so they are aborted too. The rule is the same on every stage and asks for
+    no message of its own.
     """
 
     def __init__(self) -> None:
@@ -26,6 +27,7 @@ class Forgotten:
             return False
         going_on = {segment.request for segment in step.segments}
         going_on -= {admission.request for admission in step.admissions}
+        going_on |= {admission.donor for admission in step.admissions if admission.reused}
         return not self._requests.isdisjoint(going_on)
 
     def computed(self, step: Step) -> None:

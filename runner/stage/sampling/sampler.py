@@ -35,6 +35,7 @@ class _Request:
     temperature: LogitsProcessorList
     filters: LogitsProcessorList
     known_ids: torch.Tensor | None  # [capacity], only where a penalty reads them
+    ids: list[int]  # the known ones, also where nothing reads them: others may begin alike
 
 
 class Sampler:
@@ -57,17 +58,22 @@ class Sampler:
         self._requests.clear()
 
     def admit(self, admission: Admission) -> None:
-        """Starts the request over when it is held already."""
-        sampling = admission.sampling
+        """Starts the request over when it is held already; after the ids of its donor, which is
+        held as long as its keys and values are."""
+        sampling, reused = admission.sampling, admission.reused
+        ids = self._requests[admission.donor].ids[:reused] if reused else []
+        assert len(ids) == reused
         known_ids = None
         if needs_known_ids(sampling):
             known_ids = torch.zeros(admission.capacity, dtype=torch.int64, device=self._device)
+            known_ids[:reused] = torch.tensor(ids, dtype=torch.int64)
         self._requests[admission.request] = _Request(
             admission,
             penalties(sampling, admission.prompt_length, self._vocab_size),
             temperature(sampling),
             filters(sampling),
             known_ids,
+            ids,
         )
 
     def release(self, request: int) -> None:
@@ -78,10 +84,11 @@ class Sampler:
         """The step's token ids are known ids of their requests from now on."""
         offset = 0
         for segment in step.segments:
-            known_ids = self._requests[segment.request].known_ids
-            if known_ids is not None:
-                ids = torch.tensor(step.token_ids[offset : offset + segment.length])
-                known_ids[segment.start : segment.start + segment.length] = ids
+            held, end = self._requests[segment.request], segment.start + segment.length
+            ids = step.token_ids[offset : offset + segment.length]
+            held.ids[segment.start : end] = ids
+            if held.known_ids is not None:
+                held.known_ids[segment.start : end] = torch.tensor(ids)
             offset += segment.length
 
     def sample(self, step: Step, logits: torch.Tensor) -> list[SampledToken]:

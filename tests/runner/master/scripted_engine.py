@@ -43,6 +43,7 @@ class ScriptedEngine:
         self.allowed: float = math.inf
         self.failure: RunnerError | None = None
         self.fail_after = 0
+        self.reused = 0  # tokens of each prompt, by what the engine tells
 
     async def let_in(self, limit_s: float) -> None:
         await self.gate.opened(limit_s, 100)
@@ -78,7 +79,7 @@ class ScriptedEngine:
             playing.cancel()
             self.open -= 1
 
-        return Tokens(arrived, leave)
+        return Tokens(arrived, leave, lambda: self.reused)
 
     def _items(self, request: GenerationRequest, ids: list[int]) -> Iterator[Event | RunnerError]:
         if request.echo and not (request.carried and request.carried.ids):

@@ -39,7 +39,7 @@ STEP = Step(
     41,
     (Segment(2**63, 0, 3, 5, False, 3, 998), Segment(8, 17, 1, 18, True)),
     (1, 2, 3, 999),
-    (Admission(2**63, 100, 5, 1, 2**63 - 1, SAMPLING),),
+    (Admission(2**63, 100, 5, 1, 2**63 - 1, SAMPLING, donor=2**64 - 1, reused=99),),
     (5, 6),
 )
 TOKENS = (

@@ -95,6 +95,22 @@ def test_log_probabilities_and_where_their_tokens_lie(client: OpenAI) -> None:
     assert (tokens, offsets) == (whole.logprobs.tokens, whole.logprobs.text_offset)
 
 
+def test_usage_tells_what_the_first_choice_of_each_prompt_reused(
+    client: OpenAI, engine: ScriptedEngine
+) -> None:
+    for engine.reused in (0, 3):
+        for echo, max_tokens in ((False, 9), (True, 0)):
+            asked: Any = {"model": MODEL, "prompt": ["a b", "c d"], "n": 2, "echo": echo}
+            asked["max_tokens"] = max_tokens
+            whole = client.completions.create(**asked)
+            assert whole.usage is not None
+            assert whole.usage.prompt_tokens_details is not None
+            assert whole.usage.prompt_tokens_details.cached_tokens == 2 * engine.reused
+            options: Any = {"include_usage": True}
+            *_, last = client.completions.create(**asked, stream=True, stream_options=options)
+            assert last.usage == whole.usage
+
+
 @pytest.mark.parametrize("max_tokens", [0, 1, 50])
 @pytest.mark.parametrize("as_ids", [False, True])
 def test_echo_with_log_probabilities_tells_the_prompt(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from runner.stage.process.forgotten import Forgotten
-from runner.steps import SampledToken, Segment, StageTime, Step, StepResult
+from runner.steps import Admission, SampledToken, Segment, StageTime, Step, StepResult
 from tests.runner.master.engine.stand_in_group import StandInGroup
 
 DEADLY = 40_000  # the first of the token ids that a stage dies of
@@ -15,17 +16,16 @@ NEEDED_PER_TOKEN = 2.0  # of activations, in KV positions
 _PRIME = 2**61 - 1
 
 
-def begin(seed: int, choice: int) -> int:
-    return (seed * 1_000_003 + choice) % _PRIME
+BEGIN = 7  # what stands for no ids
 
 
 def after(state: int, token_id: int) -> int:
-    """What stands for all ids so far, seed and choice: any change of them changes it."""
+    """What stands for all ids so far: any change of them changes it."""
     return (state * 1_000_033 + token_id + 1) % _PRIME
 
 
-def sampled(state: int) -> int:
-    return (state >> 20) % 1000
+def sampled(state: int, seed: int, choice: int) -> int:
+    return (after(after(state, seed), choice) >> 20) % 1000
 
 
 def logprob(state: int, token_id: int) -> float:
@@ -33,56 +33,81 @@ def logprob(state: int, token_id: int) -> float:
 
 
 @dataclass
-class SimulatedStage:
-    """What one stage holds: of each request its capacity, and how many positions are written.
+class SimulatedSlot:
+    """`states`: for each position that is written, what stands for all ids up to it. `long`: their
+    total length was above `rope_boundary` when they were computed."""
 
-    `written_long`: those whose total length was above `rope_boundary` when that was computed.
-    """
+    capacity: int
+    states: list[int]
+    long: bool = False
+
+
+@dataclass
+class SimulatedStage:
+    """What one stage holds, by request."""
 
     kv_tokens: int
     rope_boundary: int | None = None
-    held: dict[int, list[int]] = field(default_factory=dict)
-    written_long: set[int] = field(default_factory=set)
+    held: dict[int, SimulatedSlot] = field(default_factory=dict)
     forgotten: Forgotten = field(default_factory=Forgotten)
     free_at: float = 0.0
 
     def compute(self, step: Step, room: float, *, aborted: bool) -> bool:
         """The rules of a real stage; False where the step goes on aborted."""
-        for request in step.releases:
-            self.held.pop(request, None)
-        if not aborted and not self.forgotten.keep_from(step):
-            kept = {item.request: item.capacity for item in step.admissions}
-            others = (slot[0] for request, slot in self.held.items() if request not in kept)
-            needed = sum(others) + sum(kept.values()) + NEEDED_PER_TOKEN * len(step.token_ids)
-            aborted = bool(step.segments) and needed > room
-        else:
-            aborted = True
-        if aborted:
+        if aborted or self.forgotten.keep_from(step) or self._needed(step) > room:
             self.forgotten.aborted(step)
-            for segment in step.segments:
-                self.held.pop(segment.request, None)
+            for request in (*step.releases, *(segment.request for segment in step.segments)):
+                self.held.pop(request, None)
             return False
         self.forgotten.computed(step)
-        for admission in step.admissions:
-            self.held[admission.request] = [admission.capacity, 0]
-        assert sum(slot[0] for slot in self.held.values()) <= self.kv_tokens
+        self._admit_and_release(step)
+        assert sum(slot.capacity for slot in self.held.values()) <= self.kv_tokens
+        first = 0
         for segment in step.segments:
-            slot = self.held[segment.request]
-            assert slot[1] == segment.start, "a position that was never computed is attended to"
-            self._note_length(segment)
-            slot[1] += segment.length
-            assert slot[1] <= slot[0]
+            ids = step.token_ids[first : first + segment.length]
+            self._write(self.held[segment.request], segment, ids)
+            first += segment.length
         return True
 
-    def _note_length(self, segment: Segment) -> None:
-        """Rotary factors are of the total length: what is cached must be of the same ones."""
-        long = self.rope_boundary is not None and segment.total > self.rope_boundary
-        if segment.start:
-            assert long == (segment.request in self.written_long), "other rotary factors"
-        elif long:
-            self.written_long.add(segment.request)
-        else:
-            self.written_long.discard(segment.request)
+    def _needed(self, step: Step) -> float:
+        """Places in memory; nothing where the step only releases."""
+        if not step.segments:
+            return 0
+        kept = {item.request: item.capacity for item in step.admissions}
+        others = (
+            slot.capacity
+            for request, slot in self.held.items()
+            if request not in kept and request not in step.releases
+        )
+        return sum(others) + sum(kept.values()) + NEEDED_PER_TOKEN * len(step.token_ids)
+
+    def _admit_and_release(self, step: Step) -> None:
+        donors = {admission.donor for admission in step.admissions if admission.reused}
+        for request in step.releases:
+            if request not in donors:
+                self.held.pop(request, None)
+        for admission in step.admissions:
+            slot = SimulatedSlot(admission.capacity, [])
+            if admission.reused:
+                donor = self.held[admission.donor]
+                slot.long, slot.states = donor.long, donor.states[: admission.reused]
+                assert len(slot.states) == admission.reused, "positions that were never computed"
+            self.held[admission.request] = slot
+        for request in step.releases:
+            self.held.pop(request, None)
+
+    def _write(self, slot: SimulatedSlot, segment: Segment, ids: Sequence[int]) -> None:
+        states = slot.states
+        assert len(states) == segment.start, "a position that was never computed is attended to"
+        # Rotary factors are of the total length: what is cached must be of the same ones.
+        is_long = self.rope_boundary is not None and segment.total > self.rope_boundary
+        assert not segment.start or is_long == slot.long, "other rotary factors"
+        slot.long = is_long
+        state = states[-1] if states else BEGIN
+        for token_id in ids:
+            state = after(state, token_id)
+            states.append(state)
+        assert len(states) <= slot.capacity
 
 
 class SimulatedGroup(StandInGroup):
@@ -112,7 +137,7 @@ class SimulatedGroup(StandInGroup):
     def form(self, *, trial: bool = False) -> None:
         self._life += 1
         self._stages = [self._new_stage() for _ in range(self.ranks)]
-        self._ids: dict[int, tuple[int, int]] = {}
+        self._admissions: dict[int, Admission] = {}
         self._stuck = False
         self._last_back = 0.0
         super().form(trial=trial)
@@ -188,30 +213,27 @@ class SimulatedGroup(StandInGroup):
         if computed:
             return self._sample(step, tuple(times)), now
         for request in (*step.releases, *(segment.request for segment in step.segments)):
-            self._ids.pop(request, None)
+            self._admissions.pop(request, None)
         return StepResult(step.number, (), tuple(times), aborted=True), now
 
     def _sample(self, step: Step, times: tuple[StageTime, ...]) -> StepResult:
-        """The last stage's; `_ids` has what stands for each request's ids, and its logprobs."""
+        """The last stage's; every stage has to have the same ids."""
         for request in step.releases:
-            self._ids.pop(request, None)
-        for item in step.admissions:
-            self._ids[item.request] = begin(item.seed, item.choice), item.sampling.logprobs
-        tokens, scored, first = [], [], 0
+            self._admissions.pop(request, None)
+        self._admissions.update({item.request: item for item in step.admissions})
+        tokens, scored = [], []
         wanted = {(request, place): token_id for request, place, token_id in step.following()}
         for segment in step.segments:
-            state, reported = self._ids[segment.request]
-            for place in range(segment.length):
-                state = after(state, step.token_ids[first + place])
-                position = segment.start + place + 1
-                if place < segment.scored:
-                    own = wanted[segment.request, position]
-                    scored.append(SampledToken(segment.request, position, own, logprob(state, own)))
-            first += segment.length
-            self._ids[segment.request] = state, reported
+            request, admission = segment.request, self._admissions[segment.request]
+            states = self._stages[-1].held[request].states
+            assert {stage.held[request].states[-1] for stage in self._stages} == {states[-1]}
+            for position in range(segment.start + 1, segment.start + segment.scored + 1):
+                own = wanted[request, position]
+                score = logprob(states[position - 1], own)
+                scored.append(SampledToken(request, position, own, score))
             if segment.sample:
-                position = segment.start + segment.length
-                token_id = sampled(state)
-                value = logprob(state, token_id) if reported >= 0 else None
-                tokens.append(SampledToken(segment.request, position, token_id, value))
+                token_id = sampled(states[-1], admission.seed, admission.choice)
+                reported = admission.sampling.logprobs >= 0
+                value = logprob(states[-1], token_id) if reported else None
+                tokens.append(SampledToken(request, len(states), token_id, value))
         return StepResult(step.number, tuple(tokens), times, tuple(scored))

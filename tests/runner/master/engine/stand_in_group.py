@@ -39,10 +39,16 @@ class Pipeline:
         self.most_reserved = 0
 
     def run(self, step: Step) -> list[SampledToken]:
+        donors = {admission.donor for admission in step.admissions if admission.reused}
+        for request in step.releases:
+            if request not in donors:
+                self.held.pop(request, None)
+        for admission in step.admissions:
+            reused = self.held[admission.donor][1][: admission.reused] if admission.reused else []
+            assert len(reused) == admission.reused
+            self.held[admission.request] = (admission, reused)
         for request in step.releases:
             self.held.pop(request, None)
-        for admission in step.admissions:
-            self.held[admission.request] = (admission, [])
         reserved = sum(admission.capacity for admission, _ in self.held.values())
         assert reserved <= self.kv_tokens
         self.most_reserved = max(self.most_reserved, reserved)
@@ -185,6 +191,14 @@ class StandInGroup:
                 times = tuple(StageTime(rank, 1_000_000, 0) for rank in range(self.ranks))
                 tokens = tuple(self.pipeline.run(step))
                 self.listener.step_returned(StepResult(step.number, tokens, times))
+
+    @property
+    def holds_only_kept(self) -> bool:
+        """Nothing of a request that has ended but what others may begin with."""
+        donors = self.listener._scheduler.donors  # type: ignore[attr-defined]
+        held = self.pipeline.held
+        places = sum(admission.capacity for admission, _ in held.values())
+        return held.keys() == donors._kept.keys() and places == donors.places
 
     def abandon_epoch(self, reason: str) -> None:
         self.abandoned.append(reason)

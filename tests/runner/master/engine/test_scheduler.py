@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +24,7 @@ class Bench:
 
     def __init__(self, ranks: int = 2, *, kv_tokens: int = 10_000, running: int = 8) -> None:
         cost = StepCost(ranks)
-        self.ranks = ranks
+        self.ranks, self.submitted = ranks, 0
         self.ledger = RequestLedger()
         self.micro_batches = MicroBatches(cost)
         self.scheduler = Scheduler(
@@ -31,15 +32,21 @@ class Bench:
             prefill_token_budget=64,
             max_concurrent_requests=running,
             kv_tokens=kv_tokens,
+            fillable=kv_tokens,
             rope_boundary=None,
             cost=cost,
             micro_batches=self.micro_batches,
         )
 
     def submit(self, prompt_tokens: int, new_tokens: int = 100) -> OpenRequest:
-        request = GenerationRequest(
-            tuple(range(prompt_tokens)), new_tokens, SamplingParameters(seed=1)
-        )
+        """No other prompt begins like this one."""
+        self.submitted += 1
+        first = 10_000 * self.submitted
+        return self.ask(tuple(range(first, first + prompt_tokens)), new_tokens)
+
+    def ask(self, prompt: tuple[int, ...], new_tokens: int = 100, **changes: Any) -> OpenRequest:
+        sampling = changes.pop("sampling", SamplingParameters(seed=1))
+        request = GenerationRequest(prompt, new_tokens, sampling, **changes)
         entry = self.ledger.add(request, lambda _event: None)
         self.scheduler.submit(entry)
         return entry
@@ -70,7 +77,7 @@ def test_prompts_fill_the_budget_in_order() -> None:
     ]
     assert [item.sample for item in step.segments] == [True, False]
     assert [item.request for item in step.admissions] == [first.number, second.number]
-    assert list(step.token_ids) == [*range(40), *range(24)]
+    assert list(step.token_ids) == [*range(10_000, 10_040), *range(20_000, 20_024)]
 
 
 def test_chunks_follow_without_waiting_but_not_without_end() -> None:
@@ -219,6 +226,7 @@ PIPELINES = st.builds(
     max_running=st.integers(1, 40),
     rope_boundary=st.none() | st.integers(1, 800),
     return_s=FACTORS,
+    alike=st.booleans(),
     factors=st.lists(FACTORS, min_size=1, max_size=20),
     lies=st.just([None]) | st.lists(TOLD, min_size=1, max_size=20),
 )

@@ -1,6 +1,7 @@
 """The engine over stages in virtual time: whatever happens, every request ends with the right ids.
 
-Users come and leave, are carried and have deadlines; stages are slow, stuck, killed and short of
+Users come and leave, are carried and have deadlines, go on with what was said before and ask for
+several choices; stages are slow, stuck, killed and short of
 memory. Deterministic: a seed that fails once fails each time.
 """
 
@@ -29,10 +30,10 @@ from runner.master.engine.requests import Carried, GenerationRequest, PromptEven
 from runner.sampling_parameters import SamplingParameters
 from runner.transport.control import Served
 from tests.runner.master.engine.simulated_group import (
+    BEGIN,
     DEADLY,
     SimulatedGroup,
     after,
-    begin,
     logprob,
     sampled,
 )
@@ -57,12 +58,12 @@ class Expected:
     @classmethod
     def of(cls, request: GenerationRequest) -> Expected:
         assert request.sampling.seed is not None
-        state, found = begin(request.sampling.seed, request.choice), cls()
+        state, found = BEGIN, cls()
         for place, token_id in enumerate(request.prompt_ids):
             found.scores.append(logprob(state, token_id) if place else None)
             state = after(state, token_id)
         while len(found.ids) < request.max_new_tokens:
-            found.ids.append(sampled(state))
+            found.ids.append(sampled(state, request.sampling.seed, request.choice))
             state = after(state, found.ids[-1])
             if found.ids[-1] in request.sampling.stop_token_ids:
                 break
@@ -92,15 +93,18 @@ class Simulation:
         self.longest = min(kv_tokens, 1200)
         self.ends: Counter[str] = Counter()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.said: list[tuple[int, ...]] = [()]
 
     async def run(self, steps: int) -> None:
         self.group.form()
         chance, pause_s = self.chance, 0.05
         while self.group.count < steps:
             if len(self.tasks) < 200:
-                task = asyncio.create_task(self._use(self._request()))
-                self.tasks.add(task)
-                task.add_done_callback(self._done)
+                request = self._request()
+                for choice in range(chance.choice((1, 1, 1, 3))):
+                    task = asyncio.create_task(self._use(replace(request, choice=choice)))
+                    self.tasks.add(task)
+                    task.add_done_callback(self._done)
             if chance.random() < 0.02:
                 pause_s = chance.choice((0.002, 0.05, 1.0))
             await asyncio.sleep(chance.expovariate(1 / pause_s))
@@ -116,8 +120,12 @@ class Simulation:
 
     def _request(self) -> GenerationRequest:
         chance = self.chance
+        said = chance.choice(self.said)
+        if chance.random() < 0.2:
+            said = said[: chance.randrange(len(said) + 1)]
         length = min(self.longest - 60, int(chance.paretovariate(0.7) * chance.randrange(1, 20)))
-        prompt = [chance.randrange(1000) for _ in range(max(1, length))]
+        prompt = [*said, *(chance.randrange(1000) for _ in range(max(1, length)))]
+        prompt = prompt[: self.longest - 60]
         if chance.random() < 0.0005:
             prompt[chance.randrange(len(prompt))] = DEADLY
         echo = chance.random() < 0.2
@@ -130,9 +138,9 @@ class Simulation:
             tuple(prompt),
             chance.randrange(0 if echo else 1, 50),
             sampling,
-            choice=chance.randrange(3),
             deadline_s=chance.choice((None, None, None, 0.5, 20.0)),
             echo=echo,
+            domain=chance.choice(("", "", "another")),
         )
 
     async def _use(self, request: GenerationRequest) -> None:
@@ -156,6 +164,7 @@ class Simulation:
                         if event.finish_reason is not None:
                             assert ids == expected.ids
                             self.ends[event.finish_reason] += 1
+                            self._remember((*request.prompt_ids, *ids))
                             return
                         if patience is not None and len(ids) > patience:
                             break
@@ -167,6 +176,12 @@ class Simulation:
                 return
             self.ends["carried"] += 1
             request = replace(request, carried=Carried(tuple(ids), self.chance.random() < 0.02))
+
+    def _remember(self, said: tuple[int, ...]) -> None:
+        if len(said) < self.longest - 100 and DEADLY not in said:
+            self.said.append(said)
+            if len(self.said) > 20:
+                del self.said[self.chance.randrange(len(self.said))]
 
     def _check_prompt(
         self, request: GenerationRequest, event: PromptEvent, expected: Expected
@@ -204,8 +219,12 @@ class Simulation:
         assert not scheduler._releases
         assert not [item for item in scheduler.in_flight.values() if item.step.segments]
         assert scheduler.kv_reserved == 0
-        assert not any(stage.held for stage in self.group._stages)
-        assert not self.group._ids
+        donors = scheduler.donors
+        assert not donors._taken
+        assert self.group._admissions.keys() == donors._kept.keys()
+        for stage in self.group._stages:
+            assert stage.held.keys() == donors._kept.keys()
+            assert sum(slot.capacity for slot in stage.held.values()) == donors.places
 
 
 @pytest.fixture
@@ -223,7 +242,8 @@ def test_every_request_ends_with_the_right_ids(seed: int, steps: int) -> None:
         simulation = Simulation(seed)
         await simulation.run(steps)
         assert simulation.ends["stop"] + simulation.ends["length"] > steps / 100
-        assert simulation.ends["carried"] > steps / 1000
+        assert simulation.ends["carried"] > steps / 2000
+        assert simulation.engine.statistics().reused_tokens > steps / 10
         if steps >= 10_000:  # a short one may have none of a kind
             assert 0 < simulation.group.aborted < steps / 20
             assert simulation.group.kills + simulation.group.stuck_steps > steps / 10_000

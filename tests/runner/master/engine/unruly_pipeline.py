@@ -43,7 +43,8 @@ class UnrulyPipeline(VirtualPipeline):
         assert math.isfinite(limit_s)
         assert limit_s >= STEP_LIMIT_S
         assert 1 <= self.micro_batches.count <= self.ranks + 1
-        assert 0 <= self.scheduler.kv_used <= self.scheduler.kv_reserved <= self.kv_tokens
+        kept = self.scheduler.donors.places
+        assert 0 <= self.scheduler.kv_used <= self.scheduler.kv_reserved <= self.kv_tokens - kept
 
     def leave(self, place: int) -> None:
         """The client of an open request leaves: `place` counts them round and round."""

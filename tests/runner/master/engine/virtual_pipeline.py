@@ -33,13 +33,14 @@ class VirtualPipeline:
     max_running: int = 256
     rope_boundary: int | None = None
     return_s: float = RETURN_S
+    alike: bool = False  # all prompts begin with the same ids
 
     def __post_init__(self) -> None:
         self.cost = StepCost(self.ranks)
         self.micro_batches = MicroBatches(self.cost)
         self.ledger = RequestLedger()
         self.now = 0.0
-        self.delivered = 0
+        self.delivered = self.submitted = 0
         self.first_token_at: float | None = None
         self._entered = 0
         self.form()
@@ -54,6 +55,7 @@ class VirtualPipeline:
             prefill_token_budget=self.budget,
             max_concurrent_requests=self.max_running,
             kv_tokens=self.kv_tokens,
+            fillable=self.kv_tokens,
             rope_boundary=self.rope_boundary,
             cost=self.cost,
             micro_batches=self.micro_batches,
@@ -63,9 +65,10 @@ class VirtualPipeline:
             self.scheduler.submit(request)
 
     def submit(self, prompt_tokens: int, new_tokens: int) -> None:
-        request = GenerationRequest(
-            tuple(range(prompt_tokens)), new_tokens, SamplingParameters(seed=1)
-        )
+        first = 0 if self.alike else 10_000 * self.submitted
+        self.submitted += 1
+        prompt = tuple(range(first, first + prompt_tokens))
+        request = GenerationRequest(prompt, new_tokens, SamplingParameters(seed=1))
         self.scheduler.submit(self.ledger.add(request, self._deliver))
 
     def _deliver(self, _event: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +19,15 @@ GREEDY = SamplingParameters(temperature=0)
 
 @dataclass
 class Text:
-    """One request: joins at step `joins`, its prompt goes in by chunks of `chunk` ids."""
+    """One request: joins at step `joins`, its prompt goes in by chunks of `chunk` ids, after what
+    it has in common with the text `donor`. That one's slot ends with it where it `ends_donor`."""
 
     prompt: list[int]
     wanted: int
     joins: int = 0
     chunk: int = 10**6
+    donor: int | None = None
+    ends_donor: bool = False
     ids: list[int] = field(default_factory=list)
     done: int = 0
 
@@ -40,7 +44,7 @@ class StagePipeline:
         self.stages = [
             StageModel.load(Checkpoint(folder), pair) for pair in itertools.pairwise(borders)
         ]
-        self._number = 0
+        self.reused = 0
 
     def run(self, texts: list[Text]) -> list[list[int]]:
         """Greedy outputs. Texts join and leave while the others go on."""
@@ -64,11 +68,11 @@ class StagePipeline:
         segments, token_ids = [], []
         for request, text in active:
             if text.done == 0:
-                self._admit(request, text)
+                self._admit(request, text, texts)
             boundary = self.stages[0].rope_boundary
             if boundary is not None and text.done == boundary and len(text.ids) == boundary + 1:
                 text.done = 0  # the long factors hold from here on: computed anew
-                self._admit(request, text)
+                self._admit(request, text, ())
             end = min(len(text.ids), text.done + text.chunk)
             sample = end == len(text.ids)
             segments.append(Segment(request, text.done, end - text.done, len(text.ids), sample))
@@ -89,14 +93,37 @@ class StagePipeline:
             if segment.sample:
                 text = texts[segment.request]
                 text.ids.append(next(best))
-                if len(text.output) == text.wanted:
-                    self._release(segment.request)
+                if len(text.output) == text.wanted and not any(
+                    other.donor == segment.request and not other.done for other in texts
+                ):
+                    for stage in self.stages:
+                        stage.release(segment.request)
 
-    def _admit(self, request: int, text: Text) -> None:
+    def _admit(self, request: int, text: Text, texts: Sequence[Text]) -> None:
         capacity = len(text.prompt) + text.wanted
+        if texts and text.donor is not None:
+            donor = texts[text.donor]
+            if self._is_long(donor) == self._is_long(text):
+                pairs = zip(donor.ids[: donor.done], text.prompt[:-1], strict=False)
+                alike = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+                text.done = len(list(alike))
+                self.reused += text.done
         for stage in self.stages:
-            stage.admit(Admission(request, capacity, len(text.prompt), 0, 0, GREEDY))
+            admission = Admission(
+                request,
+                capacity,
+                len(text.prompt),
+                0,
+                0,
+                GREEDY,
+                donor=text.donor or 0,
+                reused=text.done,
+            )
+            stage.admit(admission, ends_donor=text.ends_donor)
+            if text.ends_donor:
+                stage.release(admission.donor)
 
-    def _release(self, request: int) -> None:
-        for stage in self.stages:
-            stage.release(request)
+    def _is_long(self, text: Text) -> bool:
+        """Its rotary factors are the long ones."""
+        boundary = self.stages[0].rope_boundary
+        return boundary is not None and len(text.ids) > boundary

@@ -60,6 +60,30 @@ def check_split(architecture, folder, ranks):
     assert pipeline.run([Text(*pair) for pair in pairs]) == expected, "packed"
     mixed = [Text(*pair, *more) for pair, *more in zip(pairs, JOINS, CHUNKS, strict=True)]
     assert pipeline.run(mixed) == expected, "chunks, joining and leaving"
+    check_reuse(model, pipeline, asked[1], expected[1])
+
+
+def check_reuse(model, pipeline, prompt, output):
+    """A session's next turn, another one's of equal length, and one that begins like a running
+    one: the first takes its donor's slot over as it is or into a larger one."""
+    further = prompts((9, 4), seed=3)
+    turn = prompt + output[:-1] + further[0]
+    branch = prompt[:-6] + further[1]
+    joins = len(output) + 3
+    for room in (0, 5):
+        texts = [
+            Text(prompt, len(output)),
+            Text(turn, 3, joins=joins + 1, chunk=4, donor=0, ends_donor=True),
+            Text(branch, 4, joins=joins, donor=0),
+            Text(prompt + output[:2], 3 + room, joins=4, donor=0),
+        ]
+        if not room:
+            texts[0].wanted = len(turn) + 3 - len(prompt)
+            texts[1].joins = texts[2].joins = texts[0].wanted + 4
+            texts[1].joins += 1
+        expected = [generate(model, text.prompt, text.wanted) for text in texts]
+        assert pipeline.run(texts) == expected, f"reused, room {room}"
+    assert pipeline.reused > len(prompt)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import asyncio
 import random
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,20 @@ def write_a_text(stage: LoneStage) -> list[list[int]]:
         step((2, 7 + place, (ids[-1][0],)), (1, 9 + place, (ids[-1][1],)))
     step((3, 0, PROMPT[::-1]), (2, 13, (ids[-1][0],)), admissions=admitted(3, 7), releases=(1,))
     step((3, 7, (ids[-1][0],)), (2, 14, (ids[-1][1],)))
+    # One begins like the third and one takes its slot over, into a larger one and as it is.
+    again = (*PROMPT[::-1], ids[-2][0])
+    for end, capacity in ((4, 40), (6, 50)):
+        [copied], [taken] = admitted(end, 8), admitted(end + 1, 8)
+        copied = replace(copied, donor=end - 1, reused=5)
+        taken = replace(taken, donor=end - 1, reused=7, capacity=capacity)
+        step((end, 5, again[5:]), admissions=(copied,))
+        step(
+            (end + 1, 7, again[7:]),
+            (end, 8, (ids[-1][0],)),
+            admissions=(taken,),
+            releases=(end - 1,),
+        )
+        step((end, 9, (ids[-1][1],)), (end + 1, 8, (ids[-1][0],)))
     return ids
 
 

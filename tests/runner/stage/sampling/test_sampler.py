@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -368,3 +369,29 @@ def test_released_and_unknown_requests():
     sampler.release(12345)
     with pytest.raises(KeyError):
         sampler.extend(step_of((0, 0, [1])))
+
+
+@pytest.mark.parametrize("length", [1, 4, 6])
+def test_reused_ids_count_as_known_ones(length):
+    """Also of a donor that counts none itself, and of one that was a receiver."""
+    ids = [3, 4, 4, 5, 6, 3]
+    settings = {"repetition_penalty": 1.8, "frequency_penalty": 0.9, "temperature": 0.7}
+    logits = scores(5)
+    whole = Sampler(VOCABULARY, "cpu")
+    whole.admit(admission(9, 3, **settings))
+    further = [8, 9]
+    step = step_of((9, 0, ids[:length] + further))
+    whole.extend(step)
+    (expected,) = whole.sample(step, logits)
+    sampler = Sampler(VOCABULARY, "cpu")
+    sampler.admit(admission(1, 3, **GREEDY))
+    sampler.extend(step_of((1, 0, ids[:2])))
+    sampler.extend(step_of((1, 2, [7, 7])))
+    sampler.extend(step_of((1, 2, ids[2:])))  # a step that is computed again
+    sampler.admit(replace(admission(2, 3, **GREEDY), donor=1, reused=length))
+    sampler.admit(replace(admission(9, 3, **settings), donor=2, reused=length))
+    sampler.release(1)
+    sampler.release(2)
+    step = step_of((9, length, further))
+    sampler.extend(step)
+    assert sampler.sample(step, logits) == [expected]
