@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -15,24 +14,21 @@ from starlette.applications import Starlette
 from contract.signature import management_key, signing_key
 from contract.signed_request import Verifier
 from contract.specs import GroupSpec, MasterSpec, SpecError, load, read_token
-from runner.errors import ModelUnavailable
 from runner.master.api.app import create_app
 from runner.master.api.served_models import Texts
 from runner.master.engine.engine import Engine
 from runner.master.group.group import Group
 from runner.master.own_fault import end_process
-from runner.models.folder import resolve_model
-from runner.transport.control import Served
 from web.listener import PortError, bind
 from web.logs import configure_logging
 from web.serve import EXIT_USAGE, serve
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until SIGTERM. Returns 0 after a drain; 2 for what the user can mend: one sentence;
-    1 where the model's files cannot be had now.
+    """Serve until SIGTERM. Returns 0 after a drain; 2 for what the user can mend: one sentence.
 
-    A fault in the tasks of group and engine ends the process with 1 (own_fault.end_process).
+    A model that cannot be had is no reason to end: another one may be pushed. A fault in the tasks
+    of group and engine ends the process with 1 (own_fault.end_process).
     """
     parser = argparse.ArgumentParser(prog="python -m runner.master", description=__doc__)
     parser.add_argument("--spec", type=Path, required=True, help="this process's spec, JSON")
@@ -44,19 +40,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--token-file", type=Path, required=True, help="the group's shared token")
     parsed = parser.parse_args(arguments)
     configure_logging("master")
-    texts = Texts()
     try:
         spec = load(parsed.spec, MasterSpec)
         token = read_token(parsed.token_file)
         # The group binds this port on the event loop, too late for a plain sentence and an exit.
         bind(spec.bind_address, spec.master_port).close()
         group_spec = _read_group_spec(parsed.group_spec, spec)
-        if group_spec is not None:
-            asyncio.run(_make_ready(spec, group_spec, texts))
-    except (SpecError, ModelUnavailable, PortError) as error:
+    except (SpecError, PortError) as error:
         print(error, file=sys.stderr)
-        return error.exit_code if isinstance(error, ModelUnavailable) else EXIT_USAGE
-    return _serve(spec, token, group_spec, texts)
+        return EXIT_USAGE
+    return _serve(spec, token, group_spec)
 
 
 def _read_group_spec(path: Path | None, spec: MasterSpec) -> GroupSpec | None:
@@ -71,14 +64,8 @@ def _read_group_spec(path: Path | None, spec: MasterSpec) -> GroupSpec | None:
     return found
 
 
-async def _make_ready(spec: MasterSpec, group_spec: GroupSpec, texts: Texts) -> None:
-    """What the file names is told to be missing before anything is served."""
-    name, revision = group_spec.model_name, group_spec.model_revision
-    folder = resolve_model(name, revision, spec.model_cache)
-    await texts.make_ready(Served(group_spec, folder.commit), folder.path)
-
-
-def _serve(spec: MasterSpec, token: bytes, group_spec: GroupSpec | None, texts: Texts) -> int:
+def _serve(spec: MasterSpec, token: bytes, group_spec: GroupSpec | None) -> int:
+    texts = Texts()
     group = Group(spec, token, group_spec, make_ready=texts.make_ready, on_fault=end_process)
     engine = Engine(group, on_fault=end_process)
 

@@ -152,6 +152,10 @@ class EditedStack:
         url: str = self._local.status()["master_url"]
         return url
 
+    def reason(self) -> str:
+        """Why it is not ready, "" where it is."""
+        return str(self._local.status()["reason"])
+
     def group(self) -> dict[str, Any]:
         """What the master serves, and its swap."""
         found: dict[str, Any] = httpx.get(f"{self.master()}/group/spec", timeout=30).json()

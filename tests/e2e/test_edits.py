@@ -172,6 +172,21 @@ def test_whatever_is_killed_one_of_the_two_serves_and_the_next_edit_comes(
         assert stack.served() == model
 
 
+def test_a_model_that_has_gone_meanwhile_is_edited_away(
+    stack: EditedStack, models: tuple[str, str], tmp_path: Path
+) -> None:
+    """Every process has died since, so that nobody has it in memory."""
+    gone = save_random_model(tmp_path, 8)
+    stack.change(f"common_params.model_name={gone}")
+    for file in Path(gone).iterdir():
+        file.unlink()
+    for name in ("master", "stage-0", "stage-1"):
+        stack.aim_at(name)()
+    wait_for(lambda: "no config.json" in stack.reason(), 60, "the reason")
+    stack.serve(models[0])
+    assert stack.served() == models[0]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_of_a_thousand_requests_none_is_lost_over_twenty_edits(

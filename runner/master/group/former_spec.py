@@ -43,23 +43,24 @@ class FormerSpec:
         if expected is not None and members >= len(expected.ranks):
             self._all.set()
 
-    async def found(self, failed: Callable[[], None]) -> Served | None:
+    async def found(self, failed: Callable[[], None], wanted: Callable[[], bool]) -> Served | None:
         """Once it is known and the master has its own part of it; None for nothing. `failed` is
-        called when it has not, and then it is tried again."""
+        called when it has not, and then it is tried again while it is `wanted`."""
         await self._first.wait()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all.wait(), PATIENCE_S)
-        while True:
+        served = None
+        while wanted():
             try:
                 served = await self._look()
+                break
             except ModelUnavailable as error:
                 logger.error("%s", error)
                 self.failure = str(error)
                 failed()
                 await asyncio.sleep(RESOLVE_AGAIN_S)
-            else:
-                self.failure = ""
-                return served
+        self.failure = ""
+        return served
 
     async def _look(self) -> Served | None:
         if (known := self.remembered) is not None:

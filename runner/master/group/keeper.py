@@ -1,7 +1,7 @@
 """Has every rank hold what the group is to serve: tells the members, and hears what became of it.
 
-What follows from what is heard is decided by Specs (swap.py). Here are the clock, the messages, and
-the master's own part: the commit of a model, and whatever it needs of it beside the stages.
+What follows from what is heard is decided by Specs (specs.py). Here are the clock, the messages,
+and the master's own part: the commit of a model, and whatever it needs of it beside the stages.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class SpecKeeper:
     async def decide(self) -> None:
         """Once: what was served before, else nothing until a spec is pushed; which it can be too
         while that one cannot be had."""
-        served = await self._former.found(self._let_in)
+        served = await self._former.found(self._let_in, lambda: self.specs.in_force is None)
         if served is not None and self.specs.in_force is None:
             self.specs.in_force = served
             logger.info("the model's commit is %s", served.commit)
