@@ -106,11 +106,12 @@ def main() -> None:
     print(f"{'turn':>4} {'prompt':>7} {'cached':>7} {'reused, s':>10} {'computed, s':>12}")
     rows = []
     for place in range(TURNS):
-        reused, whole = ([turns[place] for turns in found[kind]] for kind in (True, False))
+        kept = [turns[place] for turns in found[True]]
+        whole = [turns[place] for turns in found[False]]
         row = Turn(
-            reused[0].prompt_tokens,
-            reused[0].cached_tokens,
-            statistics.median(turn.first_s for turn in reused),
+            kept[0].prompt_tokens,
+            kept[0].cached_tokens,
+            statistics.median(turn.first_s for turn in kept),
         )
         computed = statistics.median(turn.first_s for turn in whole)
         rows.append({**asdict(row), "computed_first_s": computed})
