@@ -24,11 +24,15 @@ STAGE_DATA_PORT = 3001
 STAGE_HEALTH_PORT = 8081
 PROXY_PORT = 8082
 INFERENCE_PORT = 31504
+ENGINE_HTTP_PORT = 8000
 # What a master takes. The public API's limit is at most half of it: a block adds the history.
 LARGEST_BODY_BYTES = 32 * 2**20
 MINIMUM_TOKEN_BYTES = 16
 MOST_RANKS = 1024
 STALL_S = 300.0
+STEP_LIMIT_S = 60.0
+# Of vLLM; what its keeper was tried with.
+ENGINE_VERSION = "0.32"
 _UNKNOWN = "unknown key"
 
 
@@ -88,6 +92,46 @@ class MasterSpec(_File):
     http_port: int = MASTER_HTTP_PORT
     model_cache: str = ""
     stall_s: _Seconds = STALL_S
+
+
+@dataclass(frozen=True)
+class KeeperSpec(_File):
+    """One rank of another engine (platform vllm), whatever the group serves; what has a name of
+    StageSpec's means the same.
+
+    `http_port` is the keeper's own: rank 0's is the master's API, the others' is for probes. The
+    engine's processes meet at `meeting_port` of rank 0, and its own API listens at `engine_port` of
+    rank 0's loopback only. `engine` is the program. While requests run, `step_limit_s` without a
+    step of the engine is a stall. With `whole_shm` all of /dev/shm is this rank's. `engine_cache`
+    is where the engine keeps what it has compiled, "" for its own place; `niceness` is its.
+    """
+
+    deployment_name: str
+    rank: Annotated[int, Field(ge=0, lt=MOST_RANKS)]
+    master_host: str = "127.0.0.1"
+    master_port: int = RANK_MASTER_PORT
+    bind_address: str = ""
+    http_port: int = MASTER_HTTP_PORT
+    engine_port: int = ENGINE_HTTP_PORT
+    meeting_port: int = STAGE_DATA_PORT
+    device: str = "cpu"
+    threads: int | None = None
+    memory_bytes: int | None = None
+    interface: str = ""
+    advertise_address: str = ""
+    node: str = ""
+    visible_devices: str = ""
+    model_cache: str = ""
+    cache_for_two: bool = False
+    stall_s: _Seconds = STALL_S
+    step_limit_s: _Seconds = STEP_LIMIT_S
+    tensor_parallel: _Limit = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    extra_engine_args: tuple[str, ...] = ()
+    engine: str = "vllm"
+    engine_cache: str = ""
+    niceness: Annotated[int, Field(ge=0, le=19)] = 0
+    whole_shm: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,8 +259,10 @@ class InferenceServerSpec(_File):
     aliases: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-AnySpec: TypeAlias = StageSpec | MasterSpec | GroupSpec | ProxySpec | InferenceServerSpec
-Spec = TypeVar("Spec", StageSpec, MasterSpec, GroupSpec, ProxySpec, InferenceServerSpec)
+AnySpec: TypeAlias = (
+    StageSpec | KeeperSpec | MasterSpec | GroupSpec | ProxySpec | InferenceServerSpec
+)
+Spec = TypeVar("Spec", StageSpec, KeeperSpec, MasterSpec, GroupSpec, ProxySpec, InferenceServerSpec)
 
 
 def render(spec: AnySpec) -> str:

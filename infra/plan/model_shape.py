@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,13 +71,14 @@ class ModelShape:
         return sum(self.layer_parameters) + rest
 
 
-def model_shape(config: Config) -> ModelShape:
+def model_shape(config: Config, refuse: Callable[[Config], None] | None = None) -> ModelShape:
     """The shape that a config.json describes.
 
-    Raises UnsplittableModel for what cannot be split and UnknownShape where a key is missing.
+    Raises UnsplittableModel for what cannot be split, by `refuse` where not by our own stages, and
+    UnknownShape where a key is missing.
     """
-    refuse_unsplittable(config)
-    model_type = config["model_type"]
+    (refuse or refuse_unsplittable)(config)
+    model_type = _model_type(config)
     family = FAMILIES.get(model_type, LLAMA)
     hidden, layers = _size(config, "hidden_size"), _size(config, "num_hidden_layers")
     vocabulary = _size(config, "vocab_size")
@@ -117,9 +119,7 @@ def model_shape(config: Config) -> ModelShape:
 
 def refuse_unsplittable(config: Config) -> None:
     """Raises UnsplittableModel for a model that the runner cannot split; says which and why."""
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
-        raise UnknownShape("config.json has no model_type")
+    model_type = _model_type(config)
     if model_type in REFUSED:
         raise UnsplittableModel(f"model_type {model_type} {REFUSED[model_type]}")
     if config.get("auto_map") and model_type not in CAUSAL_MODEL_TYPES:
@@ -140,6 +140,13 @@ def refuse_unsplittable(config: Config) -> None:
                 f"{key}.rope_type dynamic changes with the longest request of a step; "
                 "linear, yarn, llama3 and longrope do not"
             )
+
+
+def _model_type(config: Config) -> str:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise UnknownShape("config.json has no model_type")
+    return model_type
 
 
 def _rope(config: Config) -> Any:

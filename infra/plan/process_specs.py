@@ -12,6 +12,7 @@ from contract.specs import (
     BlockSpec,
     GroupSpec,
     InferenceServerSpec,
+    KeeperSpec,
     MasterSpec,
     ProxySpec,
     RankPart,
@@ -127,6 +128,51 @@ def stage_spec(
         # An empty-dir's pod is evicted with more in it, and nobody else uses it.
         cache_for_two=bool(model_cache) and deployment.model_cache.mode == "empty-dir",
         stall_s=deployment.timeouts.stall_s,
+    )
+
+
+def keeper_spec(
+    deployment: DeploymentConfig,
+    params: RankParams,
+    addresses: Addresses,
+    *,
+    model_cache: str = KeeperSpec.model_cache,
+    engine: str = KeeperSpec.engine,
+    engine_cache: str = KeeperSpec.engine_cache,
+    niceness: int = KeeperSpec.niceness,
+    whole_shm: bool = KeeperSpec.whole_shm,
+) -> KeeperSpec:
+    """The file of one rank of another engine, whatever the group serves. The engine's own API has
+    the port that rank 0's stage would have for its health."""
+    common = deployment.common_params
+    on_cpu = deployment.gpu_pinning == "none"
+    ports = addresses.stages[params.rank]
+    first = params.rank == 0
+    return KeeperSpec(
+        deployment_name=deployment.deployment_name,
+        rank=params.rank,
+        master_host=addresses.master_host,
+        master_port=addresses.master_port,
+        bind_address=addresses.bind_address,
+        http_port=addresses.http_port if first else ports.health,
+        engine_port=addresses.stages[0].health,
+        meeting_port=addresses.stages[0].data,
+        device="cpu" if on_cpu else "cuda",
+        threads=None if params.cpu is None else max(1, int(params.cpu)),
+        memory_bytes=params.memory if on_cpu else None,
+        interface=params.nccl_socket_ifname,
+        node=params.node_id,
+        visible_devices=params.nvidia_visible_devices or params.device_uuid,
+        model_cache=model_cache,
+        cache_for_two=bool(model_cache) and deployment.model_cache.mode == "empty-dir",
+        stall_s=deployment.timeouts.stall_s,
+        tensor_parallel=common.tensor_parallel,
+        gpu_memory_utilization=common.gpu_memory_utilization,
+        extra_engine_args=tuple(common.extra_engine_args),
+        engine=engine,
+        engine_cache=engine_cache,
+        niceness=niceness,
+        whole_shm=whole_shm,
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from contract.faults import MISSING, Fault
 from contract.memory import STEP_BYTES
+from infra.plan.engine_models import refuse_unservable
 from infra.plan.kv_room import KVRoom, kv_room
 from infra.plan.layers import PlanError, RankPlan, RankResources, plan_layers
 from infra.plan.lock import ModelReader
@@ -26,6 +28,10 @@ _STEPS_OF_GPUS = (
     "a GPU's tokens of KV are an estimate: its stage computes the largest step once, and what that "
     f"takes beyond {byte_size(STEP_BYTES)} is not there for KV; nor is what another process has of "
     "the GPU"
+)
+_OTHER_ENGINE = (
+    "platform vllm: bytes are an estimate of ours. The engine's processes take more beside the "
+    "weights than is counted, and how much of the rest is KV it decides itself when it starts"
 )
 
 
@@ -84,8 +90,10 @@ def _plan(deployment: DeploymentConfig, reader: ModelReader) -> StackPlan:
             return _plan_without_shape(
                 deployment, f"its config.json cannot be read: {found.reason}"
             )
-        refuse_unsplittable(found.config)
-        shape = model_shape(found.config)
+        refuse = refuse_unsplittable
+        if deployment.platform == "vllm":
+            refuse = partial(refuse_unservable, tensor_parallel=common.tensor_parallel)
+        shape = model_shape(found.config, refuse)
     except (BadModel, UnsplittableModel) as error:
         raise _refusal("common_params.model_name", common.model_name, str(error)) from error
     except UnknownShape as error:
@@ -133,7 +141,9 @@ def _plan_with_shape(
             f"model_type {shape.model_type} is not in the plan's table: bytes are estimated "
             "as for a Llama of these sizes"
         )
-    if deployment.gpu_pinning != "none" and plan.kv_room is not None:
+    if deployment.platform == "vllm":
+        plan = plan.with_estimate(_OTHER_ENGINE)
+    elif deployment.gpu_pinning != "none" and plan.kv_room is not None:
         plan = plan.with_estimate(_STEPS_OF_GPUS)
     return plan
 
@@ -213,13 +223,19 @@ def _resources(deployment: DeploymentConfig) -> list[RankResources]:
     known = on_cpu and all(params.cpu is not None for params in deployment.ranks)
     return [
         RankResources(
-            memory_bytes=params.memory if on_cpu else params.device_memory,
+            memory_bytes=params.memory if on_cpu else _memory_of_devices(deployment, params),
             speed=(params.cpu or 1.0) if known else 1.0,
             layers=params.layer_range,
             packs=on_cpu,
         )
         for params in deployment.ranks
     ]
+
+
+def _memory_of_devices(deployment: DeploymentConfig, params: RankParams) -> int | None:
+    """Of all that share the rank's layers."""
+    one = params.device_memory
+    return None if one is None else one * deployment.devices_per_rank
 
 
 def _refusal(path: str, value: object, rule: str) -> StackConfigError:

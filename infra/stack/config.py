@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from contract.specs import RANK_MASTER_PORT, GroupSpec
+from contract.specs import RANK_MASTER_PORT, GroupSpec, KeeperSpec
 from infra.stack import types
 from infra.stack.cluster_config import (
     CaBundle,
@@ -58,6 +58,12 @@ class CommonParams(types.Section):
     """Seconds that a rank may take to fetch or to load its part; null: as long as bytes come."""
     prefill_token_budget: types.Positive = GroupSpec.prefill_token_budget
     """Prompt tokens per step: longer prompts are prefilled in chunks."""
+    tensor_parallel: types.Positive = KeeperSpec.tensor_parallel
+    """Devices of each rank that share its layers (platform vllm)."""
+    gpu_memory_utilization: types.Share01 | None = KeeperSpec.gpu_memory_utilization
+    """Share of a GPU's memory that the engine takes (platform vllm); null: the engine's own."""
+    extra_engine_args: list[types.NonEmptyText] = Field(default_factory=list)
+    """Further arguments of `vllm serve` (platform vllm), as in ["--kv-cache-dtype", "fp8"]."""
 
     @property
     def named_revision(self) -> str:
@@ -79,7 +85,8 @@ class RankParams(types.Section):
     nvidia_visible_devices: types.Devices = ""
     """Physical devices that the container sees (gpu_pinning visible-devices)."""
     cuda_visible_devices: types.Ordinals = ""
-    """The one CUDA ordinal, counted within the visible devices, that the stage uses."""
+    """The one CUDA ordinal, counted within the visible devices, that the stage uses; with
+    tensor_parallel all of its rank's, empty: every visible one."""
     layers: types.Layers = ""
     """Decoder layers "first-last", both inclusive, as in "0-7"; empty: planned."""
     device_memory: types.Bytes | None = None
@@ -113,6 +120,14 @@ class RankParams(types.Section):
         devices = self.nvidia_visible_devices.split(",")
         ordinal = int(self.cuda_visible_devices.split(",")[0] or 0)
         return devices[ordinal] if ordinal < len(devices) else ""
+
+    @property
+    def physical_devices(self) -> tuple[str, ...]:
+        """Those that an engine of several devices uses: without ordinals all that are visible."""
+        devices = [item for item in self.nvidia_visible_devices.split(",") if item]
+        ordinals = [int(item) for item in self.cuda_visible_devices.split(",") if item]
+        chosen = ordinals or range(len(devices))
+        return tuple(devices[ordinal] for ordinal in chosen if ordinal < len(devices))
 
 
 class Master(types.Section):
@@ -154,8 +169,8 @@ class DeploymentConfig(types.Section):
     """Whether ranks are on several clusters."""
     routable_pod_addresses: bool = False
     """With multi_cluster: pods reach one another's addresses across clusters."""
-    platform: Literal["torch"] = "torch"
-    """The engine of the ranks."""
+    platform: Literal["torch", "vllm"] = "torch"
+    """The engine of the ranks: our own on torch and transformers, or vLLM's."""
     namespace: types.Label = "splits"
     """Namespace of the ranks."""
     gpu_pinning: GpuPinning = "none"
@@ -212,6 +227,11 @@ class DeploymentConfig(types.Section):
     def ranks(self) -> tuple[RankParams, ...]:
         """The parameters of every rank, in order."""
         return tuple(self.rank_params(rank) for rank in range(self.nnodes))
+
+    @property
+    def devices_per_rank(self) -> int:
+        """One, but with platform vllm as many as share a rank's layers."""
+        return self.common_params.tensor_parallel if self.platform == "vllm" else 1
 
     def node_choice(self, rank: int) -> NodeChoice:
         """Where a rank may run: what holds for all of them, and its own."""

@@ -48,10 +48,14 @@ def _rank_faults(deployment: DeploymentConfig, path: str, params: RankParams) ->
         if value and key not in _TAKEN_KEYS[mode]:
             rule = f"is refused with gpu_pinning {mode}: {_WHY_REFUSED[mode]}"
             yield Fault(f"{path}.{key}", value, rule)
+    wanted = deployment.devices_per_rank
     if mode == "visible-devices" and params.nvidia_visible_devices:
-        yield from _visible_device_faults(path, params)
+        yield from _visible_device_faults(path, params, wanted)
     if mode == "dra" and "," in params.device_uuid:
         yield Fault(f"{path}.device_uuid", params.device_uuid, "must name one device")
+    elif mode == "dra" and params.device_uuid and wanted > 1:
+        rule = f"names one device, and a rank uses {wanted} (tensor_parallel); use device_selectors"
+        yield Fault(f"{path}.device_uuid", params.device_uuid, rule)
 
 
 def _no_device_faults(
@@ -68,7 +72,7 @@ def _no_device_faults(
         yield Fault(f"{path}.device_uuid", MISSING, rule)
 
 
-def _visible_device_faults(path: str, params: RankParams) -> Iterator[Fault]:
+def _visible_device_faults(path: str, params: RankParams, wanted: int) -> Iterator[Fault]:
     devices = params.nvidia_visible_devices.split(",")
     if set(devices) & {"all", "none", "void"}:
         rule = 'must list devices by index or UUID, as in "0" or "0,1"'
@@ -90,6 +94,8 @@ def _visible_device_faults(path: str, params: RankParams) -> Iterator[Fault]:
             f"({len(devices)} visible device{'s' if len(devices) > 1 else ''})"
         )
         yield Fault(f"{path}.cuda_visible_devices", shown, rule)
+    elif wanted > 1:
+        yield from _several_devices_faults(path, params, wanted)
     elif len(ordinals) > 1:
         yield Fault(f"{path}.cuda_visible_devices", shown, "a stage uses exactly one device")
     elif not ordinals and len(devices) > 1:
@@ -97,19 +103,33 @@ def _visible_device_faults(path: str, params: RankParams) -> Iterator[Fault]:
         yield Fault(f"{path}.cuda_visible_devices", MISSING, rule)
 
 
+def _several_devices_faults(path: str, params: RankParams, wanted: int) -> Iterator[Fault]:
+    used = params.physical_devices
+    if len(set(used)) != wanted or len(used) != wanted:
+        rule = (
+            f"a rank uses exactly {wanted} devices (common_params.tensor_parallel), and these are "
+            f"{len(set(used))}: name each of its ordinals once, or show it no others"
+        )
+        key = "cuda_visible_devices" if params.cuda_visible_devices else "nvidia_visible_devices"
+        yield Fault(f"{path}.{key}", getattr(params, key), rule)
+
+
 def _double_booking_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     holder: dict[tuple[str, str, str], int] = {}
     for index, params in enumerate(deployment.per_rank_params):
         cluster = params.cluster_id or deployment.cluster_of(params.rank)
         if deployment.gpu_pinning == "visible-devices":
-            key, device, node = "nvidia_visible_devices", params.physical_device, params.node_id
+            key, node = "nvidia_visible_devices", params.node_id
+            held = params.physical_devices if deployment.devices_per_rank > 1 else ()
+            devices = held or (params.physical_device,)
         elif deployment.gpu_pinning == "dra":
-            key, device, node = "device_uuid", params.device_uuid, ""
+            key, devices, node = "device_uuid", (params.device_uuid,), ""
         else:
             return
-        if not device or (key == "nvidia_visible_devices" and not node):
-            continue
-        if (other := holder.setdefault((cluster, node, device), params.rank)) != params.rank:
-            where = f"device {device}" + (f" of node {node}" if node else "")
-            rule = f"rank {params.rank} would hold {where}, which rank {other} holds"
-            yield Fault(f"per_rank_params[{index}].{key}", getattr(params, key), rule)
+        for device in devices:
+            if not device or (key == "nvidia_visible_devices" and not node):
+                continue
+            if (other := holder.setdefault((cluster, node, device), params.rank)) != params.rank:
+                where = f"device {device}" + (f" of node {node}" if node else "")
+                rule = f"rank {params.rank} would hold {where}, which rank {other} holds"
+                yield Fault(f"per_rank_params[{index}].{key}", getattr(params, key), rule)

@@ -12,6 +12,7 @@ from contract.specs import MASTER_HTTP_PORT, STAGE_DATA_PORT, STAGE_HEALTH_PORT
 from contract.web_model import is_address
 from infra.stack.config import DeploymentConfig
 from infra.stack.device_rules import device_faults
+from infra.stack.engine_rules import cluster_engine_faults, engine_faults
 from infra.stack.front_rules import cluster_front_faults, front_faults
 from infra.stack.image_names import registry_of
 from infra.stack.observability_rules import operator_faults
@@ -41,6 +42,7 @@ _TAKEN_PORTS = {
 def deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     """Faults that matter on one machine and on clusters alike."""
     yield from _rank_number_faults(deployment)
+    yield from engine_faults(deployment)
     yield from device_faults(deployment)
     yield from _name_faults(deployment)
     yield from _cluster_faults(deployment)
@@ -69,6 +71,7 @@ def cluster_deployment_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     yield from _cluster_tier_faults(deployment)
     yield from _meeting_point_faults(deployment)
     yield from _image_faults(deployment)
+    yield from cluster_engine_faults(deployment)
 
 
 def _cluster_tier_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
@@ -117,7 +120,7 @@ def _image_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
             yield Fault(path, image, "must begin with its registry, as in docker.io/me/runner:1")
     model = deployment.common_params.model_name
     baked = deployment.images.build_arguments.get("DEMO_MODEL")
-    if model.startswith(DEMO_PREFIX) and baked != model:
+    if deployment.platform == "torch" and model.startswith(DEMO_PREFIX) and baked != model:
         path = "images.build_arguments.DEMO_MODEL"
         rule = f"must be {model}, the model: it is made with pip, which the runner's image has not"
         yield Fault(path, baked or MISSING, rule)

@@ -228,6 +228,7 @@ ModelName = Annotated[
         False,
     ),
 ]
+Share01 = Annotated[float, NO_BOOLEAN, Field(gt=0, le=1)]
 Share = Annotated[Integer, Field(ge=0, le=1_000_000)]
 EnvironmentName = Annotated[
     str, _matching(_ENVIRONMENT_NAME, "must be an environment variable's name", False)

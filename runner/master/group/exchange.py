@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from runner.errors import ModelSwapped
-from runner.master.group.formation import GroupListener
+from runner.master.group.formation import RequestHolder
 from runner.master.group.history import History
 from runner.master.group.keeper import SpecKeeper
 from runner.master.group.spec_changes import what_changes
@@ -18,7 +18,7 @@ DRAIN_LOOK_S = 0.02
 class Exchange:
     """Follows what the keeper's specs say, and has the history tell of it."""
 
-    def __init__(self, keeper: SpecKeeper, history: History, listener: GroupListener) -> None:
+    def __init__(self, keeper: SpecKeeper, history: History, listener: RequestHolder) -> None:
         self._keeper, self._history, self._listener = keeper, history, listener
         self._requests_wait = False
         self._drained_for: Swap | None = None

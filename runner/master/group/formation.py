@@ -32,7 +32,20 @@ class Loss:
     announced: bool = False
 
 
-class GroupListener(Protocol):
+class RequestHolder(Protocol):
+    """Who has the open requests, as an exchange of weights sees it."""
+
+    def requests_wait(self, waits: bool) -> None:
+        """Whether new requests are to be held: the weights are exchanged."""
+
+    def must_be_waited_for(self, in_time: bool) -> bool:
+        """Before the weights go: a request is on its way in, or open while there is time for it."""
+
+    def end_open(self, error: RunnerError) -> None:
+        """End every open request with it."""
+
+
+class GroupListener(RequestHolder, Protocol):
     """The engine, as the group sees it. Called on the master's event loop, never re-entered."""
 
     def group_formed(self, formation: Formation) -> None:
@@ -46,15 +59,6 @@ class GroupListener(Protocol):
 
         `announced`: it was ended on purpose, which is no request's doing.
         """
-
-    def requests_wait(self, waits: bool) -> None:
-        """Whether new requests are to be held: the weights are exchanged."""
-
-    def must_be_waited_for(self, in_time: bool) -> bool:
-        """Before the weights go: a request is on its way in, or open while there is time for it."""
-
-    def end_open(self, error: RunnerError) -> None:
-        """End every open request with it."""
 
     def take(self, served: Served) -> None:
         """The group goes on with other limits, between two steps."""

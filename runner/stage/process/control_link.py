@@ -8,7 +8,7 @@ import logging
 import socket
 from collections.abc import Callable
 
-from contract.specs import StageSpec
+from contract.specs import KeeperSpec, StageSpec
 from runner.errors import ProtocolError
 from runner.transport.connection import OccasionalLog
 from runner.transport.control import Heartbeat, Join, Message, Refusal
@@ -29,7 +29,7 @@ class ControlLink:
 
     def __init__(
         self,
-        spec: StageSpec,
+        spec: StageSpec | KeeperSpec,
         token: bytes,
         *,
         make_join: Callable[[str], Join],

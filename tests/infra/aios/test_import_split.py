@@ -85,7 +85,7 @@ def fault_paths(request):
 
 
 def test_every_fault_of_a_request_is_told():
-    paths = fault_paths(changed(nnodes="four", platform="vllm", headers={}))
+    paths = fault_paths(changed(nnodes="four", platform="tpu", headers={}))
     assert paths == {"nnodes", "platform", "headers"}
     request = changed()
     request["per_rank_params"][0] |= {"cuda_visible_devices": "3", "rank": 1}

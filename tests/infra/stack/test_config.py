@@ -105,7 +105,7 @@ def test_wrong_images(image):
         ({"nnodes": True}, "nnodes = True: must be a number, not true or false"),
         ({"nnodes": 1.5}, "nnodes = 1.5: must be a whole number"),
         ({"nnodes": "many"}, "nnodes = 'many': must be a whole number"),
-        ({"platform": "vllm"}, "platform = 'vllm': must be 'torch'"),
+        ({"platform": "tpu"}, "platform = 'tpu': must be 'torch' or 'vllm'"),
         ({"multi_cluster": "perhaps"}, "multi_cluster = 'perhaps': must be true or false"),
         ({"common_params": []}, "common_params = []: must be a mapping"),
         ({"per_rank_params": {}}, "per_rank_params = {}: must be a list"),
