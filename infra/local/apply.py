@@ -15,6 +15,7 @@ from infra.local.prepared import Prepared, addresses_of, prepared
 from infra.local.progress import Progress
 from infra.local.run import model_commit
 from infra.local.state import StackState, StateFolder, supervisor_runs
+from infra.local.vllm_environment import engine_program
 from infra.plan.lock import ModelReader, model_reader
 from infra.plan.stack_plan import plan_stack
 from infra.stack.config import DeploymentConfig
@@ -44,7 +45,7 @@ def apply_edit(
                 f"{state.deployment_name!r}, and another name is another stack: splitstack down, "
                 "then up"
             )
-        found = _prepared(stack_file, sets, folder, state)
+        found = _prepared(stack_file, sets, folder, state, engine_program(deployment, progress))
         found.wanted.write(folder.wanted_file)
         os.kill(state.pid, signal.SIGUSR1)
         return _follow(folder, found.wanted.id, progress)
@@ -69,7 +70,11 @@ def _editable(folder: StateFolder) -> StackState:
 
 
 def _prepared(
-    stack_file: StackFile, sets: Sequence[str], folder: StateFolder, state: StackState
+    stack_file: StackFile,
+    sets: Sequence[str],
+    folder: StateFolder,
+    state: StackState,
+    engine: str,
 ) -> Prepared:
     former = addresses_of(state)
     deployment = stack_file.deployment
@@ -88,6 +93,7 @@ def _prepared(
         places,
         commit,
         edit=secrets.token_hex(8),
+        engine=engine,
     )
 
 

@@ -36,9 +36,11 @@ def prepared(
     commit: str,
     *,
     edit: str = "",
+    engine: str = "",
 ) -> Prepared:
-    """`deployment` is fitted; `sets` are all those that `stack_file` was read with."""
-    wanted = define_processes(folder, deployment, plan, places, commit)
+    """`deployment` is fitted; `sets` are all those that `stack_file` was read with. `engine` as in
+    define_processes."""
+    wanted = define_processes(folder, deployment, plan, places, commit, engine)
     about = {
         "stack": stack_file.stack,
         "stack_file": str(stack_file.path.absolute()),

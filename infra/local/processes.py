@@ -15,6 +15,7 @@ from infra.plan.process_specs import (
     Addresses,
     group_spec,
     inference_server_spec,
+    keeper_spec,
     master_spec,
     proxy_spec,
     stage_spec,
@@ -38,9 +39,14 @@ def define_processes(
     plan: StackPlan,
     addresses: Addresses,
     commit: str,
+    engine: str = "",
 ) -> Wanted:
-    """How each process is started, with its file, and how what they serve is brought in."""
-    definitions = _rank_group(folder, deployment, addresses)
+    """How each process is started, with its file, and how what they serve is brought in. `engine`
+    is the program of a platform that is not our own."""
+    if deployment.platform == "vllm":
+        definitions = _keepers(folder, deployment, addresses, engine)
+    else:
+        definitions = _rank_group(folder, deployment, addresses)
     for block in deployment.proxy_blocks:
         sessions = str(folder.sessions(block.block_id))
         proxy = proxy_spec(deployment, block, addresses, sessions_path=sessions)
@@ -111,6 +117,34 @@ def _rank_group(
                 tier="stage",
                 command=("nice", "-n", str(STAGE_NICENESS), sys.executable, *arguments),
                 url=f"http://{LOOPBACK}:{spec.health_port}",
+                log=folder.log(name),
+                startup_s=STARTUP_S,
+                environment=stage_environment(deployment, params.rank),
+                files=files,
+            )
+        )
+    return definitions
+
+
+def _keepers(
+    folder: StateFolder, deployment: DeploymentConfig, addresses: Addresses, engine: str
+) -> list[ProcessDefinition]:
+    """One for each rank: the first has the master's place, and its engine's processes below it."""
+    token = ("--token-file", str(folder.token_file))
+    served = ("--group-spec", str(folder.served_spec))
+    definitions = []
+    for params in deployment.ranks:
+        name = f"keeper-{params.rank}"
+        spec = keeper_spec(deployment, params, addresses, engine=engine, niceness=STAGE_NICENESS)
+        files = _file(folder, name, spec)
+        options = (*(served if params.rank == 0 else ()), *token)
+        arguments = ("-m", "runner.keeper", "--spec", *files, *options)
+        definitions.append(
+            ProcessDefinition(
+                name=name,
+                tier="stage",
+                command=(sys.executable, *arguments),
+                url=f"http://{LOOPBACK}:{spec.http_port}",
                 log=folder.log(name),
                 startup_s=STARTUP_S,
                 environment=stage_environment(deployment, params.rank),

@@ -34,6 +34,7 @@ from infra.local.state import (
     supervisor_runs,
 )
 from infra.local.supervisor import Supervisor
+from infra.local.vllm_environment import engine_program
 from infra.plan.lock import ModelReader, model_reader
 from infra.plan.stack_plan import plan_stack
 from infra.stack.config import CommonParams
@@ -68,6 +69,7 @@ def _run(
     deployment = fit(stack_file.deployment)
     reader = model_reader(stack_file.lock_path)
     check_inference_port(deployment)
+    engine = engine_program(deployment, progress)
     folder.clear()
     state = StackState(
         stack=stack_file.stack,
@@ -87,7 +89,7 @@ def _run(
     with machine.free_ports(port_count(deployment)) as ports:
         places = addresses(deployment, ports)
     folder.make_token()
-    found = prepared(folder, stack_file, sets, deployment, plan, places, commit)
+    found = prepared(folder, stack_file, sets, deployment, plan, places, commit, engine=engine)
 
     def changed(phase: str, reason: str) -> None:
         rows = tuple(ProcessState.of(item) for item in supervisor.processes)
