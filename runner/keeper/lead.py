@@ -84,7 +84,11 @@ class Lead:
             on_fault=on_fault,
         )
         self._members = Membership(
-            self.history, joined=self._specs.joined, lost=self._lose_rank, received=self._received
+            self.history,
+            joined=self._specs.joined,
+            refused=self._change.set,
+            lost=self._lose_rank,
+            received=self._received,
         )
         self._specs.attach(self._members)
         self._exchange = Exchange(self._specs, self.history, self.requests)
