@@ -59,7 +59,8 @@ def _rows(
         path = prefix + name
         kind, suffix = _inner_section(field)
         inner = definitions.get(kind, {})
-        meaning = field.get("description") or inner.get("description", "")
+        described = field.get("description") or inner.get("description", "")
+        meaning = " ".join(described.split())
         if kind in shown:
             meaning += f" Its keys: those of `{shown[kind]}`."
         default = "required" if name in required else _default(field)
