@@ -46,6 +46,9 @@ PAUSE_S = 1.0
 # 256 of them by itself (runner/stage/cpu/allocator.py), which random prompts are long in filling.
 # With few, what grows is a leak.
 FEW_KERNELS = {"LRU_CACHE_CAPACITY": "32", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+# Slots of ended requests are kept for those that begin alike, in as many positions as these fill: a
+# hundred requests' worth.
+LIMITS = {"max_concurrent_requests": 8, "max_model_len": 1024}
 
 
 def stack_file(folder: Path) -> Path:
@@ -56,6 +59,7 @@ def stack_file(folder: Path) -> Path:
     block["generation_config"] = {"temperature": 0, "max_new_tokens": TOKENS}
     deployment["proxy_blocks"] = [block, block | {"block_id": SECOND_BLOCK}]
     deployment["extra_env"] = FEW_KERNELS
+    deployment["common_params"] |= LIMITS
     path = folder / STACK.name
     path.write_text(yaml.safe_dump(document), "utf-8")
     return path
