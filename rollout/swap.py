@@ -29,9 +29,11 @@ class RankProgress(_Said):
     @property
     def line(self) -> str:
         """As in "rank 1 fetching 0.3 of 1.2 GB"."""
-        if self.state != "fetching" or not self.wanted_bytes:
+        if self.state not in ("waiting", "fetching") or not self.wanted_bytes:
             return f"rank {self.rank} {self.state}"
-        return f"rank {self.rank} fetching {_of(self.fetched_bytes, self.wanted_bytes)}"
+        of = _of(self.fetched_bytes, self.wanted_bytes)
+        first = " for what is in force first," if self.state == "waiting" else ""
+        return f"rank {self.rank} {self.state}{first} {of}"
 
 
 class Swap(_Said):

@@ -21,6 +21,8 @@ from runner.transport.control import Served
 
 # A process whose connection is gone may only be cut off: it dials again each second.
 BACK_WITHIN_S = 10.0
+# A stage ends itself when the load of what is in force stalls; it is heard of long before.
+RESTORING_STALLS = 10
 # After a swap that failed the old spec comes first, as long as there is hope.
 RETURNS_WITHIN_S = 30.0
 
@@ -147,9 +149,12 @@ class Specs:
         if item := self._rank(rank, digest):
             loading = self.running is not None and self.running.phase == "loading"
             item.state, item.moved, item.since = "loading" if loading else "fetching", now, now
+            item.restoring = False
+        elif (item := self._waiting(rank, digest)) and item.restoring is None:
+            item.restoring, item.moved = True, now
 
     def progress(self, rank: int, digest: str, fetched: int, wanted: int, now: float) -> None:
-        if item := self._rank(rank, digest):
+        if item := self._rank(rank, digest) or self._waiting(rank, digest):
             if item.fetched_bytes != fetched:
                 item.moved = now
             item.fetched_bytes, item.wanted_bytes = fetched, wanted
@@ -165,6 +170,8 @@ class Specs:
     def loaded(self, rank: int, digest: str, now: float) -> None:
         if item := self._rank(rank, digest):
             item.state, item.moved = "loaded", now
+        else:
+            self._restored(rank, digest, now)
 
     def holds(self, rank: int, digest: str, now: float) -> None:
         """It has these weights already, from a try that failed."""
@@ -181,6 +188,8 @@ class Specs:
         swap = self.running
         if swap is not None and (item := self._rank(rank, digest)):
             self._give_up(swap, item, f": {reason}", now)
+        else:
+            self._restored(rank, digest, now)
 
     def rank_lost(self, rank: int, reason: str, now: float) -> None:
         """Its process is gone, or cut off."""
@@ -196,6 +205,8 @@ class Specs:
         item = swap.ranks[rank]
         if item.lost is not None and not same_process and item.state != "waiting":
             self._give_up(swap, item, f": {item.lost[1]}", now)
+        if item.restoring and not same_process:  # what it died of may end the next one too
+            item.restoring = False
         item.lost = None
 
     # What becomes of the group
@@ -240,13 +251,20 @@ class Specs:
         for item in swap.ranks:
             if item.state in done:
                 continue
-            if swap.phase == "preparing" and now - item.moved > self._stall_s:
-                missing = "has not joined" if item.state == "waiting" else "got no byte"
-                self._give_up(swap, item, f" {missing} for {self._stall_s:g} s", now)
+            if swap.phase == "preparing" and (missing := self._stalled(item, now)):
+                self._give_up(swap, item, f" {missing}", now)
                 return
             if limit is not None and item.state != "waiting" and now - item.since > limit:
                 self._give_up(swap, item, f" took longer than load_timeout_s, {limit:g} s", now)
                 return
+
+    def _stalled(self, item: RankOfSwap, now: float) -> str:
+        """What it has not done for too long; "" where it may still."""
+        limit_s = self._stall_s
+        missing = "has not joined" if item.state == "waiting" else "got no byte"
+        if item.restoring and item.lost is None:
+            limit_s, missing = limit_s * RESTORING_STALLS, "has not got what is in force"
+        return f"{missing} for {limit_s:g} s" if now - item.moved > limit_s else ""
 
     def _give_up(self, swap: Swap, item: RankOfSwap, reason: str, now: float) -> None:
         item.state, item.reason = "failed", reason.removeprefix(": ").strip()
@@ -258,6 +276,19 @@ class Specs:
         swap = self.running
         mine = swap is not None and swap.spec_hash == digest and rank < len(swap.ranks)
         return swap.ranks[rank] if swap is not None and mine else None
+
+    def _waiting(self, rank: int, digest: str) -> RankOfSwap | None:
+        """The rank, where it waits for the new spec and `digest` is of the one in force."""
+        swap, old = self.running, self.in_force
+        if swap is None or old is None or old.spec_hash != digest or rank >= len(swap.ranks):
+            return None
+        return swap.ranks[rank] if swap.ranks[rank].state == "waiting" else None
+
+    def _restored(self, rank: int, digest: str, now: float) -> None:
+        """It has what is in force, or cannot have it."""
+        if item := self._waiting(rank, digest):
+            item.restoring, item.moved = False, now
+            item.fetched_bytes = item.wanted_bytes = 0
 
     def _next_of_prepared(self, swap: Swap, now: float) -> None:
         if swap.served is not None and all(item.state == "prepared" for item in swap.ranks):

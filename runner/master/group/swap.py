@@ -21,7 +21,8 @@ class SwapRunning(Exception):
 class RankOfSwap:
     """How far one rank of the new spec is; sizes in bytes, 0 where not known. `since` it was
     told to fetch or to load, `moved` when something was heard of that last, and `lost` (when, and
-    how it was told) is set while its process is not there."""
+    how it was told) is set while its process is not there. While it waits it may be `restoring`,
+    having what is in force first, and the sizes are of that; once only, None where it has not."""
 
     rank: int
     moved: float
@@ -33,6 +34,7 @@ class RankOfSwap:
     """Prepared, and in memory beside what is served."""
     reason: str = ""
     lost: tuple[float, str] | None = None
+    restoring: bool | None = None
 
 
 class Swap:

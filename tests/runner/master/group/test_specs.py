@@ -298,6 +298,43 @@ def test_who_is_not_heard_of_is_not_waited_for() -> None:
     assert swap.reason == "rank 2 has not joined for 100 s"
 
 
+def test_who_has_what_is_in_force_first_is_waited_for() -> None:
+    """All processes were started anew just before: that load may take longer than a stall."""
+    specs, old = serving(), spec_hash(OLD)
+    swap = begun(specs)
+    specs.told(2, DIGEST, 2.0)
+    specs.prepared(2, DIGEST, 3.0)
+    for rank in range(2):
+        specs.told(rank, old, 2.0)
+        specs.progress(rank, old, 10, 20, 3.0)
+    assert states(swap) == ["waiting", "waiting", "prepared"]
+    assert [item.fetched_bytes for item in swap.ranks] == [10, 10, 0]
+    specs.look(500.0)
+    for rank in range(2):
+        specs.loaded(rank, old, 500.0)
+    specs.look(599.0)
+    assert swap.running
+    assert [item.fetched_bytes for item in swap.ranks] == [0, 0, 0]
+    specs.look(601.0)
+    assert swap.reason == "rank 0 has not joined for 100 s"
+
+
+def test_a_rank_that_dies_of_what_is_in_force_is_not_waited_for_without_end() -> None:
+    specs, old = serving(), spec_hash(OLD)
+    swap = begun(specs)
+    for rank in (1, 2):
+        specs.told(rank, DIGEST, 2.0)
+        specs.prepared(rank, DIGEST, 2.0)
+    for now in range(3, 300):
+        specs.rank_joined(0, same_process=False, now=float(now))
+        specs.told(0, old, float(now))
+        specs.look(float(now))
+        specs.rank_lost(0, "killed", now + 0.5)
+        if not swap.running:
+            break
+    assert now == pytest.approx(103, abs=1)
+
+
 def test_a_load_has_a_limit_where_one_is_given() -> None:
     specs = serving()
     spec = replace(NEW, load_timeout_s=10.0)
