@@ -65,7 +65,7 @@ def _read_group_spec(path: Path | None, spec: MasterSpec) -> GroupSpec | None:
 
 
 def _serve(spec: MasterSpec, token: bytes, group_spec: GroupSpec | None) -> int:
-    texts = Texts()
+    texts = Texts(lambda: group.specs_in_use)
     group = Group(spec, token, group_spec, make_ready=texts.make_ready, on_fault=end_process)
     engine = Engine(group, on_fault=end_process)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,19 +36,26 @@ class ServedModel:
 
 
 class Texts:
-    """Of each model that is served or on its way in, by name and commit."""
+    """Of each model that is served or on its way in, which `in_use` tells; a large vocabulary takes
+    a tenth of what a master has."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_use: Callable[[], Iterable[Served]] = tuple) -> None:
+        self._in_use = in_use
         self._known: dict[tuple[str, str], ModelText] = {}
 
     async def make_ready(self, served: Served, folder: Path) -> None:
-        """Read the text of a model; raises ModelUnavailable."""
-        key = served.spec.model_name, served.commit
-        if key not in self._known:
-            self._known[key] = await asyncio.to_thread(ModelText.load, folder)
+        """Read the text of a model; raises ModelUnavailable. Others that were go."""
+        key = _key(served)
+        text = self._known.get(key) or await asyncio.to_thread(ModelText.load, folder)
+        kept = {_key(item) for item in self._in_use()}
+        self._known = {it: known for it, known in self._known.items() if it in kept} | {key: text}
 
     def of(self, served: Served) -> ModelText:
-        return self._known[served.spec.model_name, served.commit]
+        return self._known[_key(served)]
+
+
+def _key(served: Served) -> tuple[str, str]:
+    return served.spec.model_name, served.commit
 
 
 @asynccontextmanager

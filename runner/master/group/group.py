@@ -172,6 +172,13 @@ class Group:
         """The one that runs, or the last one."""
         return self._keeper.specs.swap
 
+    @property
+    def specs_in_use(self) -> tuple[Served, ...]:
+        """What is in force, and what is on its way in once its commit is known."""
+        swap = self._keeper.specs.running
+        both = self.served, swap.served if swap is not None else None
+        return tuple(item for item in both if item is not None)
+
     async def push(self, spec: GroupSpec) -> Swap | None:
         """Serve another spec; as SpecKeeper.push."""
         return await self._keeper.push(spec)
