@@ -25,6 +25,10 @@ def check_rights(
         for group, resource, namespace in kinds:
             yield from _check(api, cluster, "fault", _VERBS, group, resource, namespace)
         yield from _check(api, cluster, "warning", ("list",), "", "nodes", "")
+        if cluster.cluster_id == deployment.cluster_of(0):
+            # By which `status` asks the master.
+            verbs, ports = ("get", "create"), "pods/portforward"
+            yield from _check(api, cluster, "warning", verbs, "", ports, deployment.namespace)
         for namespace in namespaces_on(deployment, cluster.cluster_id):
             yield from _check(api, cluster, "warning", ("list",), "", "events", namespace)
             yield from _check(api, cluster, "warning", ("get",), "", "pods/log", namespace)

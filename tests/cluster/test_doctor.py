@@ -263,6 +263,7 @@ def test_a_user_with_too_few_rights(control_plane, nodes):
     warnings = findings(mapping, "warning")
     assert "you may not list nodes: nodes and devices were not checked" in warnings
     assert any("get pods/log in namespace rights-splits" in text for text in warnings)
+    assert any("get, create pods/portforward in namespace" in text for text in warnings)
 
 
 def test_clusters_that_do_not_answer(control_plane, tmp_path):
