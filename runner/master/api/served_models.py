@@ -46,7 +46,9 @@ class Texts:
     async def make_ready(self, served: Served, folder: Path) -> None:
         """Read the text of a model; raises ModelUnavailable. Others that were go."""
         key = _key(served)
-        text = self._known.get(key) or await asyncio.to_thread(ModelText.load, folder)
+        text = self._known.get(key)
+        if text is None:
+            text = await asyncio.to_thread(ModelText.load, folder)
         kept = {_key(item) for item in self._in_use()}
         self._known = {it: known for it, known in self._known.items() if it in kept} | {key: text}
 
