@@ -145,8 +145,8 @@ def _rank_number_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
 
 def _name_faults(deployment: DeploymentConfig) -> Iterator[Fault]:
     names = [
-        # A StatefulSet's pod is named after it, with its ordinal.
-        deployment.rank_name(deployment.nnodes - 1) + "-0",
+        # A label of a StatefulSet's pods has its name and a hash of ten digits at most.
+        deployment.rank_name(deployment.nnodes - 1) + "-0123456789",
         deployment.rank_master_name,
         deployment.master_api_name,
         deployment.inference_server_name,

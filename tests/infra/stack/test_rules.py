@@ -105,9 +105,9 @@ def test_each_pinning_mode_takes_its_own_keys(mode, rank, told):
 
 
 def test_names_stay_within_63_characters_after_suffixes():
-    assert parsed(deployment_name="a" * 46).inference_server_name == "a" * 46 + "-inference-server"
-    (line,) = fault_lines(deployment_name="a" * 47)
-    assert "must be at most 46 characters" in line
+    assert parsed(deployment_name="a" * 45).inference_server_name == "a" * 45 + "-inference-server"
+    (line,) = fault_lines(deployment_name="a" * 46)
+    assert "must be at most 45 characters" in line
     (line,) = fault_lines(proxy_blocks=[{"block_id": "b" * 60}])
     assert line.startswith("proxy_blocks[0].block_id = ")
 
