@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -57,32 +56,42 @@ def read_kubeconfig(
     """
     if cluster.kubeconfig_stack:
         where = f"output {cluster.kubeconfig_output} of stack {cluster.kubeconfig_stack}"
-        document = _output(cluster, outputs(cluster.kubeconfig_stack), where)
-        return _chosen(_merged([(document, folder)]), cluster, where)
+        found = outputs(cluster.kubeconfig_stack)
+        if found.get(cluster.kubeconfig_output) is None:
+            known = ", ".join(sorted(found)) or "none"
+            raise KubeconfigError(f"there is no {where}; it has: {known}")
+        return given_kubeconfig(cluster, found[cluster.kubeconfig_output], where, folder)
     paths = list(_paths(cluster, folder))
-    found = [path for path in paths if path.is_file()]
-    if not found:
+    files = [path for path in paths if path.is_file()]
+    if not files:
         if not cluster.kubeconfig and not cluster.context and (own := _in_cluster()):
             return own
         raise KubeconfigError(f"{paths[-1]} is no file")
-    merged = _merged((_document(path), path.resolve().parent) for path in found)
-    return _chosen(merged, cluster, ", ".join(map(str, found)))
+    merged = _Merged()
+    for path in files:
+        merged.add(_document(path), str(path), path.resolve().parent)
+    return _chosen(merged, cluster, ", ".join(map(str, files)))
 
 
-def _output(cluster: Cluster, outputs: Mapping[str, Any], where: str) -> Section:
-    """Text as `kubectl config view --raw` has it, or the same as a mapping."""
-    value = outputs.get(cluster.kubeconfig_output)
-    if value is None:
-        known = ", ".join(sorted(outputs)) or "none"
-        raise KubeconfigError(f"there is no {where}; it has: {known}")
-    if isinstance(value, str):
+def given_kubeconfig(
+    cluster: Cluster, given: object, where: str = "it", folder: Path | None = None
+) -> Kubeconfig:
+    """The context that a cluster names, of a kubeconfig's contents: its text, or what that says.
+
+    Relative paths in it start from `folder`, without one they are taken as they are. Raises
+    KubeconfigError.
+    """
+    document = given
+    if isinstance(given, str):
         try:
-            value = yaml.safe_load(value)
+            document = yaml.safe_load(given)
         except yaml.YAMLError as error:
             raise KubeconfigError(f"{where} is not YAML") from error
-    if not isinstance(value, Mapping):
+    if not isinstance(document, Mapping):
         raise KubeconfigError(f"{where} is no kubeconfig")
-    return value
+    merged = _Merged()
+    merged.add(document, where, folder)
+    return _chosen(merged, cluster, where)
 
 
 def _chosen(merged: _Merged, cluster: Cluster, where: str) -> Kubeconfig:
@@ -94,57 +103,37 @@ def _chosen(merged: _Merged, cluster: Cluster, where: str) -> Kubeconfig:
     return _minified(merged, name, context)
 
 
-def given_kubeconfig(cluster: Cluster, given: object) -> Kubeconfig:
-    """The context that a cluster names, of a kubeconfig's contents: its text, or what that says.
-
-    Paths in it are taken as they are. Raises KubeconfigError.
-    """
-    document = given
-    if isinstance(given, str):
-        try:
-            document = yaml.safe_load(given)
-        except yaml.YAMLError as error:
-            raise KubeconfigError("is not YAML") from error
-    if not isinstance(document, dict):
-        raise KubeconfigError("is no kubeconfig")
-    merged = _Merged(str(document.get("current-context") or ""))
-    merged.add(document, dict)
-    name = cluster.context or merged.current
-    if name not in merged.contexts:
-        known = ", ".join(merged.contexts) or "none"
-        raise KubeconfigError(f"has no context {name!r}; it has: {known}")
-    return _minified(merged, name, merged.contexts[name])
-
-
 @dataclass
 class _Merged:
-    """Several files as one: of a name that several have, the first file's counts."""
+    """Several files as one: of a name that several have, the first file's counts.
+
+    https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/
+    """
 
     current: str = ""
     contexts: dict[str, Section] = field(default_factory=dict)
     clusters: dict[str, Section] = field(default_factory=dict)
     users: dict[str, Section] = field(default_factory=dict)
 
-    def add(self, document: Section, finish: Callable[[Section], Section]) -> None:
+    def add(self, document: Section, where: str, folder: Path | None) -> None:
+        """`where` is what faults are told of; relative paths start from `folder`."""
+        self.current = self.current or str(document.get("current-context") or "")
         for kind, known in (
             ("context", self.contexts),
             ("cluster", self.clusters),
             ("user", self.users),
         ):
-            for item in document.get(f"{kind}s") or []:
-                known.setdefault(str(item.get("name")), finish(item.get(kind) or {}))
+            for name, section in _sections(document, kind, where):
+                known.setdefault(name, _absolute(section, folder) if folder else dict(section))
 
 
-def _merged(documents: Iterable[tuple[Section, Path]]) -> _Merged:
-    """Each with the folder that its paths start from.
-
-    https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/
-    """
-    merged = _Merged()
-    for document, folder in documents:
-        merged.current = merged.current or str(document.get("current-context") or "")
-        merged.add(document, partial(_absolute, folder=folder))
-    return merged
+def _sections(document: Section, kind: str, where: str) -> Iterator[tuple[str, Section]]:
+    rows = document.get(f"{kind}s") or []
+    for row in rows if isinstance(rows, Sequence) and not isinstance(rows, str) else [None]:
+        section = (row.get(kind) or {}) if isinstance(row, Mapping) else None
+        if row is None or not isinstance(section, Mapping):
+            raise KubeconfigError(f"{where}: {kind}s must be a list, each with name and {kind}")
+        yield str(row.get("name")), section
 
 
 def _paths(cluster: Cluster, folder: Path) -> Iterator[Path]:
@@ -162,6 +151,8 @@ def _document(path: Path) -> Section:
         raise KubeconfigError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise KubeconfigError(f"{path} is not YAML") from error
+    if document is None:  # an empty file is one without contexts, as for kubectl
+        return {}
     if not isinstance(document, dict):
         raise KubeconfigError(f"{path} is no kubeconfig")
     return document

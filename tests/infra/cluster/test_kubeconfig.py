@@ -68,7 +68,8 @@ def test_relative_files_become_absolute(file, tmp_path):
 
 
 def test_a_context_by_name_from_the_files_of_the_environment(file, tmp_path, monkeypatch):
-    monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'none'}:{file}")
+    (tmp_path / "empty").touch()
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'none'}:{tmp_path / 'empty'}:{file}")
     found = read(Cluster(context="second"), tmp_path)
     assert (found.context, found.host) == ("second", "fd00::1")
 
@@ -137,11 +138,15 @@ def test_the_users_own_file_is_the_last_resort(file, tmp_path, monkeypatch):
          "context 'stranger' names the user 'w', which is in no file; there are: u, v"),
         ({"kubeconfig": "list"}, "list is no kubeconfig"),
         ({"kubeconfig": "torn"}, "torn is not YAML"),
+        ({"kubeconfig": "names"}, "names: contexts must be a list, each with name and context"),
+        ({"kubeconfig": "text"}, "text: users must be a list, each with name and user"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(file, tmp_path, cluster, told):
     (tmp_path / "list").write_text("[]")
     (tmp_path / "torn").write_text("{")
+    (tmp_path / "names").write_text("contexts: [first]")
+    (tmp_path / "text").write_text("users: {u: {}}")
     with pytest.raises(KubeconfigError, match=told):
         read(Cluster(**cluster), tmp_path)
 

@@ -183,11 +183,11 @@ def test_a_kubeconfig_that_does_not_fit_is_named(tmp_path):
     deployment = stack(tmp_path, clusters={"home": {"context": "other"}})
     content = write_kubeconfig(tmp_path, "given").read_text()
     told = faults(deployment, kubeconfigs={"home": content})
-    assert "kubeconfigs.home: has no context 'other'; it has: given" in told
+    assert "kubeconfigs.home: it has no context 'other'; it has: given" in told
     assert "token-of-given" not in told
     told = faults(stack(tmp_path), kubeconfigs={"hoem": content})
     assert "kubeconfigs.hoem: is the kubeconfig of no cluster in deployment.clusters (home)" in told
-    assert "kubeconfigs.home: is no kubeconfig" in faults(deployment, kubeconfigs={"home": "text"})
+    assert "kubeconfigs.home: it is no kubeconfig" in faults(deployment, kubeconfigs={"home": "text"})
 
 
 def state_of(program: Program) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def test_an_edit_is_told_of_the_one_that_is_edited(tmp_path):
 def test_namespaces_that_it_made_are_not_given_up_by_mistake(tmp_path):
     state = state_of(record(lambda: declare(stack(tmp_path))))
     deployment = stack(tmp_path, namespaces={"create": False})
-    with pytest.raises(StackConfigError, match=r"would delete .*splits, which this stack has"):
+    with pytest.raises(StackConfigError, match=r"would delete .*splits.*, which this stack has"):
         record(lambda: declare(deployment), state=state)
     # Another component's are none of its business.
     record(lambda: declare(deployment, name="other"), state=state)
