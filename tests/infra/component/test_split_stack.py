@@ -187,7 +187,8 @@ def test_a_kubeconfig_that_does_not_fit_is_named(tmp_path):
     assert "token-of-given" not in told
     told = faults(stack(tmp_path), kubeconfigs={"hoem": content})
     assert "kubeconfigs.hoem: is the kubeconfig of no cluster in deployment.clusters (home)" in told
-    assert "kubeconfigs.home: it is no kubeconfig" in faults(deployment, kubeconfigs={"home": "text"})
+    told = faults(deployment, kubeconfigs={"home": "text"})
+    assert "kubeconfigs.home: it is no kubeconfig" in told
 
 
 def state_of(program: Program) -> dict[str, Any]:
