@@ -109,7 +109,7 @@ def _needed_by_templates(
         if deployment.inference_server.enabled:
             own = deployment.inference_server.pod_template
             templates.append(("inference_server.pod_template", namespaces.inference_server, own))
-        if deployment.session_store.mode == "valkey":
+        if deployment.has_valkey:
             own = deployment.session_store.pod_template
             templates.append(("session_store.pod_template", namespaces.blocks, own))
     for key, namespace, template in templates:

@@ -99,7 +99,7 @@ def _tier_wishes(deployment: DeploymentConfig) -> Iterator[PodWish]:
     tiers: dict[str, InferenceServer | SessionStore] = {}
     if server.enabled:
         tiers["inference_server"] = server
-    if store.mode == "valkey":
+    if deployment.has_valkey:
         tiers["session_store"] = store
     for name, tier in tiers.items():
         yield PodWish(

@@ -226,7 +226,7 @@ def _tiers(
     if deployment.inference_server.enabled:
         name = deployment.inference_server_name
         wanted.append((name, INFERENCE_SERVER, namespaces.inference_server))
-    if deployment.proxy_blocks and deployment.session_store.mode == "valkey":
+    if deployment.has_valkey:
         wanted.append((deployment.session_store_name, SESSION_STORE, namespaces.blocks))
     for name, component, namespace in wanted:
         found = [pod for pod in pods if pod.component == component and _is_of(pod.name, name)]

@@ -252,6 +252,11 @@ class DeploymentConfig(types.Section):
         }
 
     @property
+    def has_valkey(self) -> bool:
+        """Whether a session store of its own is made: it is the blocks'."""
+        return bool(self.proxy_blocks) and self.session_store.mode == "valkey"
+
+    @property
     def rank_runtime_class(self) -> str:
         """`runtime_class` with its default; "" for the cluster's own."""
         if self.runtime_class is None:

@@ -70,3 +70,13 @@ def test_every_pod_once() -> None:
     ]  # fmt: skip
     assert wishes[0].amounts == {"cpu": Decimal(3), "memory": Decimal(2**30 + 2**20)}
     assert pod_wishes(deployment, "another") == []
+
+
+def test_a_store_is_made_for_blocks_alone() -> None:
+    deployment = parsed(
+        proxy_blocks=[],
+        inference_server={"enabled": False},
+        session_store={"mode": "valkey", "image": f"registry.test/valkey@{DIGEST}"},
+    )
+    names = [wish.name for wish in pod_wishes(deployment, deployment.cluster_of(0))]
+    assert "session store" not in names
