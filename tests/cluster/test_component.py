@@ -75,14 +75,17 @@ def deployment(control_plane, **changes: object) -> dict[str, Any]:
     return mapping | {"clusters": {"home": {}}}
 
 
-def write_program(folder: Path, mapping: dict[str, Any]) -> None:
-    chat = {
-        "type": "splitstack:SplitStack",
-        "properties": {
-            "deployment": mapping,
-            "secrets": {"group_token": "${group_token}"},
-            "kubeconfigs": {"home": "${cluster.kubeconfig}"},
-        },
+def write_program(folder: Path, mapping: dict[str, Any], **others: dict[str, Any]) -> None:
+    stacks = {
+        name: {
+            "type": "splitstack:SplitStack",
+            "properties": {
+                "deployment": deployment,
+                "secrets": {"group_token": "${group_token}"},
+                "kubeconfigs": {"home": "${cluster.kubeconfig}"},
+            },
+        }
+        for name, deployment in {"chat": mapping, **others}.items()
     }
     cluster = {"type": "made:Cluster", "properties": {"kubeconfig": "${kubeconfig}"}}
     document = {
@@ -90,11 +93,12 @@ def write_program(folder: Path, mapping: dict[str, Any]) -> None:
             "group_token": {"type": "string", "secret": True},
             "kubeconfig": {"type": "string", "secret": True},
         },
-        "resources": {"cluster": cluster, "chat": chat},
+        "resources": {"cluster": cluster, **stacks},
         "outputs": {"urls": "${chat.urls}", "key": "${chat.managementKey}"},
     }
     (folder / "program").mkdir(parents=True, exist_ok=True)
-    (folder / "program" / "Main.yaml").write_text(yaml.safe_dump(document))
+    # JSON is YAML, and without the aliases that Pulumi does not take.
+    (folder / "program" / "Main.yaml").write_text(json.dumps(document))
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +188,30 @@ def test_an_edit_is_told_and_costs_what_it_says(workspace, project, control_plan
     assert {name.partition("::")[0] for name in run.changes} <= {
         "ConfigMap", "Job", "SplitStack", "SplitModel", "Rollout", "Stack"
     }  # fmt: skip
+
+
+def test_a_second_one_in_the_same_program_touches_nothing_of_the_first(
+    workspace, project, control_plane
+):
+    first = deployment(control_plane)
+    second = first | {
+        "deployment_name": "beside",
+        "nnodes": 1,
+        "namespaces": first["namespaces"] | {"create": False},
+        "inference_server": {"enabled": False},
+        "proxy_blocks": [{"block_id": "other"}],
+    }
+    write_program(project, first)
+    assert workspace.up().succeeded
+    write_program(project, first, **{"chat-two": second})
+    run = workspace.up()
+    assert run.succeeded, run.output
+    assert set(run.changes.values()) == {"create"}
+    assert workspace.up().changes == {}
+    write_program(project, first)
+    run = workspace.up()
+    assert run.succeeded, run.output
+    assert set(run.changes.values()) == {"delete"}
 
 
 def test_what_is_wrong_is_named_before_anything_is_changed(workspace, project, control_plane):
