@@ -224,7 +224,9 @@ def test_an_edit_is_told_of_the_one_that_is_edited(tmp_path):
 def test_namespaces_that_it_made_are_not_given_up_by_mistake(tmp_path):
     state = state_of(record(lambda: declare(stack(tmp_path))))
     deployment = stack(tmp_path, namespaces={"create": False})
-    with pytest.raises(StackConfigError, match=r"would delete .*splits.*, which this stack has"):
+    with pytest.raises(
+        StackConfigError, match=r"would delete .*\bsplits\b.*, which this stack has"
+    ):
         record(lambda: declare(deployment), state=state)
     # Another component's are none of its business.
     record(lambda: declare(deployment, name="other"), state=state)
