@@ -30,7 +30,7 @@ def deploy(stack: ClusterStack, place: Place = OWN_PROGRAM) -> dict[str, Any]:
 
     policies = NetworkPolicies(name, clusters)
 
-    specs = RankSpecs(stack.group, stack.master, stack.stages)
+    specs = RankSpecs(stack.group, stack.master, stack.stages, stack.keepers)
     room, stand_ins = stack.applied.room, stack.stand_ins
     runner = SplitModelArgs(clusters, specs, images["runner"], secrets, room, stand_ins)
     model = SplitModel(name, runner)

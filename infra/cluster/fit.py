@@ -26,6 +26,8 @@ _REQUESTS, _REQUEST_TOKENS = 8, 2048
 # Of a GPU's host: interpreter, libraries and CUDA's own part, beside one tensor after the other. A
 # pod that runs is not replaced for more of it before it has less than the second figure left.
 _HOST_OF_GPU, _LEAST_HOST_OF_GPU = 6 * _GIB, 4 * _GIB
+# Of another engine's processes on a CPU, beside weights and KV.
+_ENGINE_OF_CPU = 6 * _GIB
 # Where nobody knows what the rank will hold.
 _UNKNOWN_WEIGHTS, _UNKNOWN_TENSOR = 16 * _GIB, 4 * _GIB
 _MEMORY_STEP = 2**28
@@ -160,6 +162,9 @@ def _derived_memory(deployment: DeploymentConfig, plan: RankPlan, longest: int |
         return _UNKNOWN_WEIGHTS
     at_once = min(_REQUESTS, deployment.common_params.max_concurrent_requests)
     needed = share.needed_bytes(max(at_once * _REQUEST_TOKENS, longest or 0))
+    if deployment.platform == "vllm":
+        # Its keeper gives a quarter to KV, and its processes import for gigabytes.
+        needed = max(needed + _ENGINE_OF_CPU, 4 * share.kv_bytes_per_token * (longest or 0))
     return _MEMORY_STEP * math.ceil(needed / _MEMORY_STEP)
 
 

@@ -62,12 +62,19 @@ def _built(
         image_name=name,
         build=pulumi_docker.DockerBuildArgs(
             context=context,
-            dockerfile=os.path.join(context, tier, "Dockerfile"),
+            dockerfile=os.path.join(context, dockerfile(deployment, tier)),
             args=build_arguments(deployment, tier),
             platform=platform or None,
         ),
         opts=options,
     )
+
+
+def dockerfile(deployment: DeploymentConfig, tier: Tier) -> str:
+    """Of a tier's image, from the repository's root."""
+    if tier == "runner" and deployment.platform == "vllm":
+        return "runner/keeper/Dockerfile"
+    return f"{tier}/Dockerfile"
 
 
 def build_arguments(deployment: DeploymentConfig, tier: Tier) -> dict[str, str]:
@@ -76,6 +83,6 @@ def build_arguments(deployment: DeploymentConfig, tier: Tier) -> dict[str, str]:
     None follows from the model: another one would be another image, and with it other pods.
     """
     arguments = {}
-    if tier == "runner":
+    if tier == "runner" and deployment.platform == "torch":
         arguments["TORCH"] = "cpu" if deployment.gpu_pinning == "none" else "cuda"
     return arguments | deployment.images.build_arguments

@@ -40,6 +40,12 @@ def empty_mount(name: str, path: str, size: int | None = None) -> Mount:
     return Mount(core.VolumeArgs(name=name, empty_dir=source), path, read_only=False)
 
 
+def memory_mount(name: str, path: str, size: int) -> Mount:
+    """A folder in memory, which counts as the container's; `size` bytes at most."""
+    source = core.EmptyDirVolumeSourceArgs(medium="Memory", size_limit=str(size))
+    return Mount(core.VolumeArgs(name=name, empty_dir=source), path, read_only=False)
+
+
 def claim_mount(
     name: str, claim: str, path: str, *, sub_path: str = "", read_only: bool = False
 ) -> Mount:

@@ -87,7 +87,9 @@ def _ranks(deployment: DeploymentConfig, cluster: str) -> NetworkRule:
     # Addresses of other clusters and networks are no pods that a policy could select.
     peers = () if _spread(deployment) else (ranks,)
     master_port = deployment.common_params.master_port
-    egress = [Allowed((master_port, STAGE_DATA_PORT), peers)]
+    # Other engines' processes meet on ports that they choose; several clusters are refused there.
+    every_port = deployment.platform == "vllm"
+    egress = [Allowed(() if every_port else (master_port, STAGE_DATA_PORT), peers)]
     if ports := _hub_ports(deployment):
         egress.append(Allowed(ports))
     return NetworkRule(
@@ -95,7 +97,10 @@ def _ranks(deployment: DeploymentConfig, cluster: str) -> NetworkRule:
         cluster,
         deployment.namespace,
         labels.selector(deployment, labels.RANK_COMPONENT),
-        ingress=(Allowed((STAGE_DATA_PORT,), peers), *_metrics(deployment, STAGE_HEALTH_PORT)),
+        ingress=(
+            Allowed(() if every_port else (STAGE_DATA_PORT,), peers),
+            *_metrics(deployment, STAGE_HEALTH_PORT),
+        ),
         egress=tuple(egress),
     )
 

@@ -1,4 +1,5 @@
-"""The pod of one rank: container `stage`, on rank 0 with container `master` beside it."""
+"""The pod of one rank: container `stage`, on rank 0 with container `master` beside it; with another
+engine container `keeper` alone."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from infra.cluster.mounts import (
     config_map_mount,
     empty_mount,
     host_mount,
+    memory_mount,
     secret_mount,
 )
 from infra.cluster.placement import Placement
@@ -25,6 +27,9 @@ from infra.cluster.pods import Container, Pace, http_probes, pod_spec, python_mo
 from infra.stack.config import DeploymentConfig, RankParams
 
 STAGE_FILE, MASTER_FILE, GROUP_FILE = "stage.json", "master.json", "group.json"
+KEEPER_FILE = "keeper.json"
+# Where an engine keeps what it has compiled; the pod's own.
+ENGINE_CACHE = "/tmp/engine"  # noqa: S108
 GROUP_FOLDER = "/etc/splitstack-group"
 GROUP_TOKEN_FILE = "group_token"  # noqa: S105 (a file's name)
 HUB_TOKEN_FILE = "hub_token"  # noqa: S105 (a file's name)
@@ -86,9 +91,12 @@ def rank_pod_spec(
     secret_files: Collection[str],
 ) -> core.PodSpecArgs:
     """`params` must name cores and memory; `secret_files` are the names in the ranks' Secret."""
-    containers = [_stage(deployment, params, image, secret_files)]
-    if params.rank == 0:
-        containers.insert(0, _master(deployment, image, secret_files))
+    if deployment.platform == "vllm":
+        containers = [_keeper(deployment, params, image, secret_files)]
+    else:
+        containers = [_stage(deployment, params, image, secret_files)]
+        if params.rank == 0:
+            containers.insert(0, _master(deployment, image, secret_files))
     return pod_spec(
         containers=containers,
         drain_s=_DRAIN_S,
@@ -177,6 +185,53 @@ def _master(
     )
 
 
+def _keeper(
+    deployment: DeploymentConfig,
+    params: RankParams,
+    image: pulumi.Input[str],
+    secret_files: Collection[str],
+) -> Container:
+    """Its probes ask the keeper alone, which lives while its engine dies and starts."""
+    assert params.cpu is not None
+    assert params.memory is not None
+    first, mode = params.rank == 0, deployment.gpu_pinning
+    group = ("--group-spec", f"{GROUP_FOLDER}/{GROUP_FILE}") if first else ()
+    ports = {"data": STAGE_DATA_PORT}
+    ports |= (
+        {"group": deployment.common_params.master_port, "http": MASTER_HTTP_PORT}
+        if first
+        else {"health": STAGE_HEALTH_PORT}
+    )
+    mounts = [
+        *_mounts(deployment, params.rank),
+        # What the engine's processes of one rank tell one another.
+        memory_mount("shared-memory", "/dev/shm", params.memory // 4),  # noqa: S108
+    ]
+    if first:
+        name = group_spec_name(deployment)
+        mounts.append(config_map_mount(name, GROUP_FOLDER, "group", optional=True))
+    return Container(
+        name="keeper",
+        image=image,
+        command=python_module("runner.keeper", *_arguments(KEEPER_FILE), *group),
+        ports=ports,
+        probes=http_probes(
+            MASTER_HTTP_PORT if first else STAGE_HEALTH_PORT,
+            startup_s=_STARTUP_S,
+            readiness_path="/readyz?self" if first else "/readyz",
+            liveness=LIVENESS,
+        ),
+        cpu=params.cpu,
+        memory=params.memory,
+        environment=_environment(deployment, secret_files)
+        | _device_environment(deployment, params),
+        mounts=mounts,
+        devices={GPU: deployment.devices_per_rank} if mode == "resource" else {},
+        claims=(CLAIM,) if mode == "dra" else (),
+        disk=cache_disk(deployment),
+    )
+
+
 def _arguments(file: str) -> tuple[str, ...]:
     spec, token = f"{SPEC_FOLDER}/{file}", f"{SECRET_FOLDER}/{GROUP_TOKEN_FILE}"
     return ("--spec", spec, "--token-file", token)
@@ -202,10 +257,14 @@ def _device_environment(deployment: DeploymentConfig, params: RankParams) -> dic
     return {
         "NVIDIA_VISIBLE_DEVICES": params.nvidia_visible_devices,
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
-        "CUDA_VISIBLE_DEVICES": params.cuda_visible_devices or "0",
+        "CUDA_VISIBLE_DEVICES": params.cuda_visible_devices or _all_ordinals(deployment),
         # As nvidia_visible_devices counts; by itself CUDA puts the fastest device first.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
+
+
+def _all_ordinals(deployment: DeploymentConfig) -> str:
+    return ",".join(map(str, range(deployment.devices_per_rank)))
 
 
 def cache_disk(deployment: DeploymentConfig) -> int:

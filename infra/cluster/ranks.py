@@ -14,7 +14,15 @@ from pulumi_kubernetes.meta import v1 as meta
 from pulumi_kubernetes.policy import v1 as policy
 from pulumi_kubernetes.resource import v1 as devices
 
-from contract.specs import MASTER_HTTP_PORT, GroupSpec, MasterSpec, StageSpec, render, spec_hash
+from contract.specs import (
+    MASTER_HTTP_PORT,
+    GroupSpec,
+    KeeperSpec,
+    MasterSpec,
+    StageSpec,
+    render,
+    spec_hash,
+)
 from infra.cluster import rank_pod
 from infra.cluster.fit import rank_clusters
 from infra.cluster.labels import INSTEAD_OF, RANK_COMPONENT, RANK_MASTER, selector
@@ -30,11 +38,13 @@ _DRIVER = "gpu.nvidia.com"
 
 @dataclass(frozen=True)
 class RankSpecs:
-    """What the ranks read: what they serve, the master's own, and each stage's own."""
+    """What the ranks read: what they serve, the master's own, and each stage's own; with another
+    engine each keeper's."""
 
     group: GroupSpec
     master: MasterSpec
     stages: Sequence[StageSpec]
+    keepers: Sequence[KeeperSpec] = ()
 
 
 @dataclass(frozen=True)
@@ -212,6 +222,8 @@ class SplitModel(Component):
 
     def _files(self, rank: int) -> dict[str, str]:
         """What a rank's processes are started with, whatever the group serves."""
+        if keepers := self._args.specs.keepers:
+            return {rank_pod.KEEPER_FILE: render(keepers[rank])}
         files = {rank_pod.STAGE_FILE: render(self._args.specs.stages[rank])}
         if rank == 0:
             files[rank_pod.MASTER_FILE] = render(self._args.specs.master)
@@ -239,10 +251,12 @@ class SplitModel(Component):
         options = pulumi.ResourceOptions.merge(
             self._options(cluster=cluster), pulumi.ResourceOptions(replace_on_changes=["spec"])
         )
+        count = self._deployment.devices_per_rank
         request = devices.DeviceRequestArgs(
             name=rank_pod.CLAIM,
             exactly=devices.ExactDeviceRequestArgs(
                 device_class_name=params.device_class or _DRIVER,
+                count=count if count > 1 else None,
                 selectors=[
                     devices.DeviceSelectorArgs(cel=devices.CELDeviceSelectorArgs(expression=item))
                     for item in expressions

@@ -11,7 +11,7 @@ import pulumi
 
 from contract.faults import Fault
 from contract.signature import MANAGEMENT_OUTPUT
-from contract.specs import GroupSpec, MasterSpec, StageSpec, spec_hash
+from contract.specs import GroupSpec, KeeperSpec, MasterSpec, StageSpec, spec_hash
 from infra.cluster.cluster_lookup import (
     FailedPod,
     failed_pods,
@@ -34,13 +34,13 @@ from infra.cluster.live import (
 )
 from infra.cluster.objects import OWN_PROGRAM, Place
 from infra.cluster.platforms import build_platform, platform_faults
-from infra.cluster.rank_pod import CACHE_FOLDER
+from infra.cluster.rank_pod import CACHE_FOLDER, ENGINE_CACHE
 from infra.cluster.secrets import StackSecrets, secret_outputs
 from infra.cluster.stack_inputs import StackInputs, config_inputs
 from infra.plan.applied import Applied, applied
 from infra.plan.edits import sort_edit
 from infra.plan.lock import model_reader
-from infra.plan.process_specs import Addresses, group_spec, master_spec, stage_spec
+from infra.plan.process_specs import Addresses, group_spec, keeper_spec, master_spec, stage_spec
 from infra.plan.report import plan_to_json, render_edit, render_plan
 from infra.plan.stack_plan import StackPlan
 from infra.stack.config import DeploymentConfig
@@ -88,6 +88,23 @@ class ClusterStack:
         """Each rank's own file."""
         return [
             stage_spec(self.deployment, params, self.addresses, model_cache=CACHE_FOLDER)
+            for params in self.deployment.ranks
+        ]
+
+    @cached_property
+    def keepers(self) -> list[KeeperSpec]:
+        """Each rank's own file, with another engine."""
+        if self.deployment.platform != "vllm":
+            return []
+        return [
+            keeper_spec(
+                self.deployment,
+                params,
+                self.addresses,
+                model_cache=CACHE_FOLDER,
+                engine_cache=ENGINE_CACHE,
+                whole_shm=True,
+            )
             for params in self.deployment.ranks
         ]
 

@@ -68,11 +68,11 @@ def _rank_wishes(deployment: DeploymentConfig, cluster_id: str) -> Iterator[PodW
         if deployment.cluster_of(params.rank) != cluster_id:
             continue
         amounts = _amounts(params.cpu, params.memory)
-        if params.rank == 0:
+        if params.rank == 0 and deployment.platform == "torch":
             master = _amounts(deployment.master.cpu, deployment.master.memory)
             amounts = {name: amount + master[name] for name, amount in amounts.items()}
         if deployment.gpu_pinning == "resource":
-            amounts[GPU] = Decimal(1)
+            amounts[GPU] = Decimal(deployment.devices_per_rank)
         if disk := cache_disk(deployment):
             amounts["ephemeral-storage"] = Decimal(disk)
         yield PodWish(

@@ -109,8 +109,9 @@ class EngineProcess:
 
     @property
     def last_words(self) -> str:
-        """The last line that names an error, else the last one; "" where it said nothing."""
-        lines = [line.strip() for line in self._said]
+        """The last line that names an error, else the last one that is no warning; "" where it
+        said nothing."""
+        lines = [line.strip() for line in self._said if "warn" not in line]
         errors = [line for line in lines if _names_error(line)]
         return (errors or lines or [""])[-1][:_LONGEST_LINE]
 

@@ -50,28 +50,32 @@ def main(arguments: list[str]) -> int:
 
 class SharedFiles:
     """The files of /dev/shm that our processes have or had in their memory. Who is killed has none
-    any more, so that they are looked for as they come."""
+    any more, so that they are looked for as they come. By inode: a semaphore is mapped under
+    another name than the one that it gets."""
 
     def __init__(self) -> None:
-        self._others, self._looks = self._all(), Counter[str]()
-        self._ours: set[str] = set()
+        self._others, self._looks = set(self._all()), Counter[int]()
+        self._ours: set[int] = set()
 
-    def _all(self) -> set[str]:
-        return {_SHARED + name for name in os.listdir(_SHARED)}
+    def _all(self) -> dict[int, str]:
+        with os.scandir(_SHARED) as files:
+            return {file.inode(): file.path for file in files}
 
     def look(self) -> None:
         """Whose the new ones are."""
-        fresh = self._all() - self._others - self._ours
+        fresh = set(self._all()) - self._others - self._ours
         if not fresh:
             return
-        self._ours |= _mapped(_descendants()) - self._others
+        self._ours |= fresh & _mapped(_descendants())
         self._looks.update(fresh - self._ours)
-        self._others |= {name for name in fresh if self._looks[name] > _LOOKS}
+        self._others |= {file for file in fresh if self._looks[file] > _LOOKS}
 
     def remove(self) -> None:
         """Those that nobody has in memory."""
-        for name in self._ours - _mapped(_processes()):
-            Path(name).unlink(missing_ok=True)
+        gone = self._ours - _mapped(_processes())
+        for file, path in self._all().items():
+            if file in gone:
+                Path(path).unlink(missing_ok=True)
 
 
 def _start(libc: ctypes.CDLL, command: list[str]) -> int:
@@ -156,8 +160,8 @@ def _descendants() -> list[int]:
     return found
 
 
-def _mapped(pids: Iterable[int]) -> set[str]:
-    """Files of /dev/shm in the memory of these processes, as far as we may look."""
+def _mapped(pids: Iterable[int]) -> set[int]:
+    """Inodes of /dev/shm in the memory of these processes, as far as we may look."""
     found = set()
     for pid in pids:
         try:
@@ -165,9 +169,8 @@ def _mapped(pids: Iterable[int]) -> set[str]:
         except OSError:
             continue
         for line in lines:
-            at = line.find(_SHARED)
-            if at >= 0 and not line.endswith(" (deleted)"):
-                found.add(line[at:])
+            if _SHARED in line:
+                found.add(int(line.split()[4]))
     return found
 
 

@@ -27,7 +27,14 @@ from tests.infra.recorded_program import (
 
 REPOSITORY = Path(__file__).parents[2]
 ALL_SECRETS = {"group_token": TOKEN, **SECRETS}
-SPEC_FILES = ("group.json", "master.json", "stage.json", "proxy.json", "inference_server.json")
+SPEC_FILES = (
+    "group.json",
+    "master.json",
+    "stage.json",
+    "keeper.json",
+    "proxy.json",
+    "inference_server.json",
+)
 # `outputs` of a recorded program has those of its components too, one over the other.
 OUTPUTS = ("curl", "images", "management_key", "port_forward", "ranks", "spec_hash", "urls")
 # The dashboard, which is a file of the repository already.

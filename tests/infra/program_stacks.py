@@ -90,6 +90,25 @@ def two_clusters(folder: Path) -> dict[str, Any]:
     return stack(folder, clusters=clusters, per_rank_params=ranks, multi_cluster=True)
 
 
+def vllm_stack(folder: Path, **changes: object) -> dict[str, Any]:
+    """Two ranks of another engine, whose model lies where nobody can read it from here."""
+    common = {"model_name": "/models/chat", "image": RUNNER, "request_deadline_s": 100}
+    ranks = [
+        {"rank": rank, "node_id": node, "layers": layers, "cpu": 4, "memory": "32Gi"}
+        for rank, (node, layers) in enumerate((("a", "0-15"), ("b", "16-31")))
+    ]
+    return (
+        stack(folder)
+        | {
+            "platform": "vllm",
+            "gpu_pinning": "resource",
+            "common_params": common,
+            "per_rank_params": ranks,
+        }
+        | changes
+    )
+
+
 def matrix(folder: Path) -> Mapping[str, dict[str, Any]]:
     """Every kind of stack by name."""
     found = {
@@ -113,6 +132,17 @@ def matrix(folder: Path) -> Mapping[str, dict[str, Any]]:
         "prometheus operator": stack(
             folder, observability={"enabled": True, "prometheus_operator": True}
         ),
+        "vllm": vllm_stack(
+            folder,
+            common_params={
+                "model_name": "/models/chat",
+                "image": RUNNER,
+                "request_deadline_s": 100,
+                "tensor_parallel": 2,
+                "gpu_memory_utilization": 0.85,
+                "extra_engine_args": ["--kv-cache-dtype", "fp8"],
+            },
+        ),
         "everything off": stack(folder, **BARE),
         "everything on": stack(folder, **FULL),
     }
@@ -129,7 +159,8 @@ def matrix(folder: Path) -> Mapping[str, dict[str, Any]]:
 
 NAMES = (
     "1 rank", "4 ranks", "bare pods", "existing claim", "session store elsewhere",
-    "prometheus operator", "built images", "two clusters", "everything off", "everything on",
+    "prometheus operator", "built images", "two clusters", "vllm", "everything off",
+    "everything on",
     *(f"exposed {mode}" for mode in EXPOSED),
     *(f"pinning {mode}" for mode in PINNINGS),
 )  # fmt: skip

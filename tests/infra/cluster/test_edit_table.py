@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from infra.plan.edit_keys import RANK_KEYS, STACK_KEYS, TOKEN
-from tests.infra.program_stacks import DEMO, PINNINGS, stack
+from tests.infra.program_stacks import DEMO, PINNINGS, stack, vllm_stack
 from tests.infra.recorded_program import (
     API_KEYS,
     PROGRAM,
@@ -70,6 +70,19 @@ def whole(key: str, before: object, after: object, **both: Any) -> Row:
 def common(key: str, after: object) -> Row:
     def row(folder: Path) -> tuple[Stack, Stack]:
         old = stack(folder, per_rank_params=sized())
+        return old, old | {"common_params": old["common_params"] | {key: after}}
+
+    return row
+
+
+def another_engine(folder: Path) -> tuple[Stack, Stack]:
+    old = vllm_stack(folder) | {"platform": "torch"}
+    return old, old | {"platform": "vllm"}
+
+
+def of_vllm(key: str, after: object) -> Row:
+    def row(folder: Path) -> tuple[Stack, Stack]:
+        old = vllm_stack(folder)
         return old, old | {"common_params": old["common_params"] | {key: after}}
 
     return row
@@ -147,6 +160,10 @@ ROWS: dict[str, Row] = {
     "images.platform": built({}, {"platform": "linux/arm64"}),
     "images.build_arguments": built({}, {"build_arguments": BAKED | {"TORCH": "cu126"}}),
     "common_params.master_port": common("master_port", 3100),
+    "platform": another_engine,
+    "common_params.tensor_parallel": of_vllm("tensor_parallel", 3),
+    "common_params.gpu_memory_utilization": of_vllm("gpu_memory_utilization", 0.5),
+    "common_params.extra_engine_args": of_vllm("extra_engine_args", ["--seed", "1"]),
     "gpu_pinning": whole(
         "gpu_pinning", "none", "resource", per_rank_params=sized({"node_id": "a"}, {"node_id": "b"})
     ),

@@ -16,7 +16,7 @@ from infra.cluster.platforms import build_platform, platform_faults
 from infra.cluster.pods import USER_ID
 from infra.stack.file import parse_deployment
 from infra.stack.image_names import image_names, registry_of
-from tests.infra.program_stacks import DEMO, stack
+from tests.infra.program_stacks import DEMO, stack, vllm_stack
 from tests.infra.recorded_program import DIGEST, run_program
 
 REPOSITORY = Path(__file__).parents[3]
@@ -151,7 +151,7 @@ def test_the_engine_builds_every_image_and_pods_name_digests_only(tmp_path, monk
         assert all(container["image"].endswith(f"@{DIGEST}") for container in spec["containers"])
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", [*TIERS, "runner/keeper"])
 def test_hadolint_finds_nothing(tier):
     hadolint = shutil.which("hadolint") or str(Path(sys.executable).with_name("hadolint"))
     found = subprocess.run(
@@ -179,6 +179,28 @@ def test_an_image_holds_its_own_tier_and_its_dependencies_only(tier):
         f"!{tier}",
         *(["!rollout"] if with_rollout else []),
     }
+
+
+def test_the_keepers_image_is_the_engines_with_our_own_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY / "infra")
+    base = f"docker.io/vllm/vllm-openai@{DIGEST}"
+    images = BUILT | {"build_arguments": {"VLLM_IMAGE": base}}
+    mapping = vllm_stack(tmp_path, images=images)
+    mapping["common_params"] |= {"image": "registry.test:5000/team/keeper:1"}
+    program = run_program(mapping)
+    (build,) = [
+        item.properties["build"] for item in program.resources if item.name == "small-runner-image"
+    ]
+    assert build["dockerfile"] == "../runner/keeper/Dockerfile"
+    assert build["args"] == {"VLLM_IMAGE": base}
+    text = (REPOSITORY / "runner" / "keeper" / "Dockerfile").read_text()
+    assert "'.[keeper]'" in text
+    assert text.count("FROM ${VLLM_IMAGE}") == 2
+    ignored = [
+        (REPOSITORY / folder / "Dockerfile.dockerignore").read_text()
+        for folder in ("runner", "runner/keeper")
+    ]
+    assert ignored[0] == ignored[1]
 
 
 def test_the_stage_that_bakes_a_model_copies_what_that_imports():

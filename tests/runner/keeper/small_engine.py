@@ -176,10 +176,13 @@ def main():
         time.sleep(0.05)
     left = subprocess.Popen(["sleep", "600"], start_new_session=True)
     note(rank, left.pid)
-    shared = Path(f"/dev/shm/small-engine-{os.getpid()}")
-    with shared.open("wb+") as file:
+    # As glibc makes a semaphore: mapped under another name than it gets.
+    unnamed = Path(f"/dev/shm/small-engine-unnamed-{os.getpid()}")
+    with unnamed.open("wb+") as file:
         file.truncate(4096)
         memory = mmap.mmap(file.fileno(), 4096)
+    os.link(unnamed, f"/dev/shm/small-engine-{os.getpid()}")
+    unnamed.unlink()
     if rank:
         connection = None
         while connection is None:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-from functools import partial
 
 import pytest
 
@@ -81,6 +80,10 @@ class Asked(threading.Thread):
         return self.events
 
 
+def stands_again(group, before):
+    wait_for(lambda: group.log(0).count(STANDS) > before, what="it was seen to stand still")
+
+
 def test_its_answers_are_the_engines_and_tell_ids_to_who_asks(group):
     plain = list(streamed(group, "/v1/completions", BODY))
     assert text_of(plain) == WHOLE
@@ -135,15 +138,11 @@ def test_an_engine_that_is_killed_costs_a_pause(group, rank):
     assert "killed by signal 9" in group.log(rank)
 
 
-def stands_again(group, times):
-    return group.log(0).count(STANDS) > times
-
-
 def test_an_engine_that_stands_still_and_says_that_it_is_healthy(group):
     epoch, stood = group.topology()["epoch"], group.log(0).count(STANDS)
     asked = Asked(group)
     group.tell("still")
-    wait_for(partial(stands_again, group, stood))
+    stands_again(group, stood)
     group.untell("still")
     assert text_of(asked.whole()) == WHOLE
     assert group.wait_ready(epoch) > epoch
@@ -156,7 +155,7 @@ def test_a_stopped_engine_of_another_rank_and_of_rank_0(group):
         os.kill(group.engines(rank)[0], signal.SIGSTOP)
         if rank:  # the small engine's rank 0 does not need it; vLLM's does
             group.tell("still")
-            wait_for(partial(stands_again, group, stood))
+            stands_again(group, stood)
             group.untell("still")
         assert text_of(asked.whole()) == WHOLE
         assert group.wait_ready(epoch) > epoch
