@@ -12,7 +12,7 @@ WORKERS := -n auto --no-loadscope-reorder
 # `make test T=path::name`
 T ?=
 
-.PHONY: help up fast test test-all lint check bench
+.PHONY: help up fast test test-all test-vllm lint check bench
 
 help: ## Show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -33,7 +33,11 @@ endif
 
 test-all: $(STAMP) ## Run every test: each architecture with each number of ranks, long fuzzing
 	$(BIN)/python -m tests.programs
-	SPLITSTACK_FUZZ=10 $(PYTEST) $(WORKERS)
+	SPLITSTACK_FUZZ=10 $(PYTEST) $(WORKERS) -m 'not vllm'
+	$(MAKE) test-vllm
+
+test-vllm: $(STAMP) ## Run the tests of platform vllm with the real engine, which it installs (6 GB, once)
+	$(PYTEST) -m vllm tests/e2e/test_vllm.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -25,10 +25,11 @@ class LocalStack:
         (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         given = (f"nnodes={ranks}", f"inference_server.node_port={port}", *sets)
+        self.up_limit_s: float = UP_LIMIT_S
         self._sets = [part for item in given for part in ("--set", item)]
 
     def __enter__(self) -> LocalStack:
-        up = self.run("up", "-s", STACK, "--detach", *self._sets, limit_s=UP_LIMIT_S)
+        up = self.run("up", "-s", STACK, "--detach", *self._sets, limit_s=self.up_limit_s)
         if up.returncode:
             self.__exit__()
             raise AssertionError(up.stdout + up.stderr)
@@ -36,6 +37,11 @@ class LocalStack:
 
     def __exit__(self, *_: object) -> None:
         self.run("down", "-s", "local", "--now")
+
+    def apply(self, *sets: str, limit_s: float) -> subprocess.CompletedProcess[str]:
+        """`splitstack apply` with these changes."""
+        more = [part for item in sets for part in ("--set", item)]
+        return self.run("apply", "-s", "local", *more, limit_s=limit_s)
 
     def run(self, *arguments: str, limit_s: float = 60) -> subprocess.CompletedProcess[str]:
         """`splitstack` with these arguments."""
