@@ -29,10 +29,19 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is lost before it serves
     control.start()
+    if spec.device.startswith("cuda"):
+        keep_gpu_memory_in_one_piece()
     # torch comes only now: health and the control connection stand while it is imported.
     from runner.stage.process.worker import Worker
 
     return Worker(spec, control).run()
+
+
+def keep_gpu_memory_in_one_piece() -> None:
+    """Slots of any length come and go: torch's allocator is to extend its segments rather than to
+    keep pieces that nothing fits. Read when torch is imported; what is set already stays."""
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def _parse_arguments() -> argparse.Namespace:

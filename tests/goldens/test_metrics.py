@@ -11,7 +11,7 @@ import httpx
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from runner.stage.process.health import StageMetrics
+from runner.stage.process.health import DEVICE_GAUGES, StageMetrics
 from tests.goldens.conftest import BLOCK
 from tests.goldens.recorded_file import check_recorded
 
@@ -41,7 +41,10 @@ def test_the_master(master: str) -> None:
 
 def test_a_stage() -> None:
     registry: CollectorRegistry = StageMetrics(
-        0, model_name=lambda: "test/model", ready=lambda: True
+        0,
+        model_name=lambda: "test/model",
+        ready=lambda: True,
+        device=lambda: dict.fromkeys(DEVICE_GAUGES, 1.0),
     ).registry
     check_recorded("metrics-stage", families(generate_latest(registry).decode()))
 

@@ -40,8 +40,8 @@ class LengthClasses:
         self._all_long = all(long)
         self._long = None
         if any(long) and not self._all_long:
-            lengths = torch.tensor([segment.length for segment in segments])
-            self._long = torch.tensor(long).repeat_interleave(lengths)
+            pairs = zip(long, segments, strict=True)
+            self._long = torch.tensor([one for one, item in pairs for _ in range(item.length)])
 
     def _wrap(self, forward: Any) -> Any:
         def wrapped(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -128,14 +129,15 @@ class StageModel:
                 sampled.append(first - 1)
         self._rotary.begin(step.segments)
         self._captured, self._capturing = None, not self.is_last or step.scored_rows > 0
-        arguments = self._arguments(positions)
+        ids = step.token_ids if self.is_first else ()
+        places, given, rows = self._there(positions, ids, sampled)
+        arguments = self._arguments(places)
         if self.is_first:
-            arguments["input_ids"] = torch.tensor([list(step.token_ids)], device=self._device)
+            arguments["input_ids"] = given[None]
         else:
             assert hidden is not None, "every stage but the first receives hidden states"
             self._received = hidden.to(self._device, self.torch_dtype)[None]
             arguments["inputs_embeds"] = self._received
-        rows = torch.tensor(sampled, dtype=torch.long, device=self._device)
         if self._keep_rows:
             arguments["logits_to_keep"] = rows
         output = self._run(attention.PackedStep(spans), arguments)
@@ -167,7 +169,8 @@ class StageModel:
             size = max(1, SCORED_AT_ONCE // (4 * self.vocab_size))
             for begin in range(0, len(rows), size):
                 part = states[rows[begin : begin + size]][None]
-                arguments = self._arguments([0] * part.shape[1])
+                nowhere = torch.zeros(part.shape[1], dtype=torch.long, device=self._device)
+                arguments = self._arguments(nowhere)
                 if self.is_first:
                     arguments["input_ids"] = torch.zeros_like(arguments["position_ids"])
                 else:
@@ -175,8 +178,13 @@ class StageModel:
                 self._received = part
                 yield self._run(attention.PackedStep([]), arguments).logits[0].float()
 
-    def _arguments(self, positions: list[int]) -> dict[str, Any]:
-        position_ids = torch.tensor([positions], device=self._device)
+    def _there(self, *numbers: Sequence[int]) -> Sequence[torch.Tensor]:
+        """Several lists on the device, in one copy: a GPU's host would wait for each."""
+        block = torch.tensor([*chain(*numbers)], dtype=torch.long).to(self._device)
+        return torch.split(block, [len(part) for part in numbers])
+
+    def _arguments(self, positions: torch.Tensor) -> dict[str, Any]:
+        position_ids = positions[None]
         # A mask without padding spares transformers its search for packed texts in the positions.
         return {
             "position_ids": position_ids,

@@ -9,7 +9,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -78,6 +78,7 @@ class ControlThread(threading.Thread):
             spec, send=self._link.send, exchange=self._exchange, give_up=self._give_up
         )
         self._compute: ComputeLoop | None = None
+        self._figures: Callable[[], Mapping[str, float]] = dict
         self._welcome: Welcome | None = None
         self._leaving = False
         self._memory: GroupMemory | None = None
@@ -98,6 +99,7 @@ class ControlThread(threading.Thread):
             self._spec.rank,
             model_name=lambda: self._orders.model_name,
             ready=lambda: self._orders.holding is not None,
+            device=lambda: self._figures(),
         )
         health = health_app(self._livez, self._readyz, metrics.registry)
         async with asyncio.TaskGroup() as group:
@@ -111,8 +113,10 @@ class ControlThread(threading.Thread):
 
     # Called by the main thread.
 
-    def imported(self) -> None:
-        """What computes is imported: parts of a model can be prepared."""
+    def imported(self, figures: Callable[[], Mapping[str, float]] = dict) -> None:
+        """What computes is imported: parts of a model can be prepared. `figures` are the device's,
+        for metrics."""
+        self._figures = figures
         self._orders.imported.set()
 
     def loaded(self, part: PreparedPart, info: StageInfo, compute: ComputeLoop | None) -> None:

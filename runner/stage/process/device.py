@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -14,6 +15,12 @@ from runner.stage.cpu.allocator import give_back_freed
 
 class Device(Protocol):
     """Used by the main thread, which loads and then computes, where nothing else is said."""
+
+    def begin(self) -> None:
+        """Before anything is fetched for it; raises what the device has to say. From any thread."""
+
+    def figures(self) -> Mapping[str, float]:
+        """What it tells of itself, by names of DEVICE_GAUGES in health.py; from any thread."""
 
     def give_back(self) -> None:
         """Memory that was freed and is kept for later; from any thread."""
@@ -38,6 +45,12 @@ class Device(Protocol):
 class Cpu:
     """The host has no state of ours that could break."""
 
+    def begin(self) -> None:
+        pass
+
+    def figures(self) -> Mapping[str, float]:
+        return {}
+
     def give_back(self) -> None:
         give_back_freed()
 
@@ -59,6 +72,27 @@ class Cuda:
 
     def __init__(self, place: torch.device) -> None:
         self._place = place
+
+    def begin(self) -> None:
+        # cuDNN's attention plans anew for each length of keys: for each token that is decoded.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.cuda.mem_get_info(self._place)
+
+    def figures(self) -> Mapping[str, float]:
+        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            return {}
+        found: dict[str, float] = {}
+        with suppress(RuntimeError):
+            free, total = torch.cuda.mem_get_info(self._place)
+            found["splitstack_stage_gpu_memory_bytes"] = total
+            found["splitstack_stage_gpu_memory_used_bytes"] = total - free
+            found["splitstack_stage_gpu_memory_reserved_bytes"] = torch.cuda.memory_reserved(
+                self._place
+            )
+            # Of NVIDIA's management library, which an image may not have.
+            with suppress(ModuleNotFoundError):
+                found["llm_gpu_utilization"] = torch.cuda.utilization(self._place)
+        return found
 
     def give_back(self) -> None:
         torch.cuda.empty_cache()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
 import uvicorn
@@ -21,6 +21,12 @@ from web.health import metrics_response
 
 Check = Callable[[], str]
 _LABELS = ("model_name", "rank")
+DEVICE_GAUGES = {
+    "splitstack_stage_gpu_memory_bytes": "Bytes of the GPU's memory",
+    "splitstack_stage_gpu_memory_used_bytes": "Bytes of it that somebody has, whoever it is",
+    "splitstack_stage_gpu_memory_reserved_bytes": "Bytes of it that this process keeps",
+    "llm_gpu_utilization": "Percent of the last moment in which the GPU computed",
+}
 _STATM = Path("/proc/self/statm")
 _RESIDENT_PAGES = 1  # its second field
 
@@ -60,14 +66,21 @@ async def serve_health(app: Starlette, listening: socket.socket) -> None:
 class StageMetrics(Collector):
     """What the process says of itself; its step times are in the master's metrics.
 
-    `ready` tells at each scrape whether weights are loaded, and `model_name` of which model.
+    `ready` tells at each scrape whether weights are loaded, `model_name` of which model, and
+    `device` those of DEVICE_GAUGES that there are.
     """
 
     def __init__(
-        self, rank: int, *, model_name: Callable[[], str], ready: Callable[[], bool]
+        self,
+        rank: int,
+        *,
+        model_name: Callable[[], str],
+        ready: Callable[[], bool],
+        device: Callable[[], Mapping[str, float]],
     ) -> None:
         self.registry = CollectorRegistry()
         self._rank, self._model_name, self._ready = str(rank), model_name, ready
+        self._device = device
         self._looked_at = time.monotonic()
         self._computed = time.process_time()
         self.registry.register(self)
@@ -82,6 +95,8 @@ class StageMetrics(Collector):
             "Percent of one core since the last scrape, all threads",
             self._utilization(),
         )
+        for name, value in self._device().items():
+            yield self._gauge(name, DEVICE_GAUGES[name], value)
 
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, text, labels=_LABELS)

@@ -13,13 +13,13 @@ import torch
 
 from contract.memory import MemoryShare
 from contract.specs import GroupSpec, StageSpec
-from runner.errors import UnsupportedModel
+from runner.errors import RunnerError, UnsupportedModel
 from runner.models.folder import resolve_model
 from runner.models.progress import FetchProgress
 from runner.models.room import forget_other_models
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel, choose_dtype
-from runner.stage.process.device import device_of
+from runner.stage.process.device import Device, device_of
 from runner.stage.process.kv_room import kv_tokens, memory_of
 from runner.transport.control import Prepare, StageInfo
 
@@ -47,6 +47,8 @@ def prepare(
     or where the memory does not hold the part.
     """
     spec, layers = order.spec, order.spec.ranks[stage.rank].layers
+    device = torch.device(stage.device)
+    _begin(stage, device_of(device))
     resolve = partial(
         resolve_model,
         spec.model_name,
@@ -57,7 +59,6 @@ def prepare(
     )
     checkpoint = Checkpoint(resolve().path)
     _check_layers(spec, checkpoint.layout.num_layers)
-    device = torch.device(stage.device)
     dtype = choose_dtype(spec.dtype, device, checkpoint.config)
     share = MemoryShare(
         stage.rank,
@@ -76,6 +77,14 @@ def prepare(
     for file, size in sizes.items():
         progress.reached(file, size)
     return PreparedPart(spec, order.commit, layers, checkpoint, order.sharing)
+
+
+def _begin(stage: StageSpec, device: Device) -> None:
+    try:
+        device.begin()
+    except Exception as error:  # whatever its driver says
+        place = f"rank {stage.rank}: its device {stage.device}"
+        raise RunnerError(f"{place} cannot be used: {error}") from error
 
 
 def load(stage: StageSpec, part: PreparedPart) -> StageModel:

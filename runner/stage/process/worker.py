@@ -14,6 +14,7 @@ from runner.stage.model.stage_model import StageModel
 from runner.stage.process.ahead import give_back
 from runner.stage.process.compute_loop import ComputeLoop
 from runner.stage.process.control_thread import ControlThread
+from runner.stage.process.device import device_of
 from runner.stage.process.error_kind import ErrorKind, error_kind
 from runner.stage.process.load import PreparedPart, describe, load
 from runner.stage.process.orders import same_weights
@@ -38,7 +39,7 @@ class Worker:
         if self._spec.threads is not None:
             torch.set_num_threads(self._spec.threads)
         signal.signal(signal.SIGTERM, self._leave)
-        self._control.imported()
+        self._control.imported(device_of(torch.device(self._spec.device)).figures)
         while True:
             idle = self._compute is None
             work = self._control.inbox.get() if idle else self._compute_on()

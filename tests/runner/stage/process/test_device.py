@@ -1,0 +1,105 @@
+"""What a stage asks of its GPU besides computing.
+
+No GPU has run this: what torch says is put in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+
+from contract.specs import GroupSpec, RankPart, StageSpec
+from runner.errors import RunnerError
+from runner.models.progress import FetchProgress
+from runner.stage.__main__ import keep_gpu_memory_in_one_piece
+from runner.stage.process.device import Cpu, Cuda
+from runner.stage.process.health import DEVICE_GAUGES
+from runner.stage.process.load import prepare
+from runner.transport.control import Prepare
+
+PLACE = torch.device("cuda:1")
+
+
+@pytest.fixture
+def cudnn() -> Iterator[None]:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@pytest.mark.usefixtures("cudnn")
+def test_cudnns_attention_is_off_before_anything_is_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", asked.append)
+    Cuda(PLACE).begin()
+    assert asked == [PLACE]
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    Cpu().begin()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.usefixtures("cudnn")
+def test_a_device_that_cannot_be_used_is_told_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def gone(_place: torch.device) -> NoReturn:
+        raise RuntimeError("CUDA error: no CUDA-capable device is detected")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", gone)
+    stage = StageSpec("d", 0, device="cuda:1", model_cache=str(tmp_path))
+    spec = GroupSpec("d", "org/a-model-that-nobody-has", (RankPart((0, 4)),))
+    with pytest.raises(RunnerError) as raised:
+        prepare(stage, Prepare(spec, "", 1, in_force=True), FetchProgress())
+    assert str(raised.value) == (
+        "rank 0: its device cuda:1 cannot be used: CUDA error: no CUDA-capable device is detected"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_are_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Cpu().figures() == {}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert Cuda(PLACE).figures() == {}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _place: (3, 10))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _place: 5)
+    monkeypatch.setattr(torch.cuda, "utilization", lambda _place: 90)
+    assert dict(zip(DEVICE_GAUGES, (10, 7, 5, 90), strict=True)) == Cuda(PLACE).figures()
+
+    def without(_place: torch.device) -> NoReturn:
+        raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+
+    monkeypatch.setattr(torch.cuda, "utilization", without)
+    assert list(Cuda(PLACE).figures()) == list(DEVICE_GAUGES)[:3]
+
+    def broken(_place: torch.device) -> NoReturn:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", broken)
+    assert Cuda(PLACE).figures() == {}
+
+
+def test_gpu_memory_is_kept_in_one_piece_unless_somebody_says_how(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for given, expected in (
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, None),
+    ):
+        for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+            monkeypatch.setenv(name, "")  # so that it is as it was afterwards
+            monkeypatch.delenv(name)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        keep_gpu_memory_in_one_piece()
+        assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
