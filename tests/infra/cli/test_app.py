@@ -133,7 +133,7 @@ def test_a_file_is_a_stack_too(project: Path) -> None:
     [
         (
             ("plan", "-s", "none"),
-            "no file stacks/Pulumi.none.yaml; there are: kind, local,",
+            "no file stacks/Pulumi.none.yaml; there are: chat-blue, chat-green, dra,",
         ),
         (("plan", "-s", "./none.yaml"), "none.yaml: 1 fault\n  the file: cannot be read"),
         (("plan", "-s", "small", "--set", "nnodes=0"), "nnodes = 0: must be at least 1"),

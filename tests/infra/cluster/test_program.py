@@ -327,7 +327,8 @@ def test_two_clusters(tmp_path):
     } <= away  # fmt: skip
     assert {kind for kind, _ in away} == {
         "Namespace", "NetworkPolicy", "ConfigMap", "Secret", "ServiceAccount",
-        "PodDisruptionBudget", "StatefulSet",
+        "PodDisruptionBudget", "StatefulSet", "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
     }  # fmt: skip
     assert ("ConfigMap", "small-spec") in home
     for rank, name in enumerate(("small-rank-0", "small-rank-1-away")):
@@ -475,7 +476,7 @@ def test_a_second_stack_beside_the_first(tmp_path):
 def test_everything_off(tmp_path):
     program = run_program(stack(tmp_path, **BARE))
     assert Counter(item.short_kind for item in program.objects) == {
-        "ConfigMap": 4, "Secret": 2, "ServiceAccount": 1, "Service": 2, "StatefulSet": 2,
+        "ConfigMap": 4, "Secret": 2, "ServiceAccount": 2, "Service": 2, "StatefulSet": 2,
         "PodDisruptionBudget": 1, "Job": 1,
     }  # fmt: skip
     assert set(program.outputs["urls"]) == {"master", "blocks"}
