@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -18,6 +19,8 @@ from runner.sampling_parameters import SamplingParameters
 
 # Below this a temperature is 0 in float32; with the maximum at 0 this one is as cold.
 COLDEST = 1e-30
+# What is left out before a sort pays only where it is most of a row.
+_FEW = 3
 
 
 class OccurrencePenalties(LogitsProcessor):  # type: ignore[misc]
@@ -100,18 +103,30 @@ def likeliest(scores: torch.Tensor, sampling: SamplingParameters) -> torch.Tenso
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The fewest likeliest ids whose probabilities reach top_p; ties with the last stay.
-
-    numpy sorts on the CPU, nearly 20 times as fast as torch.
-    """
+    """The fewest likeliest ids whose probabilities reach top_p; ties with the last stay."""
     if probabilities.device.type == "cpu":
-        ascending = torch.from_numpy(np.sort(probabilities.numpy()))
-    else:
-        ascending = probabilities.sort().values
+        return torch.from_numpy(_nucleus_on_host(probabilities.numpy(), top_p))
+    ascending = probabilities.sort().values
     below = ascending.cumsum(dim=-1, dtype=torch.float64)
     first = int(torch.searchsorted(below, 1 - top_p, right=True))
-    least = ascending[min(first, ascending.shape[0] - 1)]
-    return places(probabilities >= least)
+    return places(probabilities >= ascending[min(first, ascending.shape[0] - 1)])
+
+
+def _nucleus_on_host(probabilities: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
+    """numpy sorts nearly 20 times as fast as torch, and of a peaked row those only that can be in
+    it: all below (1 - top_p) / vocabulary have less than 1 - top_p together."""
+    size = len(probabilities)
+    likely = probabilities >= np.float32((1 - top_p) / size)
+    few = np.count_nonzero(likely) <= size // _FEW
+    found = np.flatnonzero(likely) if few else None
+    considered = probabilities if found is None else probabilities[found]
+    ascending = np.sort(considered)
+    below = np.cumsum(ascending, dtype=np.float64)
+    if found is not None:
+        below += np.sum(probabilities, dtype=np.float64) - below[-1]
+    first = int(np.searchsorted(below, 1 - top_p, side="right"))
+    nucleus = np.flatnonzero(considered >= ascending[min(first, len(ascending) - 1)])
+    return nucleus if found is None else found[nucleus]
 
 
 def places(kept: torch.Tensor) -> torch.Tensor:

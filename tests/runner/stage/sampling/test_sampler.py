@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from runner.sampling_parameters import SamplingParameters
+from runner.stage.sampling.processors import _nucleus, places
 from runner.stage.sampling.sampler import Sampler
 from runner.steps import Admission, Segment, Step
 from tests.lanes import examples
@@ -395,3 +396,18 @@ def test_reused_ids_count_as_known_ones(length):
     step = step_of((9, length, further))
     sampler.extend(step)
     assert sampler.sample(step, logits) == [expected]
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.01, 0.5, 0.8, 0.95, 0.999, 1 - 1e-7])
+@pytest.mark.parametrize("vocabulary", [1, 2, 500, 49152])
+def test_the_nucleus_is_that_of_a_full_sort(top_p, vocabulary):
+    """Whatever is left out before it is sorted; peaked rows, flat ones and ties."""
+    for spread in (0.0, 0.5, 3.0, 12.0):
+        for row in scores(int(spread * 7), 4, spread, vocabulary):
+            row = row.round() if spread == 3.0 else row
+            probabilities = torch.softmax(row, dim=-1)
+            ascending = probabilities.sort().values
+            below = ascending.cumsum(dim=-1, dtype=torch.float64)
+            first = int(torch.searchsorted(below, 1 - top_p, right=True))
+            expected = probabilities >= ascending[min(first, vocabulary - 1)]
+            assert torch.equal(_nucleus(probabilities, top_p), places(expected))
