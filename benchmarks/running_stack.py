@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ BLOCK, DEPLOYMENT = "pytorch-block-3", "local"
 
 
 class RunningStack:
-    """`splitstack up --detach` in a folder of its own."""
+    """`splitstack up --detach` in a folder of its own; `sets` as of `--set`."""
 
-    def __init__(self, folder: Path, stack: Path = STACK) -> None:
+    def __init__(self, folder: Path, stack: Path = STACK, sets: Sequence[str] = ()) -> None:
         self._folder = folder
         (port,) = free_ports(1)
-        self._splitstack(
-            "up", "-s", str(stack), "--detach", "--set", f"inference_server.node_port={port}"
-        )
+        all_sets = (f"inference_server.node_port={port}", *sets)
+        given = [part for item in all_sets for part in ("--set", item)]
+        self._splitstack("up", "-s", str(stack), "--detach", *given)
         status = self.status()
         self.front_url, self.master_url = status["url"], status["master_url"]
 

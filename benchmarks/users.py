@@ -2,6 +2,7 @@
 
     python -m benchmarks.users                # about ten minutes on 2 cores
     python -m benchmarks.users --loads 16 --rounds 1
+    python -m benchmarks.users --platform vllm   # the same with the other engine, without overload
 
 Starts `stacks/Pulumi.local.yaml` (the demo model, two ranks) as processes. Concurrent users stream
 chat answers through the inference server and straight from the master, in turns. Then eight times
@@ -133,18 +134,30 @@ def main() -> None:
     )
     parser.add_argument("--loads", type=int, nargs="+", default=[1, 4, COMPARED_LOAD, 64])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--platform", choices=("torch", "vllm"), default="torch")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="splitstack-bench-") as folder:
-        stack = RunningStack(Path(folder))
+        stack = RunningStack(Path(folder), sets=(f"platform={arguments.platform}",))
         try:
             results = {"users": compare_tiers(stack, arguments.loads, arguments.rounds)}
             results["first_token"] = asyncio.run(first_token_cost(stack, COMPARED_LOAD))
             print(results["first_token"])
-            results["overload"] = asyncio.run(overload(stack))
-            results["vanishing"] = asyncio.run(vanish(stack))
+            # Of our own queue, and of our own counters.
+            if arguments.platform == "torch":
+                results["overload"] = asyncio.run(overload(stack))
+                results["vanishing"] = asyncio.run(vanish(stack))
         finally:
             stack.stop()
-    print(json.dumps(results | {"rounds": arguments.rounds, "hardware": describe_hardware()}))
+    print(
+        json.dumps(
+            results
+            | {
+                "rounds": arguments.rounds,
+                "platform": arguments.platform,
+                "hardware": describe_hardware(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
