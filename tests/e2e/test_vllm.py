@@ -99,6 +99,7 @@ def ids_of_transformers(prompts: tuple[str, ...]) -> list[list[int]]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    torch.set_num_threads(1)  # the stack has the others
     folder = resolve_model(DEMO, weights=True).path
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
