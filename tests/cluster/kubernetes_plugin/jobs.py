@@ -31,20 +31,18 @@ def job_failure(found: Mapping[str, Any]) -> str:
 
 
 def pod_messages(pods: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """What the provider tells of pods that are not ready, their termination messages among it."""
+    """What the provider tells of pods that say that they are not ready, their termination messages
+    among it. (provider/pkg/await/checker/pod/check.go)
+    """
     for pod in pods:
         status, metadata = pod.get("status", {}), pod["metadata"]
         if status.get("phase") == "Succeeded":
             continue
-        said = [text for item in status.get("containerStatuses", []) for text in _container(item)]
-        unscheduled = next(
-            (
-                item.get("message", "")
-                for item in status.get("conditions", [])
-                if item["type"] == "PodScheduled" and item["status"] == "False"
-            ),
-            "",
-        )
+        said = []
+        if _untrue(status, "Ready"):
+            statuses = status.get("containerStatuses", [])
+            said = [text for item in statuses for text in _container(item)]
+        unscheduled = _untrue(status, "PodScheduled").get("message", "")
         if text := "; ".join(filter(None, [*said, unscheduled])):
             yield f"[Pod {metadata['namespace']}/{metadata['name']}]: {text}"
 
@@ -69,3 +67,8 @@ def _container(status: Mapping[str, Any]) -> Iterator[str]:
 def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
     conditions = status.get("conditions") or []
     return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
+
+
+def _untrue(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    conditions = status.get("conditions") or []
+    return next((c for c in conditions if c["type"] == kind and c["status"] != "True"), {})
