@@ -191,6 +191,8 @@ class Users:
     async def _infer(self, session: str, seq_no: int, data: Body, **more: Any) -> Body:
         body = {"model": BLOCK, "session_id": session, "seq_no": seq_no, "data": data, **more}
         answered: Body = (await self._post("/v1/infer", body))["data"]
+        # How much of its prompt was computed before hangs on what was asked meanwhile.
+        (answered.get("usage") or {}).pop("prompt_tokens_details", None)
         return answered
 
     async def _post(self, path: str, body: Body) -> Body:

@@ -13,6 +13,7 @@ import httpx
 
 from contract.carry import LINE, Beginning, parse_line
 from tests.waiting import wait_for
+from tests.without_reuse import without_reuse
 
 NEW_TOKENS = 400
 BEGUN = 20  # events, before anything happens
@@ -34,7 +35,7 @@ class Seen:
     def take(self, document: dict[str, Any]) -> None:
         assert "error" not in document, document
         self.ids.add(document["id"])
-        self.usage = document.get("usage") or self.usage
+        self.usage = without_reuse(document.get("usage")) or self.usage
         for choice in document["choices"]:
             told = choice.get("delta") or choice.get("message") or choice
             said = told.get("content") or told.get("text") or ""

@@ -95,12 +95,13 @@ class Caller:
         return b""
 
     def by_choice(self, index: int) -> bytes:
-        """Without what is one answer's own, and without log probabilities: those of a prefill in
-        other chunks differ in their last bits."""
+        """Without what is one answer's own, as how much of its prompt was computed before, and
+        without log probabilities: those of a prefill in other chunks differ in their last bits."""
         assert self.beginning is not None
         own = (self.beginning.id, self.beginning.created)
         said = self.confirmed.replace(own[0].encode(), b"").replace(str(own[1]).encode(), b"")
         said = re.sub(rb"-?\d+\.\d+(e-\d+)?", b"", said)
+        said = re.sub(rb'"cached_tokens": ?\d+', b"", said)
         events = [event for event in said.split(b"\n\n") if event]
         other = b'"index":%d' % (1 - index)
         return b"\n".join(event for event in events if other not in event)

@@ -21,6 +21,7 @@ from tests.e2e.seen import NEW_TOKENS, Seen, asked
 from tests.lanes import each_value
 from tests.programs import needs
 from tests.web.tier_process import TierProcess
+from tests.without_reuse import without_reuse
 
 pytestmark = [pytest.mark.slow, needs("redis-server")]
 
@@ -127,27 +128,31 @@ def turn(server: TierProcess, session_id: str, seq_no: int) -> httpx.Response:
     return httpx.post(f"{server.url}/v1/infer", json=body, timeout=180)
 
 
+def told(answer: httpx.Response) -> Any:
+    return without_reuse(answer.json()["data"])
+
+
 @pytest.fixture(scope="module")
 def said(stack: CarriedStack) -> list[Any]:
     """Three undisturbed turns."""
-    return [turn(stack.server, "calm", number).json()["data"] for number in (1, 2, 3)]
+    return [told(turn(stack.server, "calm", number)) for number in (1, 2, 3)]
 
 
 def assert_a_turn_goes_on(
     stack: CarriedStack, server: TierProcess, said: list[Any], name: str, fault: Callable[[], None]
 ) -> None:
     session_id = f"lost-{name}"
-    found = [turn(server, session_id, 1).json()["data"]]
+    found = [told(turn(server, session_id, 1))]
     with ThreadPoolExecutor(1) as threads:
         asking = threads.submit(turn, server, session_id, 2)
         stack.wait_running()
         fault()
         answer = asking.result()
     assert answer.status_code == 200, answer.text
-    found.append(answer.json()["data"])
+    found.append(told(answer))
     # Asked again it is the recorded one; its history is in the next one's prompt, once.
-    assert turn(server, session_id, 2).json()["data"] == found[-1]
-    found.append(turn(server, session_id, 3).json()["data"])
+    assert told(turn(server, session_id, 2)) == found[-1]
+    found.append(told(turn(server, session_id, 3)))
     assert found == said
 
 
