@@ -122,7 +122,9 @@ class LocalPods:
             "state": {"terminated": ended},
         }
         phase = "Failed" if code else "Succeeded"
-        body = {"status": {"phase": phase, "containerStatuses": [status]}}
+        reason = "PodFailed" if code else "PodCompleted"  # as the kubelet says it
+        unready = {"type": "Ready", "status": "False", "reason": reason}
+        body = {"status": {"phase": phase, "conditions": [unready], "containerStatuses": [status]}}
         self._core.patch_namespaced_pod_status(name, namespace, body)
 
     def shell(self, line: str) -> str:
