@@ -77,7 +77,8 @@ def test_a_swap_is_followed_to_its_answer(rollout: Rollout, master: SmallMaster)
     run = rollout.run(master.url)
     assert (run.code, run.reason) == (0, "")
     assert run.lines == [
-        "preparing demo:wanted: rank 0 fetching 0.3 of 1.2 GB, rank 1 waiting",
+        "preparing demo:wanted: rank 0 fetching 0.3 of 1.2 GB, "
+        "rank 1 waiting for what is in force first, 0.3 of 1.2 GB",
         "preparing demo:wanted: rank 0 prepared, rank 1 prepared",
         "draining: what runs is finished before demo:wanted is loaded",
         "loading demo:wanted: rank 0 loaded, rank 1 loading",
