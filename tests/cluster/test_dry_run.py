@@ -51,18 +51,18 @@ def test_what_fits_everything(control_plane):
     assert refusals(stack_mapping(control_plane, "early-tried")) == []
 
 
-EXCEEDED = "exceeded quota: narrow"
+EXCEEDED = "exceeded quota: rationed"
 
 
 def test_a_quota(control_plane):
-    mapping = in_namespaces_of_others(control_plane, "narrow")
+    mapping = in_namespaces_of_others(control_plane, "rationed")
     hard = {"requests.memory": "1Gi", "configmaps": "1"}
     quota = client.V1ResourceQuota(
-        metadata=client.V1ObjectMeta(name="narrow"), spec=client.V1ResourceQuotaSpec(hard=hard)
+        metadata=client.V1ObjectMeta(name="rationed"), spec=client.V1ResourceQuotaSpec(hard=hard)
     )
     with control_plane.client() as api:
         core = client.CoreV1Api(api)
-        core.create_namespaced_resource_quota("narrow-splits", quota)
+        core.create_namespaced_resource_quota("rationed-splits", quota)
 
     def of_quota() -> list[str]:
         found = refusals(mapping)
@@ -71,7 +71,7 @@ def test_a_quota(control_plane):
 
     # Both have to be counted first, and the API server follows what is counted.
     found = wait_for(of_quota, what="the quota counts")
-    pods = [text for text in found if "pods/narrow-rank-0 in namespace narrow-splits" in text]
+    pods = [text for text in found if "pods/rationed-rank-0 in namespace rationed-splits" in text]
     assert f"{EXCEEDED}, requested: requests.memory=" in pods[0]
 
 

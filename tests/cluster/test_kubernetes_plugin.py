@@ -15,10 +15,10 @@ import grpc
 import pytest
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
-from google.rpc.status_pb2 import Status
 from kubernetes import client
 from pulumi.runtime.proto import provider_pb2 as wire
 from pulumi.runtime.proto.provider_pb2_grpc import ResourceProviderStub
+from pulumi.runtime.proto.status_pb2 import Status
 
 from tests.cluster.kubernetes_plugin.jobs import REPLACE_UNREADY
 from tests.cluster.kubernetes_plugin.object_diff import diff

@@ -15,10 +15,10 @@ import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Struct
-from google.rpc.status_pb2 import Status
 from pulumi.runtime.proto import plugin_pb2
 from pulumi.runtime.proto import provider_pb2 as wire
 from pulumi.runtime.proto.provider_pb2_grpc import ResourceProviderServicer
+from pulumi.runtime.proto.status_pb2 import Status
 
 from tests.cluster.kubernetes_plugin.cluster import Cluster, ClusterError
 from tests.cluster.kubernetes_plugin.jobs import (
