@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from infra.policy.__main__ import RESOURCE_RULES, STACK_RULES
-from infra.policy.resources import Resource
 from tests.infra.gallery import (
     CLUSTER_STACK_FILES,
     STACK_FILES,
@@ -23,6 +21,7 @@ from tests.infra.gallery import (
     hub,
     rendered,
 )
+from tests.infra.policy.violations import violations_of
 
 LONGEST_HEADER = 8
 NOT_IN_CLUSTERS = [path.name for path in STACK_FILES if path not in CLUSTER_STACK_FILES]
@@ -63,18 +62,7 @@ def test_it_is_planned(path: Path, tmp_path: Path) -> None:
 def test_it_is_rendered_and_no_policy_refuses_it(path: Path, tmp_path: Path) -> None:
     program = rendered(path, tmp_path)
     assert len(program.outputs["ranks"]) == deployment_of(path)["nnodes"]
-    resources = [
-        Resource(item.kind, item.name, item.manifest, item.cluster, item.urn)
-        for item in program.objects
-    ]
-    violations = [
-        violation
-        for _, rule in RESOURCE_RULES.values()
-        for resource in resources
-        for violation in rule(resource)
-    ]
-    violations += [str(item) for _, rule in STACK_RULES.values() for item in rule(resources)]
-    assert violations == []
+    assert violations_of(program) == []
 
 
 def test_one_file_is_for_one_machine() -> None:

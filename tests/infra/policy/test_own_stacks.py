@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.policy.__main__ import RESOURCE_RULES, STACK_RULES
-from infra.policy.resources import Resource
+from tests.infra.policy.violations import violations_of
 from tests.infra.program_stacks import NAMES, SECRETS, matrix
 from tests.infra.recorded_program import TOKEN, run_program
 
@@ -17,18 +17,7 @@ from tests.infra.recorded_program import TOKEN, run_program
 def test_no_stack_of_ours_is_refused(tmp_path, name):
     secrets = {"group_token": TOKEN, **SECRETS}
     found = run_program(matrix(tmp_path)[name], secrets=secrets)
-    resources = [
-        Resource(item.kind, item.name, item.manifest, item.cluster, item.urn)
-        for item in found.objects
-    ]
-    violations = [
-        violation
-        for _, rule in RESOURCE_RULES.values()
-        for resource in resources
-        for violation in rule(resource)
-    ]
-    violations += [str(item) for _, rule in STACK_RULES.values() for item in rule(resources)]
-    assert violations == []
+    assert violations_of(found) == []
 
 
 def test_every_policy_is_documented():
