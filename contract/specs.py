@@ -284,6 +284,22 @@ def load(path: str | os.PathLike[str], kind: type[Spec], option: str = "--spec")
     return parse(data, kind, f"{option} {path}")
 
 
+def load_group_spec(
+    path: str | os.PathLike[str] | None, deployment_name: str, whose: str
+) -> GroupSpec | None:
+    """What `--group-spec` names; None where there is no such file. Raises SpecError where it is not
+    one, or of another deployment than `whose`, the process's that was given it."""
+    if path is None or not Path(path).exists():
+        return None
+    found = load(path, GroupSpec, "--group-spec")
+    if found.deployment_name != deployment_name:
+        raise SpecError(
+            f"--group-spec {path}: deployment_name = {found.deployment_name!r}: must be this"
+            f" {whose}'s, {deployment_name!r}"
+        )
+    return found
+
+
 def parse(data: bytes, kind: type[Spec], source: str, whole: str = "the file") -> Spec:
     """What render() has written; raises SpecError naming the source and every fault in it."""
     try:

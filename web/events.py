@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -28,6 +29,9 @@ OWN_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 # json.dumps with arguments makes an encoder at each call.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
+# Who watches is told of changes no oftener, and hears of what stands still no less often.
+_CHANGE_S, _REPEAT_S = 0.25, 3.0
+
 Events: TypeAlias = AsyncGenerator[bytes, None]
 Ended: TypeAlias = Callable[[Exception | None], None]
 
@@ -35,6 +39,17 @@ Ended: TypeAlias = Callable[[Exception | None], None]
 def event(document: Mapping[str, Any]) -> bytes:
     """One event, its document as JSON."""
     return f"data: {_ENCODER.encode(document)}\n\n".encode()
+
+
+async def changes(describe: Callable[[], Mapping[str, Any]]) -> Events:
+    """A document as events without end: at once, at each change, and once in a while."""
+    told, told_at = b"", 0.0
+    while True:
+        found, now = event(describe()), time.monotonic()
+        if found != told or now - told_at > _REPEAT_S:
+            told, told_at = found, now
+            yield found
+        await asyncio.sleep(_CHANGE_S)
 
 
 async def whole_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 
 from contract.signature import management_key, signing_key
 from contract.signed_request import Verifier
-from contract.specs import GroupSpec, KeeperSpec, SpecError, load, read_token
+from contract.specs import GroupSpec, KeeperSpec, SpecError, load, load_group_spec, read_token
 from runner.keeper.api import create_app
 from runner.keeper.asking import EngineApi
 from runner.keeper.lead import Lead
@@ -53,22 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
         if spec.rank:
             return _follow(spec, token)
         bind(spec.bind_address, spec.master_port).close()
-        return _lead(spec, token, _read_group_spec(parsed.group_spec, spec))
+        return _lead(
+            spec, token, load_group_spec(parsed.group_spec, spec.deployment_name, "keeper")
+        )
     except (SpecError, AddressError, PortError, EngineUnusable) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
-
-
-def _read_group_spec(path: Path | None, spec: KeeperSpec) -> GroupSpec | None:
-    if path is None or not path.exists():
-        return None
-    found = load(path, GroupSpec, "--group-spec")
-    if found.deployment_name != spec.deployment_name:
-        raise SpecError(
-            f"--group-spec {path}: deployment_name = {found.deployment_name!r}: must be this"
-            f" keeper's, {spec.deployment_name!r}"
-        )
-    return found
 
 
 def _lead(spec: KeeperSpec, token: bytes, group_spec: GroupSpec | None) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
@@ -38,11 +37,10 @@ from web.carry import Carrier, asks_for_ids
 from web.disconnect import until_disconnected
 from web.domain import DomainMiddleware, current_domain
 from web.errors import ApiError, install_error_handlers
-from web.events import DONE, Events, EventStream, event
+from web.events import DONE, Events, EventStream, changes, event
 from web.proof import Proof
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
-CHANGE_S, REPEAT_S = 0.25, 3.0
 AIOS_CHAT, GENERATE, SET_CONFIG = "/v1/chat/", "/generate", "/set_config"
 GENERATING = (GENERATE, COMPLETIONS, CHAT, AIOS_CHAT)
 SERVED = (CHAT, COMPLETIONS, "/v1/models", GENERATE, SET_CONFIG)
@@ -267,17 +265,7 @@ async def topology(request: Request) -> Response:
 
 async def topology_events(request: Request) -> Response:
     """It as server-sent events: at once, at each change, and once in a while."""
-    return EventStream(_topology_events(request.app.state))
-
-
-async def _topology_events(state: State) -> Events:
-    told, told_at = b"", 0.0
-    while True:
-        found, now = event(_topology(state)), time.monotonic()
-        if found != told or now - told_at > REPEAT_S:
-            told, told_at = found, now
-            yield found
-        await asyncio.sleep(CHANGE_S)
+    return EventStream(changes(partial(_topology, request.app.state)))
 
 
 def _topology(state: State) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 
 from contract.signature import management_key, signing_key
 from contract.signed_request import Verifier
-from contract.specs import GroupSpec, MasterSpec, SpecError, load, read_token
+from contract.specs import GroupSpec, MasterSpec, SpecError, load, load_group_spec, read_token
 from runner.master.api.app import create_app
 from runner.master.api.served_models import Texts
 from runner.master.engine.engine import Engine
@@ -45,23 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
         token = read_token(parsed.token_file)
         # The group binds this port on the event loop, too late for a plain sentence and an exit.
         bind(spec.bind_address, spec.master_port).close()
-        group_spec = _read_group_spec(parsed.group_spec, spec)
+        group_spec = load_group_spec(parsed.group_spec, spec.deployment_name, "master")
     except (SpecError, PortError) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     return _serve(spec, token, group_spec)
-
-
-def _read_group_spec(path: Path | None, spec: MasterSpec) -> GroupSpec | None:
-    if path is None or not path.exists():
-        return None
-    found = load(path, GroupSpec, "--group-spec")
-    if found.deployment_name != spec.deployment_name:
-        raise SpecError(
-            f"--group-spec {path}: deployment_name = {found.deployment_name!r}: must be this"
-            f" master's, {spec.deployment_name!r}"
-        )
-    return found
 
 
 def _serve(spec: MasterSpec, token: bytes, group_spec: GroupSpec | None) -> int:

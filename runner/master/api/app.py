@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -27,14 +27,11 @@ from runner.master.api.served_models import ServedModels, Texts
 from runner.master.engine.engine import Engine
 from web.domain import DomainMiddleware
 from web.errors import install_error_handlers
-from web.events import Events, EventStream, event
+from web.events import EventStream, changes
 from web.health import metrics_response
 from web.proof import Proof
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
-# A watcher is told of changes no oftener, and hears of an idle pipeline no less often.
-CHANGE_S = 0.25
-REPEAT_S = 3.0
 GENERATING = ("/generate", "/v1/completions", "/v1/chat/completions", "/v1/chat/")
 # What who asks for another path is told.
 SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/generate", "/set_config")
@@ -147,17 +144,7 @@ async def topology(request: Request) -> Response:
 
 async def topology_events(request: Request) -> Response:
     """The topology as server-sent events: at once, at each change, and once in a while."""
-    return EventStream(_topology_events(request.app.state))
-
-
-async def _topology_events(state: State) -> Events:
-    told, told_at = b"", 0.0
-    while True:
-        found, now = event(_topology(state)), time.monotonic()
-        if found != told or now - told_at > REPEAT_S:
-            told, told_at = found, now
-            yield found
-        await asyncio.sleep(CHANGE_S)
+    return EventStream(changes(partial(_topology, request.app.state)))
 
 
 def _topology(state: State) -> dict[str, Any]:
