@@ -194,14 +194,13 @@ def test_a_drain_ends_open_streams_first_and_refuses_new_ones(tmp_path):
 
 def _drain(group):
     asked = Asked(group)
+    group.tell("still")  # the stream is open until a new one was refused
     for rank in (1, 0):
         group.keeper(rank).terminate()
-    refused = wait_for(
-        lambda: (
-            (answer := group.client.post("/v1/completions", json=BODY)).status_code == 503
-            and answer
-        )
-    )
+    wait_for(lambda: '"draining"' in group.log(0))
+    refused = group.client.post("/v1/completions", json=BODY)
+    assert refused.status_code == 503
+    group.untell("still")
     assert refused.json()["error"]["code"] == "draining"
     assert text_of(asked.whole()) == WHOLE
     assert [group.keeper(rank).wait(60) for rank in (0, 1)] == [0, 0]
