@@ -67,7 +67,7 @@ class Watch:
                 counted = await self._steps(client)
                 reason = progress.seen(counted, lead.requests.count, time.monotonic())
                 if reason and epoch == lead.history.epoch:
-                    lead.lose(reason)
+                    lead.abandon_epoch(reason)
 
     async def answered(self) -> None:
         """Returns once the engine has computed a token; raises RunnerError where it will not."""
