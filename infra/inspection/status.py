@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -10,8 +9,9 @@ from typing import Any
 
 from kubernetes import client
 
-from infra.cluster.fit import namespaces_on, rank_clusters
+from infra.cluster.fit import rank_clusters
 from infra.cluster.labels import (
+    BLOCK,
     COMPONENT,
     INFERENCE_SERVER,
     PROXY_BLOCK,
@@ -20,7 +20,7 @@ from infra.cluster.labels import (
     ROLLOUT,
     SESSION_STORE,
 )
-from infra.inspection.client import REQUEST_TIMEOUT, ClusterClient, ClusterError, open_cluster
+from infra.inspection.client import ClusterClient, ClusterError, open_cluster
 from infra.inspection.diagnosis import NOT_READY, Pod, diagnose, is_ready
 from infra.inspection.edit_status import (
     DONE,
@@ -30,7 +30,7 @@ from infra.inspection.edit_status import (
     newest,
 )
 from infra.inspection.master_word import MasterWord, ask_master
-from infra.inspection.own_pods import own_selector
+from infra.inspection.own_pods import own_pods, own_selector
 from infra.plan.table import byte_size, table_lines
 from infra.stack.config import DeploymentConfig
 
@@ -41,7 +41,8 @@ _DROPS = ("cluster", "used", "node", "memory", "device")
 
 @dataclass(frozen=True)
 class PodStatus:
-    """One pod; `rank` None for the tiers in front of the ranks. `reason` "": it is well.
+    """One pod; `rank` None for the tiers in front of the ranks. `reason` "": it is well. `block` is
+    the block id of a proxy block's.
 
     `device` is the UUID of a rank's GPU as its process reports it, "" where there is none or the
     master does not tell; `device_bytes` is all memory of it, `used_bytes` what weights and KV take.
@@ -61,6 +62,7 @@ class PodStatus:
     device: str = ""
     device_bytes: int | None = None
     used_bytes: int | None = None
+    block: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,26 +155,20 @@ def _told_by_master(pod: PodStatus, master: MasterWord) -> PodStatus:
 def _pods_of(
     cluster: ClusterClient, deployment: DeploymentConfig
 ) -> tuple[list[PodStatus], list[EditStatus], MasterWord | None]:
-    selector = own_selector(deployment)
     core = client.CoreV1Api(cluster.api)
     pods: list[PodStatus] = []
     edits: list[EditStatus] = []
     master: MasterWord | None = None
-    # One after the other: the right to list the pods of every namespace is rarer than these.
-    for namespace in namespaces_on(deployment, cluster.cluster_id):
-        with cluster.asked_to(f"list pods in namespace {namespace}"):
-            found = core.list_namespaced_pod(
-                namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT
-            )
-            for pod in found.items:
-                status = _pod_status(cluster.cluster_id, core, pod)
-                if status.component == ROLLOUT:
-                    edits.append(edit_status(core, pod))
-                    continue
-                pods.append(status)
-                if status.rank == 0:
-                    master = master or ask_master(core, pod)
-    of_rollouts = f"{selector},{COMPONENT}={ROLLOUT}"
+    for pod in own_pods(cluster, deployment):
+        with cluster.asked_to(f"look at pod {pod.metadata.name}"):
+            status = _pod_status(cluster.cluster_id, core, pod)
+            if status.component == ROLLOUT:
+                edits.append(edit_status(core, pod))
+                continue
+            pods.append(status)
+            if status.rank == 0:
+                master = master or ask_master(core, pod)
+    of_rollouts = f"{own_selector(deployment)},{COMPONENT}={ROLLOUT}"
     jobs = client.BatchV1Api(cluster.api)
     edits += edits_without_pods(jobs, deployment.namespace, of_rollouts, edits)
     return pods, edits, master
@@ -194,6 +190,7 @@ def _pod_status(cluster_id: str, core: client.CoreV1Api, pod: Pod) -> PodStatus:
         restarts=sum(item.restart_count for item in pod.status.container_statuses or []),
         reason=diagnosis.reason,
         log=diagnosis.log,
+        block=labels.get(BLOCK, ""),
     )
 
 
@@ -220,22 +217,17 @@ def _tiers(
     """The pods of each Deployment of ours, or why there is none to show."""
     namespaces, cluster = deployment.namespaces, deployment.cluster_of(0)
     wanted = [
-        (deployment.proxy_name(block.block_id), PROXY_BLOCK, namespaces.blocks)
+        (deployment.proxy_name(block.block_id), PROXY_BLOCK, block.block_id, namespaces.blocks)
         for block in deployment.proxy_blocks
     ]
     if deployment.inference_server.enabled:
         name = deployment.inference_server_name
-        wanted.append((name, INFERENCE_SERVER, namespaces.inference_server))
+        wanted.append((name, INFERENCE_SERVER, "", namespaces.inference_server))
     if deployment.has_valkey:
-        wanted.append((deployment.session_store_name, SESSION_STORE, namespaces.blocks))
-    for name, component, namespace in wanted:
-        found = [pod for pod in pods if pod.component == component and _is_of(pod.name, name)]
+        wanted.append((deployment.session_store_name, SESSION_STORE, "", namespaces.blocks))
+    for name, component, block, namespace in wanted:
+        found = [pod for pod in pods if (pod.component, pod.block) == (component, block)]
         yield from found or [_absent(name, component, namespace, cluster, faults)]
-
-
-def _is_of(pod: str, workload: str) -> bool:
-    """Whether a pod's name is a workload's with what its controllers append."""
-    return re.fullmatch(rf"{re.escape(workload)}(-[a-z0-9]+){{1,2}}", pod) is not None
 
 
 def _absent(

@@ -29,7 +29,8 @@ _LOG_TAIL_BYTES = 8192
 
 class Supervisor:
     """`run()` returns the exit code. `changed(phase, reason)` is called when either changes, or
-    `edit`. `wanted` is what it is, or is to be first; SIGUSR1 makes it what `read_wanted` says.
+    `edit`; while it raises OSError it is called again at each look. `wanted` is what it is, or is
+    to be first; SIGUSR1 makes it what `read_wanted` says.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Supervisor:
         self._been_ready = False
         self._proving = ""
         self._phase = ("starting", "")
+        self._untold = ""
         self._failure = ""
         self._exit_code = 0
         self._shown: tuple[object, ...] = ()
@@ -126,13 +128,20 @@ class Supervisor:
         )
         if reason:
             await self._end_unused([started[item.name] for item in added], wanted.rollout)
+            await self._end(started[item.name] for item in others)
+            for item in others:
+                self._start(before[item.name].definition)
+            self._sort(self.wanted)
             self._note_edit(EditState(wanted.id, FAILED, reason))
             return
         await self._end(item for name, item in before.items() if name not in names)
-        order = {item.name: place for place, item in enumerate(wanted.definitions)}
-        self.processes.sort(key=lambda item: order[item.definition.name])
+        self._sort(wanted)
         self.wanted = wanted
         self._note_edit(replace(self.edit or EditState(wanted.id, DONE), phase=DONE))
+
+    def _sort(self, wanted: Wanted) -> None:
+        order = {item.name: place for place, item in enumerate(wanted.definitions)}
+        self.processes.sort(key=lambda item: order.get(item.definition.name, len(order)))
 
     async def _end_unused(self, added: list[KeptProcess], rollout: RolloutDefinition) -> None:
         """Those of a failed edit, but ranks that the group counts on all the same: what was not
@@ -153,7 +162,7 @@ class Supervisor:
             return
         self.edit = edit
         self._progress.say(f"edit {edit.phase}: {edit.text}")
-        self._changed(*self._phase)
+        self._tell(*self._phase)
 
     def _start(self, definition: ProcessDefinition) -> KeptProcess:
         process = KeptProcess(definition, self._client, self._exited)
@@ -211,6 +220,8 @@ class Supervisor:
             if self._proving:
                 reasons.insert(0, self._proving)
             self._note("" if not reasons else reasons[0])
+            if self._untold:
+                self._tell(*self._phase)
             if self._proving:  # which has a limit of its own
                 deadline = loop.time() + self._startup_s
             elif reasons and not self._been_ready and loop.time() > deadline:
@@ -240,7 +251,14 @@ class Supervisor:
 
     def _tell(self, phase: str, reason: str) -> None:
         self._phase = (phase, reason)
-        self._changed(phase, reason)
+        try:
+            self._changed(phase, reason)
+        except OSError as error:  # a full disk is no reason to end what serves
+            if str(error) != self._untold:
+                self._progress.say(f"the state cannot be written, and is tried again: {error}")
+            self._untold = str(error)
+        else:
+            self._untold = ""
 
     async def _drain(self) -> None:
         """Tier by tier from the front, each for as long as its requests may take."""

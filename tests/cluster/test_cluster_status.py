@@ -49,6 +49,8 @@ def images(name):
 
 def test_a_stack_that_is_well(control_plane, tmp_path):
     mapping = stack_mapping(control_plane, "well")
+    # A name that leaves no room for what controllers append to those of pods.
+    mapping["proxy_blocks"][0]["block_id"] = "b" * 52
     with applied(control_plane, mapping):
         wait_for(lambda: status(mapping).ready, 60, "every pod ready")
         found = status(mapping)

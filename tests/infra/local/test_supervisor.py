@@ -154,6 +154,26 @@ def test_a_signal_ends_the_tiers_from_the_front(small_stack: Any, number: signal
     assert phases[-1] == "draining"
 
 
+def test_a_state_that_cannot_be_written_ends_nothing_and_is_written_later(
+    small_stack: Any,
+) -> None:
+    stack = small_stack()
+    stack.until_ready()
+    before = set(stack.alive())
+    phases = stack.folder / "phases"
+    phases.unlink()
+    phases.mkdir()  # nobody can write it
+    killed = int((stack.folder / "proxy-block.pids").read_text())
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: stack.said("the state cannot be written"), what="what is wrong is said")
+    wait_for(lambda: len(stack.alive()) == 4, what="it is started again all the same")
+    assert set(stack.alive()) & before == before - {killed}
+    wait_for(lambda: stack.said("ready again"), what="ready again")
+    phases.rmdir()
+    wait_for(lambda: phases.is_file() and "ready" in phases.read_text(), what="written")
+    assert (stack.folder / "output").read_text().count("the state cannot be written") == 1
+
+
 def test_the_summary_is_said_before_the_state_is_ready(small_stack: Any) -> None:
     stack = small_stack()
     stack.until_ready()
@@ -312,6 +332,21 @@ def test_an_edit_that_fails_says_why_and_the_former_one_goes_on(
     group.steps = list(SWAP)
     assert edited.apply("2").startswith("done")
     assert served(tmp_path) == render(NEW)
+
+
+def test_an_edit_that_fails_puts_the_processes_back_as_they_were(
+    edited: SmallStack, tmp_path: Path, group: SmallMaster
+) -> None:
+    front = edited.definitions[0]
+    (file,) = front.files
+    edited.definitions[0] = replace(front, files={file: '{"inference_port": 9000}'})
+    failed = step("failed", "prepared", reason="rank 1: its weights take 9 GB of 4 GB")
+    group.steps, group.serving = [failed], serves(FORMER)
+    before = edited.pids()
+    assert edited.apply("1").startswith("failed demo:new: rank 1")
+    wait_for(lambda: len(edited.pids()) == len(before) + 2, what="changed, and put back")
+    assert Path(file).read_text() == "{}"
+    wait_for(lambda: len(edited.alive()) == 4, what="all of them")
 
 
 def test_an_edit_whose_rollout_cannot_be_run_has_failed(edited: SmallStack, tmp_path: Path) -> None:
