@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import threading
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import urllib3.exceptions
@@ -21,17 +22,21 @@ from infra.stack.config import DeploymentConfig
 # How often it is looked for pods and containers that have come since.
 _LOOK_S = 2.0
 _TAIL_LINES = 200
+# What two clocks and a line on its way may differ; lines that were read are dropped by their time.
+_BEFORE_S = 30
 
 
 @dataclass(frozen=True)
 class _Source:
-    """One container as it runs now: `start` tells it from the one that it follows."""
+    """One container as it runs now: `start` tells it from the one that it follows. `runs`: it has
+    not ended."""
 
     cluster: ClusterClient
     namespace: str
     pod: str
     container: str
     start: str
+    runs: bool = field(compare=False)
 
     @property
     def label(self) -> str:
@@ -53,7 +58,7 @@ def pod_log_lines(
         raise ClusterError(f"{deployment.deployment_name} has no pod{wanted} that has begun")
     if not follow:
         for source in sources:
-            for line in _read(source, follow=False):
+            for line in _read(source):
                 yield f"{source.label} {line}"
         return
     yield from _followed(clusters, deployment, names, sources)
@@ -66,12 +71,12 @@ def _followed(
     sources: list[_Source],
 ) -> Iterator[str]:
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    known: set[_Source] = set()
+    known: dict[_Source, _Pump] = {}
     while True:
         for source in sources:
-            if source not in known:
-                known.add(source)
-                threading.Thread(target=_pump, args=(source, lines), daemon=True).start()
+            pump = known.get(source)
+            if pump is None or pump.was_cut(source):
+                known[source] = _Pump(source, lines, pump.position if pump else _Position())
         look_at = time.monotonic() + _LOOK_S
         with contextlib.suppress(queue.Empty):
             while (left_s := look_at - time.monotonic()) > 0:
@@ -81,10 +86,45 @@ def _followed(
             sources = list(_sources(clusters, deployment, names))
 
 
-def _pump(source: _Source, lines: queue.SimpleQueue[str]) -> None:
-    with contextlib.suppress(ClusterError):
-        for line in _read(source, follow=True):
-            lines.put(f"{source.label} {line}")
+@dataclass
+class _Position:
+    """How far a container's log has been read: the time that its last line has there, how many
+    have that time, and when they were heard of, on this machine's clock."""
+
+    line: str = ""
+    alike: int = 0
+    heard: float = 0.0
+
+    def pass_on(self, written: str) -> None:
+        """A line of that time has been read."""
+        self.alike = self.alike + 1 if written == self.line else 1
+        self.line, self.heard = written, time.monotonic()
+
+
+class _Pump:
+    """Reads one container's log into `lines` until the stream ends."""
+
+    def __init__(self, source: _Source, lines: queue.SimpleQueue[str], position: _Position) -> None:
+        self.position, self._lines, self._source = position, lines, source
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def was_cut(self, now: _Source) -> bool:
+        """The stream has ended, and the container, as it is `now`, has not."""
+        return now.runs and not self._thread.is_alive()
+
+    def _run(self) -> None:
+        known, alike = self.position.line, self.position.alike
+        with contextlib.suppress(ClusterError):
+            for line in _read(self._source, self.position):
+                written, _, text = line.partition(" ")
+                if written < known:
+                    continue
+                if written == known and alike:
+                    alike -= 1
+                    continue
+                self.position.pass_on(written)
+                self._lines.put(f"{self._source.label} {text}")
 
 
 def _sources(
@@ -97,7 +137,8 @@ def _sources(
                 continue
             for status in pod.status.container_statuses or []:
                 if start := _start(status):
-                    yield _Source(cluster, namespace, name, status.name, start)
+                    runs = status.state is not None and status.state.running is not None
+                    yield _Source(cluster, namespace, name, status.name, start, runs)
 
 
 def _start(status: Any) -> str:
@@ -108,23 +149,30 @@ def _start(status: Any) -> str:
     return ""
 
 
-def _read(source: _Source, *, follow: bool) -> Iterator[str]:
+def _read(source: _Source, after: _Position | None = None) -> Iterator[str]:
+    """The last lines; with a position those from about there, each behind its time, and then as
+    they come. Raises ClusterError."""
     core = client.CoreV1Api(source.cluster.api)
+    lines: dict[str, Any] = {"tail_lines": _TAIL_LINES}
+    if after is not None:
+        lines = {"follow": True, "timestamps": True, **lines}
+        if after.line:
+            del lines["tail_lines"]
+            lines["since_seconds"] = math.ceil(time.monotonic() - after.heard) + _BEFORE_S
     with source.cluster.asked_to(f"read the log of {source.label}"):
         response: Any = core.read_namespaced_pod_log(
             source.pod,
             source.namespace,
             container=source.container,
-            follow=follow,
-            tail_lines=_TAIL_LINES,
             _preload_content=False,
             # The stream itself has no end while the container runs.
-            _request_timeout=None if follow else REQUEST_TIMEOUT,
+            _request_timeout=None if after is not None else REQUEST_TIMEOUT,
+            **lines,
         )
         rest = b""
         with contextlib.closing(response), contextlib.suppress(urllib3.exceptions.ProtocolError):
             for part in response.stream():
                 *whole, rest = (rest + part).split(b"\n")
                 yield from (line.decode("utf-8", "replace") for line in whole)
-        if rest:
-            yield rest.decode("utf-8", "replace")
+            if rest:  # not of a stream that was cut: the whole line comes again
+                yield rest.decode("utf-8", "replace")

@@ -118,8 +118,14 @@ class ControlPlane:
 
     def set_container_log(self, *lines: str) -> None:
         """What each container has logged from now on, as a container runtime keeps it."""
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000000000Z")
-        self._container_log.write_text("".join(f"{now} stdout F {line}\n" for line in lines))
+        self._container_log.write_text("")
+        self.add_container_log(*lines)
+
+    def add_container_log(self, *lines: str) -> None:
+        """What each container logs now."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+        with self._container_log.open("a") as file:
+            file.writelines(f"{now} stdout F {line}\n" for line in lines)
 
     def pids(self) -> dict[str, int]:
         """The process of each program."""

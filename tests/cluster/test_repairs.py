@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from urllib.parse import urlsplit
 
 import pytest
 from kubernetes import client
@@ -14,9 +15,10 @@ from infra.inspection.status import read_cluster_status
 from infra.stack.file import parse_deployment
 from tests.cluster.applied_stack import applied, stack_mapping, write_stack
 from tests.cluster.nodes import Node
+from tests.e2e.tcp_proxy import TcpProxy
 from tests.infra.cli.test_app import splitstack
 from tests.programs import CONTROL_PLANE, needs
-from tests.waiting import wait_for
+from tests.waiting import free_ports, wait_for
 
 pytestmark = needs(*CONTROL_PLANE)
 
@@ -111,9 +113,30 @@ def test_the_logs_of_pods(control_plane, tmp_path):
         assert any(line.startswith("told-rank-0/master ") for line in lines())
         followed = pod_log_lines(deployment, ("told-rank-1",), follow=True)
         assert list(itertools.islice(followed, 2)) == lines("told-rank-1")
+        goes_on_after_a_cut(control_plane, tmp_path, lines("told-rank-1"))
         path = str(write_stack(tmp_path, mapping))
         done = splitstack(tmp_path, "logs", "-s", path, "told-rank-1")
         assert done.stdout.splitlines() == lines("told-rank-1")
         done = splitstack(tmp_path, "logs", "-s", path, "nobody")
         assert done.returncode == 2
         assert "told has no pod named nobody that has begun" in done.stderr
+
+
+def goes_on_after_a_cut(control_plane, folder, before):
+    (port,) = free_ports(1)
+    server = urlsplit(control_plane.url)
+    network = TcpProxy(("127.0.0.1", port), (server.hostname, server.port))
+    kubeconfig = folder / "through-a-network"
+    text = control_plane.kubeconfig.read_text()
+    kubeconfig.write_text(text.replace(control_plane.url, f"https://127.0.0.1:{port}"))
+    clusters = {"home": {"kubeconfig": str(kubeconfig)}}
+    deployment = parse_deployment(stack_mapping(control_plane, "told", clusters=clusters))
+    try:
+        followed = pod_log_lines(deployment, ("told-rank-1",), follow=True)
+        assert list(itertools.islice(followed, 2)) == before
+        assert network.cut()
+        control_plane.add_container_log("one more", "and more")
+        found = list(itertools.islice(followed, 2))
+        assert found == ["told-rank-1/stage one more", "told-rank-1/stage and more"]
+    finally:
+        network.close()
