@@ -18,6 +18,7 @@ from kubernetes.stream import portforward
 
 from contract.specs import MASTER_HTTP_PORT
 from infra.inspection.diagnosis import Pod, condition
+from infra.plan.balance import balance_advice
 
 # The API server waits longer for a node that is gone, and the rest of a status need not.
 _PATIENCE_S = 5.0
@@ -42,11 +43,13 @@ class RankDevice:
 
 @dataclass(frozen=True)
 class MasterWord:
-    """`state` as in /topology; `reason` "" where the group serves. `devices` are by rank."""
+    """`state` as in /topology; `reason` "" where the group serves. `devices` are by rank. `advice`
+    is what measured times say of the cut, "" nothing."""
 
     state: str
     reason: str
     devices: Mapping[int, RankDevice] = field(default_factory=dict)
+    advice: str = ""
 
 
 def ask_master(core: client.CoreV1Api, pod: Pod) -> MasterWord | None:
@@ -80,7 +83,8 @@ def read_word(topology: Mapping[str, Any]) -> MasterWord:
             )
             for rank in topology["ranks"]
         }
-        return MasterWord(topology["state"], topology["reason"], devices)
+        advice = balance_advice(topology)
+        return MasterWord(topology["state"], topology["reason"], devices, advice)
     except (KeyError, TypeError) as error:
         raise ValueError(f"no topology of this version: {error!r}") from error
 

@@ -113,6 +113,8 @@ def render_cluster_status(status: ClusterStatus, width: int | None = None) -> st
     lines = table_lines(rows, width=width, drop=drops)
     if status.edit is not None and status.edit.phase != DONE:
         lines += ["", str(status.edit)]
+    if status.master is not None and status.master.advice:
+        lines += ["", f"note: {status.master.advice}"]
     alike = groupby((pod for pod in status.pods if pod.reason), lambda pod: (pod.reason, pod.log))
     for (reason, log), pods in alike:
         names = ", ".join(pod.name for pod in pods)

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from infra.local.status import StackStatus
+from infra.plan.balance import balance_advice
 from infra.plan.table import byte_size, table_lines
 
 INTERVAL_S = 1.0
@@ -35,6 +36,7 @@ def terminal_width() -> int | None:
 def render_status(status: StackStatus, width: int | None = None) -> str:
     """A line about the stack, a table of its processes, and the last events."""
     parts = [_head(status, width), _processes(status, width), _events(status)]
+    parts.append(_advice(status, width))
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -168,6 +170,11 @@ def _events(status: StackStatus) -> list[str]:
         f"{time.strftime('%H:%M:%S', time.localtime(event['at']))}  {event['text']}"
         for event in reversed(events)
     ]
+
+
+def _advice(status: StackStatus, width: int | None) -> list[str]:
+    advice = "" if status.topology is None else balance_advice(status.topology)
+    return _wrapped(f"note: {advice}", width) if advice else []
 
 
 def _rank_row(rank: Mapping[str, Any], *, ready: bool, lone: bool) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ STACK_KEYS: dict[str, Kind] = {
 }
 RANK_KEYS: dict[str, Kind] = {
     "layers": "swap",
+    "speed": "swap",
     "device_memory": "swap",
     "cpu": "pod",
     "memory": "pod",

@@ -224,7 +224,7 @@ def _resources(deployment: DeploymentConfig) -> list[RankResources]:
     return [
         RankResources(
             memory_bytes=params.memory if on_cpu else _memory_of_devices(deployment, params),
-            speed=(params.cpu or 1.0) if known else 1.0,
+            speed=params.speed or ((params.cpu or 1.0) if known else 1.0),
             layers=params.layer_range,
             packs=on_cpu,
         )

@@ -89,6 +89,9 @@ class RankParams(types.Section):
     tensor_parallel all of its rank's, empty: every visible one."""
     layers: types.Layers = ""
     """Decoder layers "first-last", both inclusive, as in "0-7"; empty: planned."""
+    speed: types.Speed | None = None
+    """How fast it is beside the other ranks, as in 0.5: planned layers are cut by it; null: its
+    cores on CPUs, else 1. `splitstack status` tells measured ones."""
     device_memory: types.Bytes | None = None
     """What it may use of its GPU, as in "24Gi"; null: not checked, 9/10 of what is free."""
     device_uuid: types.Devices = ""

@@ -242,6 +242,7 @@ Cores = Annotated[
     BeforeValidator(_cores),
     WithJsonSchema({"type": ["number", "string"], "format": "cores"}),
 ]
+Speed = Annotated[float, NO_BOOLEAN, Field(gt=0, le=1e6)]
 LabelList = Annotated[
     list[Label],
     BeforeValidator(_lone_item_is_a_list),
