@@ -3,7 +3,8 @@
 Processes. `python -m runner.master` has the API, the text, the scheduler and the ledger of open
 requests, and never imports torch. `python -m runner.stage --rank N` has torch, the layers of its
 rank and their KV cache. Both read one spec file. Who wants the core in one sitting reads steps,
-master/engine (requests, scheduler, engine), stage/model (stage_model, attention, kv_cache),
+master/engine (requests, scheduler, engine), stage/model (stage_model, attention,
+packed_batch, kv_pool),
 stage/process/compute_loop and stage/sampling/sampler.
 
 Words. A *rank* is a place in the pipeline, a *stage* the process and the layers that hold it. A

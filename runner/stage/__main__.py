@@ -38,8 +38,8 @@ def main() -> int:
 
 
 def keep_gpu_memory_in_one_piece() -> None:
-    """Slots of any length come and go: torch's allocator is to extend its segments rather than to
-    keep pieces that nothing fits. Read when torch is imported; what is set already stays."""
+    """Activations of any size come and go: torch's allocator is to extend its segments rather than
+    to keep pieces that nothing fits. Read when torch is imported; what is set already stays."""
     if "PYTORCH_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 

@@ -15,7 +15,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from runner.errors import RunnerError, UnsupportedModel
 from runner.stage.model import attention
-from runner.stage.model.kv_cache import LayerShape
+from runner.stage.model.kv_pool import LayerShape
 
 _SHAPE_EXPERTS = "splitstack_shape"
 _TOKENS = 8

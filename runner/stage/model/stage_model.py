@@ -1,4 +1,4 @@
-"""One stage of a model: its layers, its KV cache, one step at a time."""
+"""One stage of a model: its layers, its KV pool, one step at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from runner.stage.cpu.allocator import freed_memory_is_given_back
 from runner.stage.cpu.packed_modules import pack_weights
 from runner.stage.model import attention
 from runner.stage.model.checkpoint import Checkpoint
-from runner.stage.model.kv_cache import KVCache
+from runner.stage.model.kv_pool import KVPool
+from runner.stage.model.packed_batch import PackedBatch, Span, pack
+from runner.stage.model.packed_step import PackedStep
 from runner.stage.model.pruned import PassThrough, load_pruned
 from runner.stage.model.rotary import LengthClasses
 from runner.steps import Admission, Step
@@ -51,8 +53,8 @@ class StageModel:
         self._rotary = LengthClasses(self._model, checkpoint.config)
         self.rope_boundary = self._rotary.boundary
         shapes = {index: layout.kv_shapes[index] for index in range(*layers)}
-        self._cache = KVCache(shapes, dtype, device)
-        self.kv_bytes_per_token = self._cache.bytes_per_token
+        self._pool = KVPool(shapes, dtype, device)
+        self.kv_bytes_per_token = self._pool.bytes_per_token
         self._keep_rows = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self._received: torch.Tensor | None = None
         self._captured: torch.Tensor | None = None
@@ -88,24 +90,32 @@ class StageModel:
         chosen = choose_dtype(dtype, place, checkpoint.config)
         return cls(checkpoint, layers, chosen, place, pack)
 
+    def reserve_kv(self, positions: int) -> None:
+        """Have memory for so many in all, over every request; what was held is dropped."""
+        self._pool.reserve(positions)
+
     def admit(self, admission: Admission, *, ends_donor: bool = False) -> None:
         """Reserve KV for the request; what it had before is dropped. `ends_donor`: the admission's
         donor is about to be released. Raises RunnerError for a donor that has none."""
         request, capacity, reused = admission.request, admission.capacity, admission.reused
         if reused:
-            self._cache.admit_after(
+            self._pool.admit_after(
                 request, capacity, admission.donor, reused, ends_donor=ends_donor
             )
         else:
-            self._cache.admit(request, capacity)
+            self._pool.admit(request, capacity)
 
     def release(self, request: int) -> None:
         """Free the request's KV; unknown ids are ignored."""
-        self._cache.release(request)
+        self._pool.release(request)
 
     def reset(self) -> None:
         """Free all KV: a new epoch."""
-        self._cache.clear()
+        self._pool.clear()
+
+    def give_back_unused(self) -> None:
+        """On a CPU, the memory of the KV positions that hold nothing, until they are written."""
+        self._pool.give_back()
 
     @torch.inference_mode()
     def forward(self, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
@@ -115,23 +125,14 @@ class StageModel:
         [tokens, hidden_size], on the last stage float32 logits [step.sampled_rows, vocab_size].
         Raises RunnerError for a request that was not admitted or outgrows its capacity.
         """
-        spans: list[attention.Span] = []
-        positions: list[int] = []
-        sampled: list[int] = []
-        first = 0
-        for segment in step.segments:
-            end = segment.start + segment.length
-            slot = self._cache.slot(segment.request, end)
-            spans.append(attention.Span(slot, first, segment.length, segment.start))
-            positions.extend(range(segment.start, end))
-            first += segment.length
-            if segment.sample:
-                sampled.append(first - 1)
+        batch = self._pack(step)
+        ends = (span.first + span.length - 1 for span in batch.spans)
+        sampled = [row for row, item in zip(ends, step.segments, strict=True) if item.sample]
         self._rotary.begin(step.segments)
         self._captured, self._capturing = None, not self.is_last or step.scored_rows > 0
         ids = step.token_ids if self.is_first else ()
-        places, given, rows = self._there(positions, ids, sampled)
-        arguments = self._arguments(places)
+        positions, slots, given, rows = self._there(batch.positions, batch.slots, ids, sampled)
+        arguments = self._arguments(positions)
         if self.is_first:
             arguments["input_ids"] = given[None]
         else:
@@ -140,13 +141,24 @@ class StageModel:
             arguments["inputs_embeds"] = self._received
         if self._keep_rows:
             arguments["logits_to_keep"] = rows
-        output = self._run(attention.PackedStep(spans), arguments)
+        output = self._run(PackedStep(self._pool, batch, slots), arguments)
         if not self.is_last:
             assert self._captured is not None
             result, self._captured = self._captured[0], None
             return result
         logits: torch.Tensor = output.logits[0]
         return (logits if self._keep_rows else logits[rows]).float()
+
+    def _pack(self, step: Step) -> PackedBatch:
+        spans = []
+        first = 0
+        for segment in step.segments:
+            end = segment.start + segment.length
+            slot = self._pool.slot(segment.request, end)
+            slot.written = max(slot.written, end)
+            spans.append(Span(first, segment.length, segment.start, slot.start))
+            first += segment.length
+        return pack(spans)
 
     @torch.inference_mode()
     def scored_logits(self, step: Step) -> Generator[torch.Tensor, None, None]:
@@ -176,7 +188,7 @@ class StageModel:
                 else:
                     arguments["inputs_embeds"] = part
                 self._received = part
-                yield self._run(attention.PackedStep([]), arguments).logits[0].float()
+                yield self._run(None, arguments).logits[0].float()
 
     def _there(self, *numbers: Sequence[int]) -> Sequence[torch.Tensor]:
         """Several lists on the device, in one copy: a GPU's host would wait for each."""
@@ -203,7 +215,7 @@ class StageModel:
             for index, layer in own.items():
                 self._layers[index] = layer
 
-    def _run(self, step: attention.PackedStep, arguments: dict[str, Any]) -> Any:
+    def _run(self, step: PackedStep | None, arguments: dict[str, Any]) -> Any:
         attention.current.step = step
         try:
             return self._model(**arguments)

@@ -115,6 +115,7 @@ class ComputeLoop:
     def _give_back_when_idle(self) -> None:
         if self._busy_at is not None and self._beat - self._busy_at > IDLE_AFTER_S:
             give_back_freed()
+            self._model.give_back_unused()
             self._busy_at = None
 
     def _ask_the_device(self) -> None:

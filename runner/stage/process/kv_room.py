@@ -36,12 +36,13 @@ def kv_tokens(
     """Positions in all, over every request.
 
     Where the device counts its memory, the largest step is computed once. Raises RunnerError where
-    not one position fits.
+    not one position fits. What the model holds for requests is dropped.
     """
+    model.reserve_kv(0)
     layers = spec.ranks[stage.rank].layers
     share = MemoryShare(stage.rank, layers, model.weight_bytes, model.kv_bytes_per_token)
     memory = memory_of(stage, spec, share, device, sharing)
-    longest = min(spec.max_model_len or model.max_positions, share.kv_tokens(memory))
+    longest = min(longest_request(spec, model), share.kv_tokens(memory))
     step = largest_step(spec.prefill_token_budget, spec.max_concurrent_requests, longest)
     peak = device.peak_bytes(lambda: try_step(step, model))
     if peak is not None:
@@ -49,6 +50,11 @@ def kv_tokens(
         share = dataclasses.replace(share, step_bytes=max(0, peak - own))
         _refuse_what_does_not_fit(share, memory)
     return share.kv_tokens(memory)
+
+
+def longest_request(spec: GroupSpec, model: StageModel) -> int:
+    """Positions of one that is as long as the spec allows."""
+    return min(model.max_positions, spec.max_model_len or model.max_positions)
 
 
 def largest_step(budget: int, requests: int, longest: int) -> Step:
@@ -72,6 +78,7 @@ def largest_step(budget: int, requests: int, longest: int) -> Step:
 
 def try_step(step: Step, model: StageModel) -> None:
     """Compute a step of no epoch, its slots included, and forget it."""
+    model.reserve_kv(sum(item.capacity for item in step.admissions))
     for admission in step.admissions:
         model.admit(admission)
     hidden = None
@@ -79,7 +86,7 @@ def try_step(step: Step, model: StageModel) -> None:
         hidden = torch.zeros(len(step.token_ids), model.hidden_size, dtype=model.torch_dtype)
     with constructing:
         model.forward(step, hidden)
-    model.reset()
+    model.reserve_kv(0)
 
 
 def _refuse_what_does_not_fit(share: MemoryShare, memory_bytes: int) -> None:

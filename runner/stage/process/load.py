@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from contract.memory import MemoryShare
+from contract.memory import MemoryShare, fillable_tokens
 from contract.specs import GroupSpec, StageSpec
 from runner.errors import RunnerError, UnsupportedModel
 from runner.models.folder import resolve_model
@@ -20,7 +20,7 @@ from runner.models.room import forget_other_models
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel, choose_dtype
 from runner.stage.process.device import Device, device_of
-from runner.stage.process.kv_room import kv_tokens, memory_of
+from runner.stage.process.kv_room import kv_tokens, longest_request, memory_of
 from runner.transport.control import Prepare, StageInfo
 
 logger = logging.getLogger(__name__)
@@ -104,9 +104,12 @@ def load(stage: StageSpec, part: PreparedPart) -> StageModel:
 
 
 def describe(stage: StageSpec, part: PreparedPart, model: StageModel) -> StageInfo:
-    """The master fills in the address: that is known with the connection."""
-    device = device_of(torch.device(stage.device))
-    tokens = kv_tokens(stage, part.spec, model, device, part.sharing)
+    """Takes the memory for KV too, as much of it as requests can fill. The master fills in the
+    address: that is known with the connection."""
+    spec, device = part.spec, device_of(torch.device(stage.device))
+    tokens = kv_tokens(stage, spec, model, device, part.sharing)
+    requests, longest = spec.max_concurrent_requests, longest_request(spec, model)
+    model.reserve_kv(fillable_tokens(tokens, requests=requests, longest=longest))
     return StageInfo(
         rank=stage.rank,
         address="",

@@ -57,7 +57,7 @@ def put_on_fake_cuda(stage: StageModel) -> None:
                         fake = nn.Parameter(fake, requires_grad=False)
                     done[id(tensor)] = fake
                 kept[name] = done[id(tensor)]
-    stage._device = stage._cache._device = PLACE
+    stage._device = stage._pool.device = PLACE
 
 
 def steps() -> Iterator[Step]:

@@ -261,26 +261,28 @@ def test_auto_dtype_is_float32_on_the_cpu(tmp_path):
     assert stage.weight_bytes >= 4 * sum(p.numel() for p in model.model.layers[1].parameters())
 
 
-def test_kv_memory_is_what_was_said_and_is_given_back(tmp_path):
+def test_kv_memory_is_what_was_said(tmp_path):
     make_small_model("llama", tmp_path)
     stage = StageModel.load(Checkpoint(tmp_path), (0, 3))
     assert stage.kv_bytes_per_token == 3 * 2 * 2 * 16 * 4
 
     def held():
         gc.collect()
-        sizes = [t.nbytes for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.dim() == 3]
-        return sum(size for size in sizes if size == 2 * 512 * 16 * 4)
+        tensors = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.dim() == 3]
+        return sum(t.nbytes for t in tensors if t.shape[0] == 2 and t.shape[2] == 16)
 
-    for request in range(3):
+    before = held()
+    stage.reserve_kv(3 * 512)
+    reserved = (3 * 512 + 1) * stage.kv_bytes_per_token  # one position is nobody's
+    for request in (0, 1, 2, 1):
         stage.admit(Admission(request, 512, 4, 0, 0, GREEDY))
-    assert held() == 3 * 512 * stage.kv_bytes_per_token
-    stage.admit(Admission(1, 512, 4, 0, 0, GREEDY))
-    assert held() == 3 * 512 * stage.kv_bytes_per_token
+        assert held() == before + reserved
     stage.release(1)
     stage.release(99)
-    assert held() == 2 * 512 * stage.kv_bytes_per_token
     stage.reset()
-    assert held() == 0
+    assert held() == before + reserved
+    stage.reserve_kv(0)
+    assert held() == before + stage.kv_bytes_per_token
 
 
 def test_a_step_beyond_its_request_is_refused_and_the_next_one_runs(tmp_path):

@@ -248,7 +248,7 @@ def test_a_step_without_memory_comes_back_aborted_and_is_forgotten(
     failing[0] = True
     assert not step(2, 1, new=(3,))
     failing[0] = False
-    assert set(stage.loop._model._cache._slots) == {2}
+    assert set(stage.loop._model._pool._slots) == {2}
     assert step(3, 2)
     assert not step(4, 2, 3)  # what is computed beside a forgotten one is forgotten too
     assert not step(5, 2)
@@ -257,7 +257,7 @@ def test_a_step_without_memory_comes_back_aborted_and_is_forgotten(
     assert step(8, new=(2, 3))
     assert step(9, 2, 3, new=(1,))
     assert stage.answer(Step(10, (), [], (), (1, 2, 3))).tokens == ()
-    assert not stage.loop._model._cache._slots
+    assert not stage.loop._model._pool._slots
     assert not stage.failures
     assert not stage.ends
 
