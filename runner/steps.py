@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from runner.grammar import GrammarFault
 from runner.sampling_parameters import SamplingParameters
 
 MOST_KEPT = 512  # slots of requests that have ended, kept for those that begin alike
@@ -47,6 +48,8 @@ class Admission:
 
     The first `reused` positions are not sent: they are what request `donor` has there, which the
     stages hold since an earlier step. Without any its segments begin at position 0.
+
+    `grammar` is Grammar.text, which its generated ids follow from the first one on; "" for none.
     """
 
     request: int
@@ -57,6 +60,7 @@ class Admission:
     sampling: SamplingParameters
     donor: int = 0
     reused: int = 0
+    grammar: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,14 @@ class SampledToken:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that the last stage cannot hold to its grammar."""
+
+    request: int
+    fault: GrammarFault
+
+
+@dataclass(frozen=True, slots=True)
 class StageTime:
     """What one stage spent on one step, in nanoseconds."""
 
@@ -124,6 +136,9 @@ class StageTime:
 class StepResult:
     """A step that has come back to the master. `scored` are in the order of the step's rows.
 
+    A sampling segment of a request with a grammar may come back without a token: `refused`, or
+    because what it may be is not known yet; then the segment is to be computed once more.
+
     `aborted`: a stage had no memory for it, or holds nothing any more of a request in it. Its
     releases took effect and nothing else: each of its requests is to be admitted again.
     """
@@ -133,3 +148,4 @@ class StepResult:
     times: tuple[StageTime, ...]
     scored: tuple[SampledToken, ...] = ()
     aborted: bool = False
+    refused: tuple[Refusal, ...] = ()

@@ -17,14 +17,16 @@ from typing import NamedTuple
 
 from contract.specs import GroupSpec
 from runner.errors import ProtocolError
+from runner.grammar import MAX_GRAMMAR_BYTES
 from runner.sampling_parameters import MAX_LOGPROBS
 from runner.steps import MOST_KEPT, StageTime
 
 MAGIC = b"SPLS"
-VERSION = 4  # of all that travels, control messages too
+VERSION = 5  # of all that travels, control messages too
 DTYPES = ("", "float32", "bfloat16", "float16")
 ITEM_BYTES = (0, 4, 2, 2)
-ADMISSION_BYTES = 64 * 1024  # one admission: the largest logit_bias is half of it
+# One admission: the largest logit_bias is 32 KiB.
+ADMISSION_BYTES = MAX_GRAMMAR_BYTES + 64 * 1024
 
 _HEADER = struct.Struct("<4sBBBBQIQH6I")
 SEGMENT = struct.Struct("<QIII?II")
@@ -32,6 +34,7 @@ RELEASE_BYTES, TOKEN_BYTES = 8, 4
 TIME = struct.Struct("<HQQ")
 SAMPLED = struct.Struct("<QII?dB")
 ALTERNATIVE = struct.Struct("<Id")
+REFUSED = struct.Struct("<QB")
 _ABORTED = 1  # the one flag
 HEADER_BYTES = _HEADER.size
 
@@ -121,12 +124,14 @@ class ResultCounts(NamedTuple):
     tokens: int
     scored: int
     alternatives: int
+    refused: int = 0
 
     @property
     def body_bytes(self) -> int:
         """Without the stage times."""
         rows = self.tokens + self.scored
-        return rows * SAMPLED.size + self.alternatives * ALTERNATIVE.size
+        more = self.alternatives * ALTERNATIVE.size + self.refused * REFUSED.size
+        return rows * SAMPLED.size + more
 
 
 class Header(NamedTuple):
@@ -149,7 +154,7 @@ class Header(NamedTuple):
 
     @property
     def of_result(self) -> ResultCounts:
-        return ResultCounts(*self.counts[:3])
+        return ResultCounts(*self.counts[:4])
 
     @property
     def body_bytes(self) -> int:
@@ -218,14 +223,16 @@ def _check_step(header: Header, limits: Limits) -> None:
 
 
 def _check_result(header: Header, limits: Limits) -> None:
-    tokens, scored, alternatives = header.of_result
-    if tokens > limits.segments or alternatives > (tokens + scored) * MAX_LOGPROBS:
-        raise ProtocolError(f"a result of {tokens} tokens with {alternatives} alternatives")
+    tokens, scored, alternatives, refused = header.of_result
+    if tokens + refused > limits.segments or alternatives > (tokens + scored) * MAX_LOGPROBS:
+        raise ProtocolError(
+            f"a result of {tokens} tokens with {alternatives} alternatives, {refused} refused"
+        )
     if scored > limits.tokens:
         raise ProtocolError(f"scored = {scored}: must be at most {limits.tokens}")
-    if header.aborted and tokens + scored:
+    if header.aborted and tokens + scored + refused:
         raise ProtocolError(f"an aborted step with {tokens} tokens and {scored} scored ones")
-    if header.dtype or any(header.counts[3:]):
+    if header.dtype or any(header.counts[4:]):
         raise ProtocolError("a result with a tensor")
 
 

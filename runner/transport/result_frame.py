@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 
 from runner.errors import ProtocolError
+from runner.grammar import GrammarFault
 from runner.sampling_parameters import MAX_LOGPROBS
-from runner.steps import SampledToken, StageTime, StepResult
+from runner.steps import Refusal, SampledToken, StageTime, StepResult
 from runner.transport.frames import (
     ALTERNATIVE,
+    REFUSED,
     SAMPLED,
     TIME,
     Header,
@@ -26,13 +28,14 @@ def encode_result(
     time: StageTime,
     tokens: Sequence[SampledToken],
     scored: Sequence[SampledToken] = (),
+    refused: Sequence[Refusal] = (),
     *,
     aborted: bool = False,
 ) -> bytes:
     """What the last stage returns for the step of `header` and `body`."""
     rows = (*tokens, *scored)
     alternatives = sum(len(token.alternatives) for token in rows)
-    counts = ResultCounts(len(tokens), len(scored), alternatives)
+    counts = ResultCounts(len(tokens), len(scored), alternatives, len(refused))
     front = Header(
         Operation.RESULT, header.epoch, 0, header.step, header.times + 1, counts, aborted
     )
@@ -50,6 +53,7 @@ def encode_result(
             )
         )
     parts.extend(ALTERNATIVE.pack(*item) for token in rows for item in token.alternatives)
+    parts.extend(REFUSED.pack(item.request, item.fault) for item in refused)
     parts.append(bytes(body[len(body) - header.times * TIME.size :]))
     parts.append(TIME.pack(time.rank, time.compute_ns, time.wait_ns))
     return b"".join(parts)
@@ -57,7 +61,7 @@ def encode_result(
 
 def decode_result(header: Header, body: bytes | bytearray, limits: Limits) -> StepResult:
     """The result of a checked header and its whole body; raises ProtocolError."""
-    count, scored, alternatives = header.of_result
+    count, scored, alternatives, refusals = header.of_result
     end_of_tokens = (count + scored) * SAMPLED.size
     view = memoryview(body)
     pairs = list(
@@ -81,9 +85,20 @@ def decode_result(header: Header, body: bytes | bytearray, limits: Limits) -> St
         tokens.append(SampledToken(request, position, token_id, value, best))
     if taken != alternatives:
         raise ProtocolError(f"alternatives = {alternatives}: the tokens name {taken}")
+    end_of_pairs = end_of_tokens + alternatives * ALTERNATIVE.size
+    refused = _refused(view[end_of_pairs : end_of_pairs + refusals * REFUSED.size])
     times = decode_times(header, body)
     sampled, own = tuple(tokens[:count]), tuple(tokens[count:])
-    return StepResult(header.step, sampled, times, own, header.aborted)
+    return StepResult(header.step, sampled, times, own, header.aborted, refused)
+
+
+def _refused(data: memoryview) -> tuple[Refusal, ...]:
+    try:
+        return tuple(
+            Refusal(request, GrammarFault(fault)) for request, fault in REFUSED.iter_unpack(data)
+        )
+    except ValueError as error:
+        raise ProtocolError(f"a request is refused: {error}") from None
 
 
 def _check_token(token_id: int, logprob: float, limits: Limits) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from contract.generation import SEED_LIMIT
 from runner.errors import InvalidField, ProtocolError
+from runner.grammar import MAX_GRAMMAR_BYTES
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, Segment, StageTime, Step
 from runner.transport.frames import (
@@ -123,6 +124,7 @@ def _admission_json(admission: Admission) -> list[Any]:
         admission.donor,
         admission.reused,
         admission.sampling.to_json(),
+        admission.grammar,
     ]
 
 
@@ -141,11 +143,10 @@ def _decode_admissions(
 
 
 def _decode_admission(row: object, limits: Limits) -> Admission:
-    if not isinstance(row, list) or len(row) != 8 or not isinstance(row[7], dict):
-        raise ProtocolError("an admission must be a list of 7 integers and an object")
-    if any(not isinstance(value, int) or isinstance(value, bool) for value in row[:7]):
-        raise ProtocolError("an admission must be a list of 7 integers and an object")
-    request, capacity, prompt_length, choice, seed, donor, reused, sampling = row
+    kinds = [int] * 7 + [dict, str]
+    if not isinstance(row, list) or [type(value) for value in row] != kinds:
+        raise ProtocolError("an admission must be a list of 7 integers, an object and a text")
+    request, capacity, prompt_length, choice, seed, donor, reused, sampling, grammar = row
     in_range = (
         0 <= request < 2**64
         and 0 < prompt_length <= capacity <= limits.positions
@@ -154,6 +155,7 @@ def _decode_admission(row: object, limits: Limits) -> Admission:
         and 0 <= donor < 2**64
         and 0 <= reused < capacity
         and not (reused and donor == request)
+        and len(grammar) <= MAX_GRAMMAR_BYTES
     )
     if not in_range:
         raise ProtocolError(f"an admission out of range: {str(row[:7])[:200]}")
@@ -162,5 +164,5 @@ def _decode_admission(row: object, limits: Limits) -> Admission:
     except (InvalidField, TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"sampling parameters of an admission: {str(error)[:200]}") from None
     return Admission(
-        request, capacity, prompt_length, choice, seed, parameters, donor=donor, reused=reused
+        request, capacity, prompt_length, choice, seed, parameters, donor, reused, grammar
     )

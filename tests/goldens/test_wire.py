@@ -15,8 +15,9 @@ from dataclasses import replace
 import pytest
 
 from contract.specs import GroupSpec, RankPart, spec_hash
+from runner.grammar import GrammarFault
 from runner.sampling_parameters import SamplingParameters
-from runner.steps import Admission, SampledToken, Segment, StageTime, Step, StepResult
+from runner.steps import Admission, Refusal, SampledToken, Segment, StageTime, Step, StepResult
 from runner.transport import control as control_message
 from runner.transport.control import StageInfo
 from runner.transport.frames import HEADER_BYTES, Epoch, Limits, decode_header, encode_ping
@@ -87,6 +88,12 @@ STEPS = {
         (7, 8, 1, 2),
         (Admission(1, 20, 3, 0, 0, replace(GREEDY, logprobs=1)),),
     ),
+    "a grammar": Step(
+        6,
+        (Segment(4, 0, 2, 2, True),),
+        (7, 8),
+        (Admission(4, 30, 2, 0, 0, GREEDY, grammar='{"grammars": [{"lark_grammar": "é"}]}'),),
+    ),
     "decode": Step(2**40, (Segment(1, 4, 1, 5, True), Segment(2, 5, 1, 6, True)), (0, 1)),
 }
 RESULTS: dict[str, tuple[SampledToken, ...]] = {
@@ -98,6 +105,7 @@ RESULTS: dict[str, tuple[SampledToken, ...]] = {
         SampledToken(11, 5, 15),
     ),
 }
+REFUSED = (Refusal(2**63, GrammarFault.TOO_COMPLEX),)
 SCORED = (SampledToken(1, 1, 8, -3.5, ((5, -0.5),)), SampledToken(1, 2, 9, -0.5))
 STAGE = StageInfo(
     rank=1,
@@ -201,6 +209,12 @@ def scored_result() -> bytes:
     return encode_result(header, frame[HEADER_BYTES:], TIMES[1], RESULTS["tokens"], SCORED)
 
 
+def refused_result() -> bytes:
+    frame = second_hop("prefill")
+    header = decode_header(frame, EPOCH, SECOND)
+    return encode_result(header, frame[HEADER_BYTES:], TIMES[1], RESULTS["tokens"], (), REFUSED)
+
+
 def aborted() -> tuple[bytes, bytes]:
     """The prefill step as stage 0 passes it on without having computed it, and as it comes back."""
     frame = first_hop("prefill")
@@ -216,6 +230,7 @@ def test_data_frames() -> None:
     found |= {f"step, {name}, to stage 1": second_hop(name).hex() for name in STEPS}
     found |= {f"result, {name}": result(name).hex() for name in RESULTS}
     found["result, a prompt that was scored"] = scored_result().hex()
+    found["result, a request is refused"] = refused_result().hex()
     found["step, aborted, to stage 1"], found["result, aborted"] = (one.hex() for one in aborted())
     check_recorded("wire-data-frames", found)
 
@@ -238,6 +253,7 @@ def test_results_come_out_as_they_went_in(name: str) -> None:
 def test_results_with_more_than_tokens_come_out_as_they_went_in() -> None:
     for frame, expected in (
         (scored_result(), StepResult(4, RESULTS["tokens"], TIMES, SCORED)),
+        (refused_result(), StepResult(2, RESULTS["tokens"], TIMES, refused=REFUSED)),
         (aborted()[1], StepResult(2, (), TIMES, aborted=True)),
     ):
         header = decode_header(frame, EPOCH, MASTER)

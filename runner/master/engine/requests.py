@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from runner.errors import RunnerError
+from runner.grammar import Grammar
 from runner.sampling_parameters import SamplingParameters
 from runner.steps import Admission, SampledToken
 
@@ -41,7 +42,8 @@ class GenerationRequest:
     own that differ in `choice` only, so that each has random numbers of its own: they have one
     seed, which is never None here. `request_id` is what the log calls it. One that is `carried`
     goes on after ids which have not finished it; its prompt was told with the first of them.
-    Requests of one `domain` wait for one another.
+    Requests of one `domain` wait for one another. What is generated follows the `grammar`, and a
+    stop id comes where that may end.
     """
 
     prompt_ids: tuple[int, ...]
@@ -53,6 +55,7 @@ class GenerationRequest:
     carried: Carried | None = None
     echo: bool = False
     domain: str = ""
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ class OpenRequest:
     packed: bytes = b""
     places: int = 0
     reused: int = 0
+    grammar: Grammar | None = None
 
     @property
     def known(self) -> int:
@@ -155,7 +159,13 @@ class OpenRequest:
             sampling=self.sampling,
             donor=donor,
             reused=reused,
+            grammar="" if self.grammar is None else self.grammar.text,
         )
+
+    def ask_again(self) -> None:
+        """Its token was not to be had yet: the last known id is to be computed once more."""
+        self.awaiting = False
+        self.sent = self.known - 1
 
     def start_over(self) -> None:
         """The stages hold nothing of it any more: prompt and emitted ids are to be sent again."""
@@ -257,6 +267,7 @@ class RequestLedger:
             request_id=request.request_id,
             echo=request.echo and not carried.ids,
             domain=request.domain,
+            grammar=request.grammar,
             packed=packed(request.prompt_ids),
         )
         if carried.alone:

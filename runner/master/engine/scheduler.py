@@ -183,6 +183,7 @@ class Scheduler:
                 tokens += 1
                 self._ready.append(request)
                 events.append((request, event))
+        events += self._without_token(result, step)
         if self._alone is not None and not self._alone.tried_alone:
             self._alone = None
         if step.segments:
@@ -194,6 +195,25 @@ class Scheduler:
                 now=now,
             )
         return events
+
+    def _without_token(
+        self, result: StepResult, step: Step
+    ) -> list[tuple[OpenRequest, RunnerError]]:
+        """Requests with a grammar: whose token was not to be had yet is asked again."""
+        faults = {refusal.request: refusal.fault for refusal in result.refused}
+        ended: list[tuple[OpenRequest, RunnerError]] = []
+        for segment in step.segments:
+            request = self.running.get(segment.request)
+            if request is None or request.grammar is None:
+                continue
+            if not segment.sample or not request.awaiting:
+                continue
+            if (fault := faults.get(request.number)) is not None:
+                ended.append((request, request.grammar.refusal(fault, len(request.emitted))))
+            else:
+                request.ask_again()
+                self._ready.append(request)
+        return ended
 
     def _prompts_computed(
         self, result: StepResult, step: Step

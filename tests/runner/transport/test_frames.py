@@ -9,9 +9,10 @@ import pytest
 
 from contract.specs import GroupSpec, RankPart
 from runner.errors import ProtocolError
+from runner.grammar import GrammarFault
 from runner.master.group.pipeline_ends import FrameReader
 from runner.sampling_parameters import SamplingParameters
-from runner.steps import Admission, SampledToken, Segment, StageTime, Step, StepResult
+from runner.steps import Admission, Refusal, SampledToken, Segment, StageTime, Step, StepResult
 from runner.transport.data_link import LinkBroken, TcpLink, TensorBuffer
 from runner.transport.frames import (
     HEADER_BYTES,
@@ -39,7 +40,7 @@ STEP = Step(
     41,
     (Segment(2**63, 0, 3, 5, False, 3, 998), Segment(8, 17, 1, 18, True)),
     (1, 2, 3, 999),
-    (Admission(2**63, 100, 5, 1, 2**63 - 1, SAMPLING, donor=2**64 - 1, reused=99),),
+    (Admission(2**63, 100, 5, 1, 2**63 - 1, SAMPLING, donor=2**64 - 1, reused=99, grammar="é{"),),
     (5, 6),
 )
 TOKENS = (
@@ -48,6 +49,7 @@ TOKENS = (
     SampledToken(10, 4, 14, float("-inf")),
 )
 SCORED = (SampledToken(2**63, 1, 2, -7.5, ((1, -0.5),)), SampledToken(2**63, 2, 3, -2.0))
+REFUSED = (Refusal(2**63, GrammarFault.DEAD_END),)
 TIMES = (StageTime(0, 111, 222), StageTime(1, 333, 444))
 
 
@@ -69,7 +71,7 @@ def result_frame() -> bytes:
     frame = second_hop()
     header = decode_header(frame, EPOCH, SECOND)
     body = frame[HEADER_BYTES : HEADER_BYTES + header.body_bytes]
-    return encode_result(header, body, TIMES[1], TOKENS, SCORED)
+    return encode_result(header, body, TIMES[1], TOKENS, SCORED, REFUSED)
 
 
 def test_a_step_comes_out_as_it_went_in() -> None:
@@ -83,7 +85,7 @@ def test_a_result_comes_out_as_it_went_in() -> None:
     frame = result_frame()
     header = decode_header(frame, EPOCH, MASTER)
     assert len(frame) == HEADER_BYTES + header.body_bytes
-    expected = StepResult(41, TOKENS, TIMES, SCORED)
+    expected = StepResult(41, TOKENS, TIMES, SCORED, refused=REFUSED)
     assert decode_result(header, frame[HEADER_BYTES:], MASTER) == expected
 
 

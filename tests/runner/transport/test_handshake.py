@@ -55,7 +55,7 @@ def test_both_ends_agree() -> None:
     [
         ({"dialer_token": b"another token of 16 bytes"}, DIFFERING_PROOF),
         ({"refusal": "epoch 1 is over"}, "epoch 1 is over"),
-        ({"version": 1}, "the wire versions differ: 1 dials 4; update both"),
+        ({"version": 1}, "the wire versions differ: 1 dials 5; update both"),
     ],
 )
 def test_both_ends_are_told_why_not(change: dict[str, object], sentence: str) -> None:

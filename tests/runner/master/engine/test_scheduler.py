@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.errors import PromptTooLong
+from runner.errors import InvalidField, PromptTooLong
+from runner.grammar import Grammar, GrammarFault
 from runner.master.engine.micro_batches import MicroBatches
 from runner.master.engine.requests import GenerationRequest, OpenRequest, RequestLedger
 from runner.master.engine.scheduler import UNKNOWN_STEP_LIMIT_S, Scheduler
 from runner.master.engine.step_cost import MIN_CHUNK, StepCost
 from runner.sampling_parameters import SamplingParameters
-from runner.steps import SampledToken, StageTime, Step, StepResult
+from runner.steps import Refusal, SampledToken, Segment, StageTime, Step, StepResult
 from tests.runner.master.engine.unruly_pipeline import UnrulyPipeline
 
 
@@ -262,3 +263,56 @@ def test_every_request_ends(
     assert not scheduler.in_flight
     assert not scheduler._ready
     assert scheduler.kv_reserved == 0
+
+
+GRAMMAR = Grammar('{"grammars": [{"lark_grammar": "start: /a+/"}]}', "structured_outputs.regex")
+
+
+def test_a_token_that_was_not_to_be_had_yet_is_asked_for_again() -> None:
+    bench = Bench()
+    held = bench.ask((1, 2, 3), grammar=GRAMMAR)
+    other = bench.ask((4, 5))
+    step = bench.next_step()
+    assert step is not None
+    assert [admission.grammar for admission in step.admissions] == [GRAMMAR.text, ""]
+    only = (SampledToken(other.number, 2, 7),)
+    assert len(bench.scheduler.returned(StepResult(step.number, only, ()), 0.1)) == 1
+    for _ in range(2):
+        segments = {}
+        while (again := bench.next_step()) is not None:
+            segments |= {item.request: (item.start, item.length) for item in again.segments}
+            assert not again.admissions
+            tokens = [SampledToken(*_next(item)) for item in again.segments]
+            only = tuple(token for token in tokens if token.request == other.number)
+            bench.scheduler.returned(StepResult(again.number, only, ()), 0.1)
+            if held.number in segments:
+                break
+        assert segments[held.number] == (2, 1)
+        assert list(held.emitted) == []
+    while not held.emitted:
+        step = bench.next_step()
+        assert step is not None
+        bench.answer(step)
+    assert held.emitted == [7]
+    assert other.emitted[:3] == [7, 7, 7]
+
+
+def _next(segment: Segment) -> tuple[int, int, int]:
+    return segment.request, segment.start + segment.length, 7
+
+
+def test_a_request_that_cannot_be_held_to_its_grammar_ends() -> None:
+    bench = Bench()
+    held, other = bench.ask((1, 2, 3), grammar=GRAMMAR), bench.ask((4, 5))
+    step = bench.next_step()
+    assert step is not None
+    tokens = (SampledToken(other.number, 2, 7),)
+    refused = (Refusal(held.number, GrammarFault.DEAD_END),)
+    result = StepResult(step.number, tokens, (), refused=refused)
+    events = dict(bench.scheduler.returned(result, 0.1))
+    assert isinstance(events[held], InvalidField)
+    assert str(events[held]).startswith("structured_outputs.regex: cannot be written on")
+    bench.scheduler.remove(held)
+    following = bench.next_step()
+    assert following is not None
+    assert [segment.request for segment in following.segments] == [other.number]
