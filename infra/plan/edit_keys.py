@@ -1,7 +1,8 @@
 """Which keys of a stack file an edit can change, and what each of them costs the group.
 
 The one table of it: what the outputs of a stack keep and what the preview says follow from it. A
-key that is in neither mapping belongs to the tiers in front of the ranks, or to nothing that runs.
+key that is in neither mapping belongs to the tiers in front of the ranks, or to nothing that runs:
+`speed` of a rank is seen in the layers that it gets.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ STACK_KEYS: dict[str, Kind] = {
 }
 RANK_KEYS: dict[str, Kind] = {
     "layers": "swap",
-    "speed": "swap",
     "device_memory": "swap",
     "cpu": "pod",
     "memory": "pod",

@@ -68,6 +68,13 @@ def test_cores_count_where_every_rank_states_them():
     assert unsaid.ranks[0].layers == (0, 19)
 
 
+def test_a_rank_s_own_speed_comes_before_its_cores():
+    faster = planned(LOCAL, "per_rank_params=[{rank: 0, cpu: 1}, {rank: 1, cpu: 1, speed: 3}]")
+    assert faster.ranks[0].layers == (0, 9)
+    unsaid = planned(LOCAL, "per_rank_params=[{rank: 1, speed: 3}]")
+    assert unsaid.ranks[0].layers == (0, 9)
+
+
 def test_gpus_take_the_dtype_of_the_checkpoint(folder):
     memory = [f"per_rank_params[{rank}].device_memory=80Gi" for rank in range(4)]
     plan = planned(PHI, f"common_params.model_name={folder}", *memory)
@@ -75,6 +82,14 @@ def test_gpus_take_the_dtype_of_the_checkpoint(folder):
     assert plan.memory_checked
     assert sum(rank.weight_bytes for rank in plan.ranks) == 2 * 3_821_079_552
     assert plan.ranks[0].kv_bytes_per_token == 8 * 2 * 3072 * 2
+
+
+def test_two_kinds_of_gpu_share_the_layers_by_their_speeds(folder):
+    speeds = [f"per_rank_params[{rank}].speed=0.5" for rank in (2, 3)]
+    plan = planned(PHI, f"common_params.model_name={folder}", *speeds)
+    sizes = [end - start for start, end in (rank.layers for rank in plan.ranks)]
+    assert sum(sizes) == 32
+    assert sizes[:2] == [11, 11]
 
 
 def test_a_length_beyond_the_model_is_refused_and_yarn_scales_it(folder):
