@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -42,9 +42,15 @@ class Grammar:
     field: str
 
     @classmethod
-    def of(cls, parts: Mapping[str, Any], field: str) -> Grammar:
-        """`parts` is one of llguidance's grammars: a json_schema or a lark_grammar."""
-        return cls(json.dumps({"grammars": [parts]}), field)
+    def of(cls, parts: Sequence[Mapping[str, Any]], field: str) -> Grammar:
+        """`parts` are llguidance's grammars, each a json_schema or a lark_grammar, the first of
+        which is what is followed."""
+        return cls(json.dumps({"grammars": parts}), field)
+
+    def after(self, beginning: str) -> Grammar:
+        """With what comes before it: rules of Lark whose `start` ends with @content."""
+        [content] = json.loads(self.text)["grammars"]
+        return self.of([{"lark_grammar": beginning}, {**content, "name": "content"}], self.field)
 
     def refusal(self, fault: GrammarFault, tokens: int) -> InvalidField:
         """What ends a request after so many `tokens`."""

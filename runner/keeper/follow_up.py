@@ -21,6 +21,7 @@ _ASKED = "return_token_ids"
 _DEPENDS_ON_THE_START = (
     *("stop", "echo", "logprobs", "top_logprobs", "prompt_logprobs", "suffix", "best_of"),
     *("response_format", "structured_outputs", "tools", "functions", "use_beam_search"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structural_tag"),
     *("truncate_prompt_tokens", "continue_final_message", "min_tokens"),
 )
 _SAMPLING = (

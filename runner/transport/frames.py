@@ -25,8 +25,8 @@ MAGIC = b"SPLS"
 VERSION = 5  # of all that travels, control messages too
 DTYPES = ("", "float32", "bfloat16", "float16")
 ITEM_BYTES = (0, 4, 2, 2)
-# One admission: the largest logit_bias is 32 KiB.
-ADMISSION_BYTES = MAX_GRAMMAR_BYTES + 64 * 1024
+# One admission: the largest logit_bias is 32 KiB, and a grammar's text is quoted once more.
+ADMISSION_BYTES = 2 * MAX_GRAMMAR_BYTES + 64 * 1024
 
 _HEADER = struct.Struct("<4sBBBBQIQH6I")
 SEGMENT = struct.Struct("<QIII?II")

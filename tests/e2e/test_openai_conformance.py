@@ -88,6 +88,7 @@ HONOURED_BY_BOTH = {
 }  # fmt: skip
 HONOURED_BY_CHAT = HONOURED_BY_BOTH | {
     "messages", "max_completion_tokens", "top_logprobs", "safety_identifier", "prompt_cache_key",
+    "response_format",
 }  # fmt: skip
 HONOURED_BY_COMPLETIONS = HONOURED_BY_BOTH | {"prompt", "echo"}
 # Parameter -> what is refused, and values that ask for nothing and pass.
@@ -104,7 +105,6 @@ REFUSED_BY_CHAT: dict[str, tuple[Any, list[Any]]] = {
     "prompt_cache_options": ({"mode": "explicit"}, []),
     "prompt_cache_retention": ("24h", []),
     "reasoning_effort": ("low", []),
-    "response_format": ({"type": "json_object"}, [{"type": "text"}]),
     "service_tier": ("priority", ["auto", "default"]),
     "store": (True, [False]),
     "tool_choice": ("required", ["none", "auto"]),

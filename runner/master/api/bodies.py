@@ -20,6 +20,13 @@ from contract.generation import MAX_STOP_LENGTH, MAX_STOP_STRINGS, openai_parame
 from contract.near_names import hint, unknown_field
 from contract.template_arguments import check_template_arguments
 from runner.errors import InvalidField
+from runner.master.api.grammar_fields import (
+    AskedGrammar,
+    ResponseFormat,
+    StructuredOutputs,
+    asked_of,
+    only_one,
+)
 from runner.master.api.messages import check_number, conversation
 from runner.master.api.unserved import CHAT, COMPLETION
 from runner.sampling_parameters import MAX_LOGIT_BIAS_ENTRIES, MAX_LOGPROBS
@@ -103,6 +110,10 @@ class SamplingBody(GenerationBody):
         """SamplingParameters.logprobs."""
         return -1
 
+    def asked_grammar(self) -> AskedGrammar | None:
+        """What the answer is held to; raises InvalidField."""
+        return None
+
     @property
     def names_seed(self) -> bool:
         """Whether the request asks for one seed; DRAW_A_SEED asks for any."""
@@ -162,6 +173,12 @@ class OpenAIBody(SamplingBody):
     max_tokens: Tokens | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = Field(default=None, fail_fast=True)
+    guided_grammar: str | None = None
     carry: Annotated[Carry | None, PlainValidator(_carry)] = None
 
     def check(self) -> None:
@@ -173,6 +190,21 @@ class OpenAIBody(SamplingBody):
         if self.stream_options is not None and self.stream_options.include_obfuscation:
             rule = "is not supported: events are not padded"
             raise InvalidField("stream_options.include_obfuscation", True, rule)
+
+    def asked_grammar(self) -> AskedGrammar | None:
+        asked: list[AskedGrammar] = []
+        if self.response_format is not None:
+            found = self.response_format.asked("response_format")
+            asked += [] if found is None else [found]
+        if self.structured_outputs is not None:
+            asked.append(self.structured_outputs.asked("structured_outputs"))
+        asked += asked_of(
+            json_schema=("guided_json", self.guided_json),
+            regex=("guided_regex", self.guided_regex),
+            choice=("guided_choice", self.guided_choice),
+            ebnf=("guided_grammar", self.guided_grammar),
+        )
+        return only_one(asked)
 
     @property
     def include_usage(self) -> bool:

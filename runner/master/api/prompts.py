@@ -14,9 +14,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeAlias, TypeVar
 
+from contract.faults import MISSING
 from contract.generation import SEED_LIMIT
 from contract.specs import GroupSpec
 from runner.errors import InvalidField, PromptTooLong, UnknownModel
+from runner.grammar import Grammar
 from runner.master.api.bodies import ChatBody, CompletionBody, GenerateBody
 from runner.master.api.carried import (
     carried_requests,
@@ -25,6 +27,7 @@ from runner.master.api.carried import (
     prompt_digest,
 )
 from runner.master.api.defaults import GenerationDefaults
+from runner.master.api.grammar_check import GrammarCheck
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import GenerationRequest
 from runner.master.text.choice import TextRequest
@@ -47,9 +50,15 @@ class Prompts:
     """Judges every request of one master; `defaults` are what a request that does not say gets."""
 
     def __init__(
-        self, spec: GroupSpec, engine: Engine, text: ModelText, defaults: GenerationDefaults
+        self,
+        spec: GroupSpec,
+        engine: Engine,
+        text: ModelText,
+        defaults: GenerationDefaults,
+        grammars: GrammarCheck,
     ) -> None:
         self._spec, self._engine, self._text, self._defaults = spec, engine, text, defaults
+        self._grammars = grammars
 
     def check_model(self, name: str) -> None:
         """Served are the model's name and the deployment's, its alias; raises UnknownModel."""
@@ -68,21 +77,37 @@ class Prompts:
             self.check_model(body.model)
         parameters, prompts = self._parameters(body), body.prompts()
         self._check_place(body, len(prompts) * body.n)
+        grammar = await self._grammar(body, parameters[0])
         requests: list[TextRequest] = []
         given: Counter[tuple[int, ...]] = Counter()
         for prompt in prompts:
             ids = await self._prompt_ids(prompt)
             requests += self._requests(
-                body, "prompt", ids, parameters, len(requests), body.n * given[ids]
+                body, "prompt", ids, parameters, grammar, len(requests), body.n * given[ids]
             )
             given[ids] += 1
         return await self._carried(body, requests)
+
+    async def _grammar(self, body: Body, sampling: SamplingParameters) -> Grammar | None:
+        """What the answer is held to; raises InvalidField."""
+        asked = body.asked_grammar()
+        if asked is None:
+            return None
+        if body.ignore_eos:
+            rule = f"must be false beside {asked.field}: the form says where the answer ends"
+            raise InvalidField("ignore_eos", True, rule)
+        known = self._engine.vocabulary_size
+        if not any(token_id < known for token_id in sampling.stop_token_ids):
+            rule = "needs a model that has a token for the end of a text: ask with stop_token_ids"
+            raise InvalidField(asked.field, MISSING, rule)
+        return await self._grammars.check(asked)
 
     async def to_answer(self, body: ChatBody) -> list[TextRequest]:
         """`body.n` requests for the conversation; raises what `to_complete` does."""
         self.check_model(body.model)
         parameters = self._parameters(body)
         self._check_place(body, body.n)
+        grammar = await self._grammar(body, parameters[0])
         if self._engine.max_model_len is not None:
             # Each message becomes one token at least.
             self._check_length("messages", len(body.messages), "messages", self._engine.context)
@@ -91,7 +116,10 @@ class Prompts:
         around = _AROUND_MESSAGE * len(messages)
         encode = partial(self._text.encode_chat, arguments=body.chat_template_kwargs or {})
         ids = await self._encoded("messages", encode, messages, length, around)
-        return await self._carried(body, self._requests(body, "messages", ids, parameters))
+        if grammar is not None and self._text.reasoning is not None:
+            grammar = grammar.after(self._text.reasoning.before_answer(ids))
+        requests = self._requests(body, "messages", ids, parameters, grammar)
+        return await self._carried(body, requests)
 
     def _parameters(self, body: Body) -> Parameters:
         """All that is refused before the prompt is made into tokens."""
@@ -152,6 +180,7 @@ class Prompts:
         field: str,
         ids: tuple[int, ...],
         parameters: Parameters,
+        grammar: Grammar | None,
         first_index: int = 0,
         first_choice: int = 0,
     ) -> list[TextRequest]:
@@ -180,6 +209,7 @@ class Prompts:
                     current_request_id() or "",
                     echo=isinstance(body, CompletionBody) and body.echo,
                     domain=current_domain(),
+                    grammar=grammar,
                 ),
                 stop,
                 continues_prompt=not is_chat,

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from contract.specs import GroupSpec
 from runner.errors import NotServing
 from runner.master.api.defaults import GenerationDefaults
+from runner.master.api.grammar_check import GrammarCheck
 from runner.master.api.prompts import Prompts
 from runner.master.engine.engine import Engine
 from runner.master.metrics import Metrics
@@ -82,7 +83,7 @@ class ServedModels:
     def __init__(self, engine: Engine, texts: Texts) -> None:
         self._engine, self._texts = engine, texts
         self._current: ServedModel | None = None
-        self._defaults = GenerationDefaults()
+        self._defaults, self._grammars = GenerationDefaults(), GrammarCheck()
         self._metrics = Metrics("", engine.statistics)
 
     @property
@@ -110,6 +111,6 @@ class ServedModels:
             return
         text = self._texts.of(served)
         self._defaults.follow(text.generation_defaults)
-        prompts = Prompts(served.spec, self._engine, text, self._defaults)
+        prompts = Prompts(served.spec, self._engine, text, self._defaults, self._grammars)
         self._current = ServedModel(served, text, prompts)
         self._metrics.serve(served.spec.model_name)

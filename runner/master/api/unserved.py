@@ -13,7 +13,7 @@ _NO_TOOLS = "is not supported: this server does not call tools"
 _NO_STORE = "is not supported: answers are not stored"
 _NO_CACHE = "is not supported: prompts are not kept for later requests"
 _NO_BEAMS = "is not supported: there is no beam search"
-_NO_GRAMMAR = "is not supported: answers are not held to a form"
+_NO_WHITE_SPACE = "is not supported: use structured_outputs.grammar"
 _TEXT_ONLY = "is not supported: text only"
 _AS_TEXT = "is not supported: an answer is text, not token ids"
 _FOR_OTHERS = "is for the tiers in front: whom a request is for, what belongs together"
@@ -36,11 +36,9 @@ OPENAI: Table = {
     "priority": Unserved("is not supported: requests are served in the order they come", (0,)),
     "return_token_ids": Unserved(_AS_TEXT, (False,)),
     "return_tokens_as_token_ids": Unserved(_AS_TEXT, (False,)),
-    "guided_json": Unserved(_NO_GRAMMAR),
-    "guided_regex": Unserved(_NO_GRAMMAR),
-    "guided_choice": Unserved(_NO_GRAMMAR),
-    "guided_grammar": Unserved(_NO_GRAMMAR),
-    "structured_outputs": Unserved(_NO_GRAMMAR),
+    "guided_decoding_backend": Unserved("is this server's to choose", anything=True),
+    "guided_whitespace_pattern": Unserved(_NO_WHITE_SPACE),
+    "structural_tag": Unserved("is not supported: use structured_outputs.grammar"),
 }
 
 COMPLETION: Table = {
@@ -66,7 +64,6 @@ CHAT: Table = {
     "prompt_cache_options": Unserved(_NO_CACHE),
     "service_tier": Unserved("is not supported: there is one tier", ("auto", "default")),
     "moderation": Unserved("is not supported: nothing is moderated here"),
-    "response_format": Unserved('is not supported: only {"type": "text"} is', ({"type": "text"},)),
     "modalities": Unserved('is not supported: only ["text"] is', (["text"],)),
     "audio": Unserved(_TEXT_ONLY),
     "prediction": Unserved("is not supported"),
@@ -87,7 +84,7 @@ MESSAGE: Table = {
     "audio": Unserved(_TEXT_ONLY),
     "function_call": Unserved(_NO_TOOLS),
     "tool_calls": Unserved(_NO_TOOLS, ([],)),
-    "parsed": Unserved(_NO_GRAMMAR),
+    "parsed": Unserved("is not supported: an answer's words are its content"),
     "cache_control": _CACHE_CONTROL,
 }
 

@@ -6,6 +6,7 @@ Both splitters are fed text in order, cut anywhere: how it is cut changes nothin
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -30,6 +31,8 @@ _CHANNEL, _MESSAGE, _START = "<|channel|>", "<|message|>", "<|start|>"
 _ENDS = ("<|end|>", "<|return|>", "<|call|>")
 # Ids at the end of a prompt that hold a tag whatever its tokens, and the white space after it.
 _TAIL = 24
+# White space between the reasoning and an answer that is held to a form.
+_AFTER_REASONING = 8
 
 
 class Split(NamedTuple):
@@ -57,6 +60,9 @@ class ReasoningFormat(Protocol):
 
     def splitter(self, prompt_ids: Sequence[int], /) -> Splitter:
         """For an answer to this prompt, which may have opened the reasoning already."""
+
+    def before_answer(self, prompt_ids: Sequence[int], /) -> str:
+        """What may come before what a grammar holds the answer to, for Grammar.after."""
 
 
 def reasoning_format(template: str, tokenizer: Tokenizer) -> ReasoningFormat | None:
@@ -90,8 +96,24 @@ class ThinkTags:
         return frozenset(self.special)
 
     def splitter(self, prompt_ids: Sequence[int], /) -> Splitter:
+        return ThinkSplitter(self, opened=self._opened(prompt_ids))
+
+    def before_answer(self, prompt_ids: Sequence[int], /) -> str:
+        ids = {text: token_id for token_id, text in self.special.items()}
+        closing, opening = ids.get(self.closing), ids.get(self.opening)
+        thinking = f"thinking <[{closing}]>" if closing is not None else "thinking"
+        suffix = "" if closing is not None else f"[suffix={json.dumps(self.closing)}]"
+        begin = f"<[{opening}]>" if opening is not None else json.dumps(self.opening)
+        start = f"{thinking} after" if self._opened(prompt_ids) else f"({begin} {thinking} after)?"
+        return (
+            f"start: {start} @content\n"
+            f"thinking{suffix}: /(?s:.*)/\n"
+            f"after: /[ \\t\\r\\n]{{0,{_AFTER_REASONING}}}/\n"
+        )
+
+    def _opened(self, prompt_ids: Sequence[int]) -> bool:
         tail = self.tokenizer.decode(list(prompt_ids[-_TAIL:]), skip_special_tokens=False)
-        return ThinkSplitter(self, opened=tail.rstrip().endswith(self.opening))
+        return tail.rstrip().endswith(self.opening)
 
 
 @dataclass(frozen=True)
@@ -106,6 +128,14 @@ class Harmony:
 
     def splitter(self, _prompt_ids: Sequence[int], /) -> Splitter:
         return HarmonySplitter(self.tokens)
+
+    def before_answer(self, _prompt_ids: Sequence[int], /) -> str:
+        channel, message, start, end = (
+            next(f"<[{token_id}]>" for token_id, text in self.tokens.items() if text == wanted)
+            for wanted in (_CHANNEL, _MESSAGE, _START, _ENDS[0])
+        )
+        analysis = f'{channel} "analysis" {message} thinking {end} {start} "assistant"'
+        return f'start: ({analysis})* {channel} "final" {message} @content\nthinking: /(?s:.*)/\n'
 
 
 class _Part(Enum):

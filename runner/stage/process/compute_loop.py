@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import torch
@@ -60,6 +61,7 @@ class ComputeLoop:
         inbox: SimpleQueue[Work],
         fail: Callable[[Epoch, str], None],
         end_process: Callable[[str], None],
+        tokenizer: Path | None = None,
     ) -> None:
         self._inbox = inbox
         self.device_error = ""
@@ -67,7 +69,9 @@ class ComputeLoop:
         self._fail, self._end_process = fail, end_process
         self._place = torch.device(device)
         self._device = device_of(self._place)
-        self._sampler = Sampler(model.vocab_size, self._place) if model.is_last else None
+        self._sampler = None
+        if model.is_last:
+            self._sampler = Sampler(model.vocab_size, self._place, tokenizer)
         self._forgotten = Forgotten()
         self._admitted: set[int] = set()  # by the step that is being computed
         self._beat = time.monotonic()
@@ -197,19 +201,21 @@ class ComputeLoop:
         frame, model = arrival.frame, self._model
         step = frame.step
         self._admit_and_release(step)
+        if self._sampler is not None:
+            self._sampler.extend(step)
         output = None
         if step.segments:
             output = model.forward(step, self._hidden(frame.tensor, frame.header.dtype))
             self._busy_at = time.monotonic()
         if self._sampler is not None:
-            self._sampler.extend(step)
             tokens = [] if output is None else self._sampler.sample(step, output)
             scored = []
             if step.scored_rows:
                 with closing(model.scored_logits(step)) as parts:
                     scored = self._sampler.score(step, parts)
             spent = StageTime(self._rank, time.perf_counter_ns() - began, wait_ns)
-            return encode_result(frame.header, frame.body, spent, tokens, scored), None
+            refused = self._sampler.take_refused()
+            return encode_result(frame.header, frame.body, spent, tokens, scored, refused), None
         tensor, dtype, width = None, "", 0
         if output is not None:
             width, dtype = output.shape[-1], str(output.dtype).removeprefix("torch.")

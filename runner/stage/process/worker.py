@@ -88,6 +88,7 @@ class Worker:
             inbox=self._control.inbox,
             fail=self._control.fail_epoch,
             end_process=self._control.end_process,
+            tokenizer=part.checkpoint.folder / "tokenizer.json",
         )
         return info
 

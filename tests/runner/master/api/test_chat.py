@@ -212,7 +212,6 @@ def test_extensions_and_ignored_fields_are_accepted(
 
 REFUSED = [
     ({"tools": [{"type": "function"}]}, "tools", "does not call tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "only"),
     ({"tool_choice": "required"}, "tool_choice", "does not call tools"),
     ({"parallel_tool_calls": 1}, "parallel_tool_calls", "does not call tools"),
     ({"reasoning_effort": "low"}, "reasoning_effort", "not supported"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from llguidance import LLMatcher, LLTokenizer
 
 from runner.master.text.model_text import ModelText
 from tests.runner.master.scripted_engine import ScriptedEngine
@@ -175,3 +176,69 @@ def test_reasoning_that_comes_back_goes_to_templates_that_read_it(
         prompt = model.text.decode(model.engine.requests[0].prompt_ids)
         assert ("Hm." in prompt) == shown
         assert "Paris." in prompt
+
+
+# A form, the tokens before an answer that is of it, and what may not come before it.
+HELD = {"structured_outputs": {"choice": ["yes", "no"]}}
+
+
+def follows(model: Served, ids: list[int]) -> bool:
+    """Whether what the engine was asked to hold the answer to takes all of `ids`, and may end."""
+    grammar = model.engine.requests[-1].grammar
+    assert grammar is not None
+    tokenizer = LLTokenizer(model.text.tokenizer.to_str(), eos_token=model.text.chat_eos_ids[0])
+    matcher = LLMatcher(tokenizer, grammar.text)
+    assert not matcher.is_error(), matcher.get_error()
+    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+
+def ids_of(model: Served, text: str) -> list[int]:
+    return model.text.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_a_form_begins_behind_the_reasoning(thinking: Served) -> None:
+    """The prompt has opened it."""
+    thinking.chat(**HELD)
+    assert follows(thinking, ids_of(thinking, 'Hm. "no"?\n</think>\n\nyes'))
+    assert follows(thinking, ids_of(thinking, "\n</think>no"))
+    assert not follows(thinking, ids_of(thinking, "yes"))
+    assert not follows(thinking, ids_of(thinking, "Hm.</think>\n\nwell"))
+
+
+def test_a_form_may_begin_at_once_where_the_prompt_opens_nothing(thinking: Served) -> None:
+    thinking.chat(chat_template_kwargs={"enable_thinking": False}, **HELD)
+    assert follows(thinking, ids_of(thinking, "yes"))
+    assert follows(thinking, ids_of(thinking, "<think>\nHm.</think>\n\nyes"))
+    assert not follows(thinking, ids_of(thinking, "Hm.</think>\n\nyes"))
+
+
+def test_tags_that_are_special_tokens_stand_before_a_form(
+    demo_folder: Path, tmp_path: Path
+) -> None:
+    text = model_text(demo_folder, tmp_path, THINKING, ("<think>", "</think>"))
+    model = Served(text, THOUGHT)
+    with served_engine(model.engine, model.text) as model.url:
+        model.chat(**HELD)
+        assert follows(model, ids_of(model, "Hm.</think>\n\nyes"))
+        assert not follows(model, ids_of(model, "yes"))
+        model.chat(chat_template_kwargs={"enable_thinking": False}, **HELD)
+        assert follows(model, ids_of(model, "<think>Hm.</think>yes"))
+        assert follows(model, ids_of(model, "no"))
+
+
+def test_a_form_is_what_the_final_channel_has(channels: Served) -> None:
+    channels.chat(**HELD)
+    final = "<|channel|>final<|message|>"
+    assert follows(channels, ids_of(channels, f"{final}yes"))
+    assert follows(
+        channels,
+        ids_of(channels, f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant{final}no"),
+    )
+    assert not follows(channels, ids_of(channels, "yes"))
+    assert not follows(channels, ids_of(channels, f"{final}well"))
+
+
+def test_a_completion_begins_with_its_form(thinking: Served) -> None:
+    body = {"model": MODEL, "prompt": "x", **HELD}
+    assert httpx.post(f"{thinking.url}/v1/completions", json=body, timeout=60).status_code == 200
+    assert follows(thinking, ids_of(thinking, "yes"))

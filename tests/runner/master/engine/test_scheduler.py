@@ -283,8 +283,8 @@ def test_a_token_that_was_not_to_be_had_yet_is_asked_for_again() -> None:
             segments |= {item.request: (item.start, item.length) for item in again.segments}
             assert not again.admissions
             tokens = [SampledToken(*_next(item)) for item in again.segments]
-            only = tuple(token for token in tokens if token.request == other.number)
-            bench.scheduler.returned(StepResult(again.number, only, ()), 0.1)
+            others = tuple(token for token in tokens if token.request == other.number)
+            bench.scheduler.returned(StepResult(again.number, others, ()), 0.1)
             if held.number in segments:
                 break
         assert segments[held.number] == (2, 1)

@@ -1,0 +1,87 @@
+"""Whether a form that is asked for can be served: judged by a program that may be ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from contract.faults import MISSING
+from runner.errors import InvalidField
+from runner.grammar import MAX_GRAMMAR_BYTES, Grammar
+from runner.master.api.grammar_fields import AskedGrammar
+
+PROGRAM = Path(__file__).with_name("grammar_program.py")
+AT_A_TIME = 2
+_KNOWN_BYTES = 8 * 2**20  # of the texts whose verdict is remembered
+_INSTEAD = "; make it simpler, or ask without it"
+
+_Verdict = dict[str, Any]
+
+
+class GrammarCheck:
+    """A grammar's cost is known when it has been built, and nothing can end a thread that builds
+    one. A program that it ends is started again with the next; the verdicts are remembered."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(AT_A_TIME, "grammar-check")
+        self._own = threading.local()
+        self._known: OrderedDict[tuple[str, str], _Verdict] = OrderedDict()
+        self._known_bytes = 0
+
+    async def check(self, asked: AskedGrammar) -> Grammar:
+        """Raises InvalidField."""
+        key = (asked.kind, asked.text)
+        verdict = self._known.get(key)
+        if verdict is None:
+            loop = asyncio.get_running_loop()
+            verdict = await loop.run_in_executor(self._threads, self._judge, *key)
+            self._remember(key, verdict)
+        else:
+            self._known.move_to_end(key)
+        if (error := verdict.get("error")) is not None:
+            raise InvalidField(asked.field, MISSING, f"cannot be served: {error}{_INSTEAD}")
+        grammar = Grammar.of([verdict["parts"]], asked.field)
+        if len(grammar.text) > MAX_GRAMMAR_BYTES:
+            rule = f"must be at most {MAX_GRAMMAR_BYTES:,}: make it smaller"
+            raise InvalidField(asked.field, f"{len(grammar.text)} characters", rule)
+        return grammar
+
+    def _remember(self, key: tuple[str, str], verdict: _Verdict) -> None:
+        if key not in self._known:
+            self._known_bytes += len(key[1])
+        self._known[key] = verdict
+        while self._known_bytes > _KNOWN_BYTES:
+            self._known_bytes -= len(self._known.popitem(last=False)[0][1])
+
+    def _judge(self, kind: str, text: str) -> _Verdict:
+        """On one of the threads, each of which has a program."""
+        program: subprocess.Popen[str] | None = getattr(self._own, "program", None)
+        if program is None:
+            program = self._own.program = subprocess.Popen(
+                [sys.executable, "-P", str(PROGRAM)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        assert program.stdin is not None
+        assert program.stdout is not None
+        try:
+            print(json.dumps([kind, text]), file=program.stdin, flush=True)
+            answer = program.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            verdict: _Verdict = json.loads(answer)
+            return verdict
+        self._own.program = None
+        with program:
+            program.kill()
+        return {"error": "to find out what it means takes too long, or too much memory"}
