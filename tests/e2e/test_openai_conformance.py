@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel, Field
 
 from tests.e2e.whole_stack import BLOCK, WholeStack
 from tests.waiting import wait_for
@@ -344,3 +345,37 @@ def test_the_asynchronous_client(stack: WholeStack, greedy: str) -> None:
 
     asyncio.run(run())
     wait_for(lambda: running(stack) == 0)
+
+
+class Colour(BaseModel):
+    name: str = Field(max_length=20)
+    bright: bool
+
+
+def test_response_format(client: OpenAI, chat: Ask, complete: Ask) -> None:
+    values: Any = {"model": BLOCK, "messages": QUESTION, "temperature": 0, "max_tokens": 60}
+    parsed = client.chat.completions.parse(**values, response_format=Colour)
+    assert isinstance(parsed.choices[0].message.parsed, Colour)
+    assert parsed.choices[0].finish_reason == "stop"
+    asked = {
+        "type": "json_schema",
+        "json_schema": {"name": "c", "schema": Colour.model_json_schema()},
+    }
+    whole = chat(max_tokens=60, response_format=asked)
+    assert Colour.model_validate_json(text(whole)) == parsed.choices[0].message.parsed
+    assert joined(chat(max_tokens=60, response_format=asked, stream=True)) == text(whole)
+    cut = chat(response_format={"type": "json_object"}, max_tokens=3)
+    assert text(cut).startswith("{")
+    assert cut.choices[0].finish_reason == "length"
+    assert text(chat(response_format={"type": "text"})) == text(chat())
+    choice = {"structured_outputs": {"choice": ["violet", "orange"]}}
+    assert text(chat(extra_body=choice)) in ("violet", "orange")
+    assert text(complete(extra_body=choice)) in ("violet", "orange")
+
+
+def test_a_form_that_cannot_be_served_is_refused_by_name(chat: Ask) -> None:
+    schema = {"name": "it", "schema": {"type": "string", "not": {"const": ""}}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(response_format={"type": "json_schema", "json_schema": schema})
+    assert refused.value.param == "response_format.json_schema.schema"
+    assert '["not"]' in refused.value.message
