@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from runner.errors import UnsupportedModel
 from runner.stage.model.attention_by_request import attend_by_request
+from runner.stage.model.attention_kind import AttentionKind, attention_kind
+from runner.stage.model.flash_attention import flash_attention
 from runner.stage.model.packed_step import AttentionRule, PackedStep
 
 IMPLEMENTATION = "splitstack"
@@ -74,7 +76,11 @@ def attention_forward(
     keys.index_copy_(1, step.slots, key[0])
     values.index_copy_(1, step.slots, value[0])
     rule = AttentionRule(window, scaling, softcap or None, s_aux)
-    return attend_by_request(query[0], keys, values, step, rule)[None], None
+    kind = attention_kind(
+        step.capability, query.dtype, keys.shape[-1], values.shape[-1], rule.softcap
+    )
+    attend = flash_attention if kind is AttentionKind.FLASH else attend_by_request
+    return attend(query[0], keys, values, step, rule)[None], None
 
 
 def _record(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from runner.stage.model.kv_pool import KVPool
-from runner.stage.model.packed_batch import PackedBatch, Span
+from runner.stage.model.packed_batch import PackedBatch, SeenKeys, Span, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,24 @@ class AttentionRule:
 
 @dataclass(slots=True)
 class PackedStep:
-    """`slots` as in the batch, int64. Masks are made once per step and window, not per layer."""
+    """`slots` as in the batch, int64, `cu_q` and what is `seen` int32. What hangs on a window is
+    made once per step and window, not per layer. `capability` is the CUDA device's, else None."""
 
     pool: KVPool
     batch: PackedBatch
     slots: torch.Tensor
+    cu_q: torch.Tensor
+    seen: SeenKeys
+    capability: tuple[int, int] | None = None
+    _seen: dict[int, SeenKeys] = field(default_factory=dict)
     _masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+
+    def seen_within(self, window: int | None) -> SeenKeys:
+        if window is None:
+            return self.seen
+        if window not in self._seen:
+            self._seen[window] = within(window, self.cu_q, self.seen, self.batch.max_q)
+        return self._seen[window]
 
     def mask(self, span: Span, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """Additive, [span.length, keys from span.begin(window) on]; 0 where seen, else -inf."""

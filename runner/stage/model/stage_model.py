@@ -16,9 +16,10 @@ from runner.errors import UnsupportedModel
 from runner.stage.cpu.allocator import freed_memory_is_given_back
 from runner.stage.cpu.packed_modules import pack_weights
 from runner.stage.model import attention
+from runner.stage.model.attention_kind import capability_of
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.kv_pool import KVPool
-from runner.stage.model.packed_batch import PackedBatch, Span, pack
+from runner.stage.model.packed_batch import PackedBatch, SeenKeys, Span, pack
 from runner.stage.model.packed_step import PackedStep
 from runner.stage.model.pruned import PassThrough, load_pruned
 from runner.stage.model.rotary import LengthClasses
@@ -131,7 +132,17 @@ class StageModel:
         self._rotary.begin(step.segments)
         self._captured, self._capturing = None, not self.is_last or step.scored_rows > 0
         ids = step.token_ids if self.is_first else ()
-        positions, slots, given, rows = self._there(batch.positions, batch.slots, ids, sampled)
+        numbers = (batch.positions, batch.slots, batch.cu_q, batch.starts, batch.used)
+        positions, slots, *seen, given, rows = self._there(*numbers, ids, sampled)
+        cu_q, starts, used = (part.int() for part in seen)
+        packed = PackedStep(
+            self._pool,
+            batch,
+            slots,
+            cu_q,
+            SeenKeys(starts, used, batch.max_k),
+            capability_of(self._device),
+        )
         arguments = self._arguments(positions)
         if self.is_first:
             arguments["input_ids"] = given[None]
@@ -141,7 +152,7 @@ class StageModel:
             arguments["inputs_embeds"] = self._received
         if self._keep_rows:
             arguments["logits_to_keep"] = rows
-        output = self._run(PackedStep(self._pool, batch, slots), arguments)
+        output = self._run(packed, arguments)
         if not self.is_last:
             assert self._captured is not None
             result, self._captured = self._captured[0], None

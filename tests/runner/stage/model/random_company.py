@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from runner.stage.model.kv_pool import KVPool, LayerShape
-from runner.stage.model.packed_batch import PackedBatch, Span, pack
-from runner.stage.model.packed_step import AttentionRule
+from runner.stage.model.packed_batch import PackedBatch, SeenKeys, Span, pack
+from runner.stage.model.packed_step import AttentionRule, PackedStep
 
 HEADS = 4
 SHAPES = {
@@ -213,6 +213,14 @@ class RandomCompany:
             enable_gqa=len(rows) != len(keys),
         )[0]
         return result.reshape(HEADS, 1, -1) if tokens == 1 else result
+
+
+def packed_step(pool: KVPool, batch: PackedBatch) -> PackedStep:
+    cu_q, starts, used = (
+        torch.tensor(part, dtype=torch.int32) for part in (batch.cu_q, batch.starts, batch.used)
+    )
+    seen = SeenKeys(starts, used, batch.max_k)
+    return PackedStep(pool, batch, torch.tensor(batch.slots), cu_q, seen)
 
 
 def mask_of(queries: torch.Tensor, keys: torch.Tensor, window: int | None) -> torch.Tensor:

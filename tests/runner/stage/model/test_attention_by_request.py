@@ -9,8 +9,8 @@ import torch
 
 from runner.stage.model import attention, attention_by_request
 from runner.stage.model.kv_pool import KVPool
-from runner.stage.model.packed_step import AttentionRule, PackedStep
-from tests.runner.stage.model.random_company import RandomCompany
+from runner.stage.model.packed_step import AttentionRule
+from tests.runner.stage.model.random_company import RandomCompany, packed_step
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_each_request_has_the_bits_that_it_has_alone(
     company = RandomCompany(dtype=dtype)
     with torch.inference_mode():
         for batch, layers in company.steps(count):
-            step = PackedStep(company.pool, batch, torch.tensor(batch.slots))
+            step = packed_step(company.pool, batch)
             attention.current.step = step
             for layer in layers:
                 found, _ = attention.attention_forward(

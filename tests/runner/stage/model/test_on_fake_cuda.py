@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from torch._subclasses.fake_tensor import (
 )
 
 from runner.sampling_parameters import SamplingParameters
+from runner.stage.model import attention
+from runner.stage.model.attention_kind import AttentionKind, attention_kind
 from runner.stage.model.checkpoint import Checkpoint
 from runner.stage.model.stage_model import StageModel
 from runner.steps import Admission, Segment, Step
@@ -35,12 +38,23 @@ from tests.small_models import (
 PLACE = torch.device("cuda:0")
 SAMPLING = SamplingParameters(temperature=0)
 LONG = ROPE_BOUNDARY + 8
+# Capped scores, and values that are smaller than keys: computed one request after the other.
+BY_REQUEST = ("gemma2", "vaultgemma", "deepseek_v2", "deepseek_v3", "minicpm3", "youtu")
 
 
 @pytest.fixture
-def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What experts ask for before they multiply in groups."""
+def kinds(monkeypatch: pytest.MonkeyPatch) -> set[AttentionKind]:
+    """What is chosen on a Hopper; experts ask for it too, before they multiply in groups."""
+    found: set[AttentionKind] = set()
+
+    def noted(*arguments: Any) -> AttentionKind:
+        kind = attention_kind(*arguments)
+        found.add(kind)
+        return kind
+
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(attention, "attention_kind", noted)
+    return found
 
 
 def put_on_fake_cuda(stage: StageModel) -> None:
@@ -105,7 +119,7 @@ def compute(stages: list[StageModel]) -> None:
                 assert all(part.device == PLACE for part in parts)
 
 
-def check(architecture: str, folder: Path) -> None:
+def check(architecture: str, folder: Path, kinds: set[AttentionKind]) -> None:
     make_small_model(architecture, folder)
     checkpoint = Checkpoint(folder)
     stages = [
@@ -116,6 +130,8 @@ def check(architecture: str, folder: Path) -> None:
         for stage in stages:
             put_on_fake_cuda(stage)
         compute(stages)
+    by_request = architecture in BY_REQUEST
+    assert kinds == {AttentionKind.BY_REQUEST if by_request else AttentionKind.FLASH}
 
 
 @pytest.mark.parametrize(
@@ -129,18 +145,16 @@ def check(architecture: str, folder: Path) -> None:
         ),
     ],
 )
-@pytest.mark.usefixtures("hopper")
 def test_a_forward_waits_for_nothing_and_stays_on_its_device(
-    architecture: str, tmp_path: Path
+    architecture: str, tmp_path: Path, kinds: set[AttentionKind]
 ) -> None:
-    check(architecture, tmp_path)
+    check(architecture, tmp_path, kinds)
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("architecture", FURTHER_ARCHITECTURES)
-def test_further_ones_too(architecture: str, tmp_path: Path) -> None:
-    check(architecture, tmp_path)
+def test_further_ones_too(architecture: str, tmp_path: Path, kinds: set[AttentionKind]) -> None:
+    check(architecture, tmp_path, kinds)
 
 
 def test_the_check_finds_what_it_is_for() -> None:
