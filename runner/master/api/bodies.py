@@ -11,11 +11,12 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    PrivateAttr,
     ValidationError,
 )
 
 from contract.carry import FIELD, Carry, CarryError, parse_field
-from contract.faults import faults_of
+from contract.faults import MISSING, faults_of
 from contract.generation import MAX_STOP_LENGTH, MAX_STOP_STRINGS, openai_parameters
 from contract.near_names import hint, unknown_field
 from contract.template_arguments import check_template_arguments
@@ -28,6 +29,7 @@ from runner.master.api.grammar_fields import (
     only_one,
 )
 from runner.master.api.messages import check_number, conversation
+from runner.master.api.tools import AskedTools, asked_tools
 from runner.master.api.unserved import CHAT, COMPLETION
 from runner.sampling_parameters import MAX_LOGIT_BIAS_ENTRIES, MAX_LOGPROBS
 from web.unserved import Table
@@ -260,6 +262,10 @@ class ChatBody(OpenAIBody):
     logprobs: bool = False
     top_logprobs: Whole | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
+    _asked_tools: AskedTools | None = PrivateAttr(default=None)
 
     def check(self) -> None:
         super().check()
@@ -272,10 +278,26 @@ class ChatBody(OpenAIBody):
             rule = "must not be given beside max_completion_tokens, its newer name"
             raise InvalidField("max_tokens", self.max_tokens, rule)
         _check_template_arguments(self.chat_template_kwargs)
+        self._asked_tools = asked_tools(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+    @property
+    def asked_tools(self) -> AskedTools | None:
+        """None without any."""
+        return self._asked_tools
 
     @property
     def alternatives(self) -> int:
         return (self.top_logprobs or 0) if self.logprobs else -1
+
+    def asked_grammar(self) -> AskedGrammar | None:
+        asked, tools = super().asked_grammar(), self.asked_tools
+        if asked is not None and tools is not None and tools.may_call:
+            rule = (
+                "must not be given beside tools: an answer that is held to a form calls nothing; "
+                'ask with tool_choice "none"'
+            )
+            raise InvalidField(asked.field, MISSING, rule)
+        return asked
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages with content as text; raises InvalidField naming the one that is wrong."""

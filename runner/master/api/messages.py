@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from contract.faults import path_of
-from contract.near_names import hint
 from runner.errors import InvalidField
+from runner.master.api.earlier_calls import EarlierCalls
+from runner.master.api.fields import check_fields
 from runner.master.api.unserved import MESSAGE, PART
-from web.unserved import Table
 
 # What a template is given of a message, beside what every message has.
 _FURTHER_TEXTS = ("name", "reasoning_content")
-MESSAGE_FIELDS = ("role", "content", *_FURTHER_TEXTS)
+_OF_CALLS = ("tool_calls", "tool_call_id")
+MESSAGE_FIELDS = ("role", "content", *_FURTHER_TEXTS, *_OF_CALLS)
 PART_FIELDS = ("type", "text")
-# Of messages and their parts together: each is looked at on the event loop.
+# Of messages, their parts and calls together: each is looked at on the event loop.
 MAX_MESSAGES = 16_384
 
 
@@ -23,22 +23,36 @@ def conversation(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages with content as text; raises InvalidField naming the one that is wrong."""
     if not messages:
         raise InvalidField("messages", [], "must have at least one message")
-    return [_message(f"messages[{place}]", item) for place, item in enumerate(messages)]
+    calls = EarlierCalls()
+    return [_message(f"messages[{place}]", item, calls) for place, item in enumerate(messages)]
+
+
+def characters_of(messages: Sequence[dict[str, Any]]) -> int:
+    """Of what `conversation` has made, all texts of the client's own."""
+    return sum(
+        len(message["content"]) + sum(map(len, _texts_of_calls(message))) for message in messages
+    )
+
+
+def _texts_of_calls(message: dict[str, Any]) -> Iterator[str]:
+    for call in message.get("tool_calls", ()):
+        yield from call["function"].values()
 
 
 def check_number(messages: object) -> None:
     """Raises InvalidField; whatever else is wrong is not looked at."""
     if not isinstance(messages, list):
         return
-    contents = (item.get("content") for item in messages if isinstance(item, dict))
-    number = len(messages) + sum(len(parts) for parts in contents if isinstance(parts, list))
+    objects = [item for item in messages if isinstance(item, dict)]
+    lists = (item.get(name) for item in objects for name in ("content", "tool_calls"))
+    number = len(messages) + sum(len(parts) for parts in lists if isinstance(parts, list))
     if number > MAX_MESSAGES:
-        rule = f"must have at most {MAX_MESSAGES} messages and parts of messages"
-        raise InvalidField("messages", f"{number} of both", rule)
+        rule = f"must have at most {MAX_MESSAGES} messages, parts of messages and calls of tools"
+        raise InvalidField("messages", f"{number} of them", rule)
 
 
-def _message(field: str, message: dict[str, Any]) -> dict[str, Any]:
-    _check_fields(field, message, MESSAGE_FIELDS, MESSAGE, "is not a field of a message")
+def _message(field: str, message: dict[str, Any], calls: EarlierCalls) -> dict[str, Any]:
+    check_fields(field, message, MESSAGE_FIELDS, MESSAGE, "is not a field of a message")
     for name in _FURTHER_TEXTS:
         if not isinstance(message.get(name), str | None):
             raise InvalidField(f"{field}.{name}", message[name], "must be a string")
@@ -46,10 +60,15 @@ def _message(field: str, message: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         rule = 'must be a string such as "system", "user" or "assistant"'
         raise InvalidField(f"{field}.role", role, rule)
-    text = _content(f"{field}.content", message.get("content"))
+    of_calls = calls.of(field, message)
+    content = message.get("content")
+    if content is None and "tool_calls" in of_calls:
+        content = ""
+    text = _content(f"{field}.content", content)
     kept: dict[str, Any] = {name: message[name] for name in _FURTHER_TEXTS if name in message}
     # OpenAI's newer word for system; the templates of open models know only the older.
-    return {"role": "system" if role == "developer" else role, "content": text, **kept}
+    role = "system" if role == "developer" else role
+    return {"role": role, "content": text, **of_calls, **kept}
 
 
 def _content(field: str, content: object) -> str:
@@ -64,19 +83,6 @@ def _content(field: str, content: object) -> str:
             raise InvalidField(path, part, 'must be {"type": "text", "text": ...}: text only')
         if not isinstance(part.get("text"), str):
             raise InvalidField(f"{path}.text", part.get("text"), "must be a string")
-        _check_fields(path, part, PART_FIELDS, PART, "is not a field of a part of type text")
+        check_fields(path, part, PART_FIELDS, PART, "is not a field of a part of type text")
         texts.append(part["text"])
     return "".join(texts)
-
-
-def _check_fields(
-    field: str, document: Mapping[str, Any], served: Sequence[str], unserved: Table, unknown: str
-) -> None:
-    """Raises InvalidField for the first key that is neither served nor asks for nothing."""
-    for name, value in document.items():
-        if name in served:
-            continue
-        row = unserved.get(name)
-        if row is None or not row.asks_nothing(value):
-            rule = (row and row.why) or unknown + hint(name, served)
-            raise InvalidField(path_of((name,), field), value, rule)

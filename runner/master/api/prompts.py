@@ -26,8 +26,11 @@ from runner.master.api.carried import (
     check_beginning,
     prompt_digest,
 )
+from runner.master.api.chat_text import marks_of
 from runner.master.api.defaults import GenerationDefaults
 from runner.master.api.grammar_check import GrammarCheck
+from runner.master.api.messages import characters_of
+from runner.master.api.tools import AskedTools
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import GenerationRequest
 from runner.master.text.choice import TextRequest
@@ -107,19 +110,36 @@ class Prompts:
         self.check_model(body.model)
         parameters = self._parameters(body)
         self._check_place(body, body.n)
+        if tools := body.asked_tools:
+            self._check_tools(tools)
         grammar = await self._grammar(body, parameters[0])
         if self._engine.max_model_len is not None:
             # Each message becomes one token at least.
             self._check_length("messages", len(body.messages), "messages", self._engine.context)
         messages = body.conversation()
-        length = sum(len(message["content"]) for message in messages)
         around = _AROUND_MESSAGE * len(messages)
         encode = partial(self._text.encode_chat, arguments=body.chat_template_kwargs or {})
-        ids = await self._encoded("messages", encode, messages, length, around)
+        if tools is not None:
+            encode = partial(encode, tools=tools.tools)
+            around += tools.characters
+        ids = await self._encoded("messages", encode, messages, characters_of(messages), around)
         if grammar is not None and self._text.reasoning is not None:
             grammar = grammar.after(self._text.reasoning.before_answer(ids))
         requests = self._requests(body, "messages", ids, parameters, grammar)
         return await self._carried(body, requests)
+
+    def _check_tools(self, tools: AskedTools) -> None:
+        if tools.may_call and self._text.calls is None:
+            rule = (
+                "is not served with this model: its chat template names no form of calls that is "
+                'known here; with tool_choice "none" the answer is text alone'
+            )
+            raise InvalidField("tools", f"{len(tools.tools)} tools", rule)
+        limit = self._engine.context * self._text.longest_token
+        self._check_length("tools", tools.characters, "characters", limit)
+        if tools.must_call:
+            rule = 'is not served yet: only "auto" and "none" are'
+            raise InvalidField("tool_choice", tools.name or tools.choice, rule)
 
     def _parameters(self, body: Body) -> Parameters:
         """All that is refused before the prompt is made into tokens."""
@@ -196,7 +216,7 @@ class Prompts:
         most_tokens = self._most_tokens(body, self._engine.context - len(ids))
         sampling, stop = parameters
         is_chat = isinstance(body, ChatBody)
-        reasoning = self._text.reasoning if is_chat else None
+        marks = marks_of(self._text, body.asked_tools) if isinstance(body, ChatBody) else ()
         deadline_s = remaining_s(self._spec.request_deadline_s)
         return [
             TextRequest(
@@ -214,7 +234,7 @@ class Prompts:
                 stop,
                 continues_prompt=not is_chat,
                 index=first_index + place,
-                marks=reasoning.marks if reasoning else frozenset(),
+                marks=frozenset(marks),
             )
             for place in range(body.n)
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from web.unserved import Table, Unserved
 
-_NO_TOOLS = "is not supported: this server does not call tools"
+_NO_FUNCTIONS = "is not supported: it is the older form of tools and tool_choice"
 _NO_STORE = "is not supported: answers are not stored"
 _NO_CACHE = "is not supported: prompts are not kept for later requests"
 _NO_BEAMS = "is not supported: there is no beam search"
@@ -53,11 +53,8 @@ CHAT: Table = {
     **OPENAI,
     "safety_identifier": Unserved(_FOR_OTHERS, anything=True),
     "prompt_cache_key": Unserved(_FOR_OTHERS, anything=True),
-    "tools": Unserved(_NO_TOOLS, ([],)),
-    "tool_choice": Unserved(_NO_TOOLS, ("none", "auto")),
-    "functions": Unserved(_NO_TOOLS, ([],)),
-    "function_call": Unserved(_NO_TOOLS, ("none", "auto")),
-    "parallel_tool_calls": Unserved(_NO_TOOLS, (True, False)),
+    "functions": Unserved(_NO_FUNCTIONS, ([],)),
+    "function_call": Unserved(_NO_FUNCTIONS, ("none", "auto")),
     "store": Unserved(_NO_STORE, (False,)),
     "metadata": Unserved(_NO_STORE, ({},)),
     "prompt_cache_retention": Unserved(_NO_CACHE),
@@ -82,11 +79,19 @@ MESSAGE: Table = {
     "refusal": Unserved("is not supported: an answer's words are its content", ("",)),
     "annotations": Unserved("is not supported: this server does not search", ([],)),
     "audio": Unserved(_TEXT_ONLY),
-    "function_call": Unserved(_NO_TOOLS),
-    "tool_calls": Unserved(_NO_TOOLS, ([],)),
+    "function_call": Unserved("is not supported: it is the older form of tool_calls"),
     "parsed": Unserved("is not supported: an answer's words are its content"),
     "cache_control": _CACHE_CONTROL,
 }
 
 # Of a content part of type text.
 PART: Table = {"cache_control": _CACHE_CONTROL}
+
+# Of a tool, its function, a call in an earlier answer, and its function: what clients' own dumps
+# and those of other servers have beside what is served.
+TOOL: Table = {"cache_control": _CACHE_CONTROL}
+FUNCTION: Table = {}
+CALL: Table = {"index": Unserved("says the call's place, which it has", anything=True)}
+CALLED: Table = {
+    "parsed_arguments": Unserved("is what the client made of arguments", anything=True),
+}

@@ -23,7 +23,7 @@ from jinja2.utils import Namespace
 from contract.faults import path_of
 from contract.template_arguments import OWN_NAMES
 from runner.errors import InvalidField, ModelUnavailable
-from runner.master.text.message_forms import MessageForms, Messages
+from runner.master.text.message_forms import MessageForms, Messages, Tools
 from runner.master.text.template_growth import size_of
 from runner.master.text.template_steps import CountingEnvironment, bounded, counted_steps, made
 
@@ -144,10 +144,16 @@ class ChatTemplate:
         """The reasoning_content of answers to earlier messages stands in the prompt."""
         return self._forms.keeps_reasoning
 
+    @property
+    def takes_tools(self) -> bool:
+        """What a request's tools are stands in the prompt."""
+        return self._forms.takes_tools
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         arguments: Mapping[str, Any] | None = None,
+        tools: Tools = (),
         *,
         add_generation_prompt: bool = True,
     ) -> str:
@@ -156,7 +162,8 @@ class ChatTemplate:
         `arguments` are further names for the template, such as enable_thinking; one that stands
         for something else already is refused.
 
-        Content is text, and goes in the form that the template reads. Keys whose value is None are
+        Content is text, and so are the arguments of calls; they go in the form that the template
+        reads. Keys whose value is None are
         left out, as transformers does: templates take a missing key, not None.
         """
         plain = [
@@ -166,7 +173,7 @@ class ChatTemplate:
         further = self._checked(arguments or {})
         read = self._forms.apply(plain)
         try:
-            return self._rendered(read, add_generation_prompt, further)
+            return self._rendered(read, tools or None, add_generation_prompt, further)
         except Exception as error:  # a template is foreign code and may raise anything
             rule = f"the model's chat template, {self._file}, refuses them: {error}"
             raise InvalidField("messages", f"{len(plain)} messages", rule) from error
@@ -183,14 +190,16 @@ class ChatTemplate:
     def _rendered(
         self,
         messages: Messages,
+        tools: Tools | None = None,
         add_generation_prompt: bool = True,
         further: Mapping[str, Any] | None = None,
     ) -> str:
         names = {
             "messages": messages,
-            "tools": None,
+            "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        with counted_steps(len(messages), size_of(messages, sys.maxsize)):
+        given = (messages, tools or ())
+        with counted_steps(sum(map(len, given)), size_of(given, sys.maxsize)):
             return self._template.render({**(further or {}), **names, **self._special_tokens})

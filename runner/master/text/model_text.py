@@ -17,7 +17,8 @@ from runner.errors import InvalidField, ModelUnavailable, NoChatTemplate
 from runner.master.text.chat_template import ChatTemplate
 from runner.master.text.model_files import read_object
 from runner.master.text.named_tokens import NamedTokens
-from runner.master.text.reasoning import ReasoningFormat, reasoning_format
+from runner.master.text.reasoning import Harmony, ReasoningFormat, reasoning_format
+from runner.master.text.tools.families import HARMONY, CallForm
 
 _log = logging.getLogger(__name__)
 _DEFAULT_PARAMETERS = ("do_sample", *MEANS_SAMPLING, "repetition_penalty")
@@ -31,7 +32,8 @@ class ModelText:
     `longest_token` is in characters: a text of n times as many has at least n tokens. Byte-level
     pieces have a character for each byte, so they are never shorter than their text.
     `special_tokens` are texts by name. `chat_template` is None for a base model, `reasoning` for a
-    model whose template marks none. `eos_ids` end a text; a turn in a chat ends at
+    model whose template marks none, `calls` for one whose calls are in no form that is known, or
+    whose template reads no tools. `eos_ids` end a text; a turn in a chat ends at
     `chat_eos_ids`, which has the tokenizer's eos_token too. `generation_defaults` are the sampling
     values of the model's generation_config.json, those that it sets. `files` say which file has an
     id that tokenizer.json has not.
@@ -43,6 +45,7 @@ class ModelText:
     special_tokens: Mapping[str, str]
     chat_template: ChatTemplate | None
     reasoning: ReasoningFormat | None
+    calls: CallForm | None
     eos_ids: tuple[int, ...]
     chat_eos_ids: tuple[int, ...]
     generation_defaults: Mapping[str, Any]
@@ -72,13 +75,15 @@ class ModelText:
         own_eos_ids = _own_eos_ids(special_tokens, tokenizer)
         eos_ids = _eos_ids(folder, generation) or own_eos_ids
         template = _chat_template(folder, special_tokens)
+        reasoning = reasoning_format(template.source, tokenizer) if template else None
         text = cls(
             tokenizer=tokenizer,
             longest_token=max(map(len, tokenizer.get_vocab()), default=1),
             token_bytes=TokenBytes(tokenizer),
             special_tokens=special_tokens,
             chat_template=template,
-            reasoning=reasoning_format(template.source, tokenizer) if template else None,
+            reasoning=reasoning,
+            calls=_calls(template, reasoning, tokenizer),
             eos_ids=eos_ids,
             chat_eos_ids=tuple(dict.fromkeys(eos_ids + own_eos_ids)),
             generation_defaults={
@@ -118,7 +123,10 @@ class ModelText:
         return self._encode(text, add_special_tokens=True)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[int, ...]:
         """Ids of a conversation up to where the assistant's answer begins; raises InvalidField.
 
@@ -132,7 +140,7 @@ class ModelText:
                 "use /v1/completions or /generate, of a block the mode completions"
             )
             raise NoChatTemplate("messages", f"{len(messages)} messages", rule)
-        text = self.chat_template.render(messages, arguments)
+        text = self.chat_template.render(messages, arguments, tools)
         return self._encode(text, add_special_tokens=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
@@ -240,6 +248,17 @@ def _chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTempl
         return ChatTemplate(source, special_tokens, file.name)
     except ModelUnavailable as error:
         raise ModelUnavailable(f"{file}: {error}") from error
+
+
+def _calls(
+    template: ChatTemplate | None, reasoning: ReasoningFormat | None, tokenizer: Tokenizer
+) -> CallForm | None:
+    if template is None or not template.takes_tools:
+        return None
+    form = CallForm.found(template.source, tokenizer)
+    if form is not None and form.family is HARMONY and not isinstance(reasoning, Harmony):
+        return None  # its tokens are not special
+    return form
 
 
 def _eos_ids(folder: Path, generation: Mapping[str, Any]) -> tuple[int, ...]:

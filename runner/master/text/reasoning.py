@@ -7,12 +7,15 @@ Both splitters are fed text in order, cut anywhere: how it is cut changes nothin
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple, Protocol, TypeAlias
 
 from tokenizers import Tokenizer
+
+from runner.master.text.tools.call_text import CallParts
 
 # The special tokens in a text that was decoded without them: each one's place, and its id.
 Marks: TypeAlias = Sequence[tuple[int, int]]
@@ -28,6 +31,8 @@ _THINK_TAGS = (
     ("◁think▷", "◁/think▷"),
 )
 _CHANNEL, _MESSAGE, _START = "<|channel|>", "<|message|>", "<|start|>"
+_CONSTRAIN = "<|constrain|>"
+_FUNCTION = re.compile(r"\bto=functions\.([a-zA-Z0-9_.-]+)")
 _ENDS = ("<|end|>", "<|return|>", "<|call|>")
 # Ids at the end of a prompt that hold a tag whatever its tokens, and the white space after it.
 _TAIL = 24
@@ -73,7 +78,7 @@ def reasoning_format(template: str, tokenizer: Tokenizer) -> ReasoningFormat | N
         if token.special
     }
     if _CHANNEL in template and {_CHANNEL, _MESSAGE, _START, _ENDS[0]} <= special.keys():
-        known = (_CHANNEL, _MESSAGE, _START, *_ENDS)
+        known = (_CHANNEL, _MESSAGE, _START, _CONSTRAIN, *_ENDS)
         return Harmony({special[text]: text for text in known if text in special})
     for opening, closing in _THINK_TAGS:
         if closing in template:
@@ -126,8 +131,11 @@ class Harmony:
     def marks(self) -> frozenset[int]:
         return frozenset(self.tokens)
 
-    def splitter(self, _prompt_ids: Sequence[int], /) -> Splitter:
-        return HarmonySplitter(self.tokens)
+    def splitter(
+        self, _prompt_ids: Sequence[int] = (), /, calls: CallParts | None = None
+    ) -> Splitter:
+        """`calls` collects those of functions; else they are reasoning."""
+        return HarmonySplitter(self.tokens, calls)
 
     def before_answer(self, _prompt_ids: Sequence[int], /) -> str:
         channel, message, start, end = (
@@ -217,16 +225,23 @@ class ThinkSplitter:
 @dataclass
 class HarmonySplitter:
     """The final channel is content, and commentary that is addressed to nobody; analysis and the
-    rest are reasoning. Several messages of one kind stand on lines of their own. Text before any
-    token of the format is content."""
+    rest are reasoning; but what is addressed to a function is a call where `calls` collects them.
+    Several messages of one kind stand on lines of their own. Text before any token of the format is
+    content."""
 
     tokens: Mapping[int, str]
+    calls: CallParts | None = None
     _header: str = ""
+    _recipient: str = ""
     _in_header: bool = False
     _has_channel: bool = False
+    _is_first: bool = False  # nothing of the format has come
     _is_content: bool = True
     _new_message: bool = False
     _said: set[bool] = field(default_factory=set)  # the kinds that have text: is it content
+
+    def __post_init__(self) -> None:
+        self._in_header = self._is_first = self.calls is not None
 
     def push(self, text: str, marks: Marks = ()) -> Split:
         split = {True: "", False: ""}
@@ -235,6 +250,8 @@ class HarmonySplitter:
                 self._turn(self.tokens[mark])
             elif self._in_header:
                 self._header += piece
+            elif self._recipient and self.calls is not None:
+                self.calls.argue(piece)
             elif piece:
                 if self._new_message and self._is_content in self._said:
                     split[self._is_content] += "\n"
@@ -244,15 +261,30 @@ class HarmonySplitter:
         return Split(reasoning=split[False], content=split[True])
 
     def flush(self) -> Split:
-        return Split("", "")  # what is left is a header without its message
+        # What else is left is a header without its message.
+        return Split("", self._header if self._is_first else "")
 
     def _turn(self, token: str) -> None:
-        if token == _MESSAGE:
+        self._is_first = False
+        if token == _CONSTRAIN:  # how the message is written comes, in its header
+            self._header += " "
+        elif token == _MESSAGE:
             self._is_content = not self._has_channel or _is_answer(self._header)
             self._in_header, self._new_message = False, True
+            self._recipient = self._recipient or _function_of(self._header)
+            if self._recipient and self.calls is not None:
+                self.calls.begin(self._recipient)
         else:  # a channel's name comes, or a message ends, or the next one's role comes
+            # Behind a role may stand whom its message is addressed to.
+            self._recipient = _function_of(self._header) if token == _CHANNEL else ""
             self._in_header, self._header = True, ""
             self._has_channel = token == _CHANNEL
+
+
+def _function_of(header: str) -> str:
+    """Whom a message with this header calls: "" where it is no function of the request's."""
+    found = _FUNCTION.search(header)
+    return found[1] if found else ""
 
 
 def _is_answer(header: str) -> bool:

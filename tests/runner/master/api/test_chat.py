@@ -211,9 +211,6 @@ def test_extensions_and_ignored_fields_are_accepted(
 
 
 REFUSED = [
-    ({"tools": [{"type": "function"}]}, "tools", "does not call tools"),
-    ({"tool_choice": "required"}, "tool_choice", "does not call tools"),
-    ({"parallel_tool_calls": 1}, "parallel_tool_calls", "does not call tools"),
     ({"reasoning_effort": "low"}, "reasoning_effort", "not supported"),
     ({"add_generation_prompt": False}, "add_generation_prompt", "the assistant answers"),
     ({"min_tokens": 1}, "min_tokens", "not supported"),

@@ -57,7 +57,8 @@ class Served:
     def __init__(self, text: ModelText, answer: str) -> None:
         ids = text.tokenizer.encode(answer, add_special_tokens=False).ids
         self.ids = [*ids, text.chat_eos_ids[0]]
-        self.text, self.engine, self.url = text, ScriptedEngine(lambda _: self.ids), ""
+        self.text, self.engine = text, ScriptedEngine(lambda _: self.ids)
+        self.url = self.name = ""
         self.engine.vocabulary_size = text.vocabulary_size
 
     def chat(self, **body: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -18,11 +19,13 @@ from runner.master.text.reasoning import (
     ThinkTags,
     reasoning_format,
 )
+from runner.master.text.tools.call_text import CallPart, CallParts, whole_calls
 
 OPEN, CLOSE = "<think>", "</think>"
 OPEN_ID, CLOSE_ID = 1, 2
 CHANNEL, MESSAGE, START, END, RETURN = range(5)
-HARMONY = dict(enumerate(("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>")))
+TOKENS = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>")
+HARMONY = dict(enumerate((*TOKENS, "<|constrain|>")))
 
 
 def tokenizer_with(special: Sequence[str] = (), plain: Sequence[str] = ()) -> Tokenizer:
@@ -110,6 +113,50 @@ TWICE += [(18, CHANNEL), (23, MESSAGE), (24, END), (24, CHANNEL), (29, MESSAGE),
 )
 def test_harmony(text: str, marks: Marks, reasoning: str, content: str) -> None:
     assert split(harmony(), text, marks) == (reasoning, content)
+
+
+def told(text: str) -> tuple[str, Marks]:
+    """A text with harmony's tokens in it, as an answer tells it."""
+    plain, marks = "", list[tuple[int, int]]()
+    for piece in re.split(r"(<\|[a-z]+\|>)", text):
+        found = [mark for mark, token in HARMONY.items() if token == piece]
+        marks += [(len(plain), mark) for mark in found]
+        plain += "" if found else piece
+    return plain, marks
+
+
+TO_F = "<|channel|>commentary to=functions.f<|constrain|>json<|message|>"
+
+
+def called(text: str, marks: Marks, cuts: Sequence[int]) -> tuple[Split, list[CallPart]]:
+    calls = CallParts()
+    said = split(HarmonySplitter(HARMONY, calls), text, marks, cuts)
+    return said, whole_calls(calls.taken())
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "calls"),
+    [
+        (  # The one's recipient stands behind the channel, the other's behind the role.
+            f'<|channel|>analysis<|message|>Hm.<|end|>{TO_F}{{"a": 1}}<|call|><|start|>assistant'
+            " to=functions.g<|channel|>commentary json<|message|>{}<|call|>",
+            ("Hm.", ""),
+            [("f", '{"a": 1}'), ("g", "{}")],
+        ),
+        (" to=functions.f<|channel|>commentary<|message|>{}", ("", ""), [("f", "{}")]),
+        ("<|channel|>commentary to=python<|message|>1", ("1", ""), []),
+        ("<|channel|>final<|message|>Yes.", ("", "Yes."), []),
+        (f'{TO_F}{{"a', ("", ""), [("f", '{"a')]),
+        ("Yes.", ("", "Yes."), []),
+    ],
+)
+def test_what_harmony_addresses_to_a_function_is_a_call(
+    text: str, said: tuple[str, str], calls: list[tuple[str, str]]
+) -> None:
+    expected = [CallPart(place, *call) for place, call in enumerate(calls)]
+    plain, marks = told(text)
+    for cuts in ((), range(len(plain)), *((cut,) for cut in range(len(plain)))):
+        assert called(plain, marks, cuts) == (said, expected)
 
 
 TEXTS = st.lists(
