@@ -2,7 +2,6 @@
 
     python -m benchmarks.users                # about ten minutes on 2 cores
     python -m benchmarks.users --loads 16 --rounds 1
-    python -m benchmarks.users --platform vllm   # the same with the other engine, without overload
 
 Starts `stacks/Pulumi.local.yaml` (the demo model, two ranks) as processes. Concurrent users stream
 chat answers through the inference server and straight from the master, in turns. Then eight times
@@ -65,7 +64,7 @@ def compare_tiers(stack: RunningStack, loads: Sequence[int], rounds: int) -> dic
             for name, target in targets.items():
                 before = stack.cpu_s()
                 run = asyncio.run(serve_users(*target, load))
-                run |= _cpu_ms_per_token(before, stack.cpu_s(), load)
+                run |= cpu_ms_per_token(before, stack.cpu_s(), load)
                 if number:  # the first round warms up
                     runs[name].append(run)
         results[str(load)] = {
@@ -79,9 +78,10 @@ def compare_tiers(stack: RunningStack, loads: Sequence[int], rounds: int) -> dic
     return results
 
 
-def _cpu_ms_per_token(
+def cpu_ms_per_token(
     before: dict[str, float], after: dict[str, float], users: int
 ) -> dict[str, float]:
+    """Of all processes, and of the two tiers in front; before and after: RunningStack.cpu_s()."""
     tokens = users * ANSWERS_PER_USER * ANSWER_TOKENS
     spent = {name: (after[name] - before[name]) * 1e3 / tokens for name in before}
     tiers = sum(spent.get(name, 0.0) for name in (f"proxy-{BLOCK}", "inference-server"))
@@ -134,30 +134,18 @@ def main() -> None:
     )
     parser.add_argument("--loads", type=int, nargs="+", default=[1, 4, COMPARED_LOAD, 64])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--platform", choices=("torch", "vllm"), default="torch")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="splitstack-bench-") as folder:
-        stack = RunningStack(Path(folder), sets=(f"platform={arguments.platform}",))
+        stack = RunningStack(Path(folder))
         try:
             results = {"users": compare_tiers(stack, arguments.loads, arguments.rounds)}
             results["first_token"] = asyncio.run(first_token_cost(stack, COMPARED_LOAD))
             print(results["first_token"])
-            # Of our own queue, and of our own counters.
-            if arguments.platform == "torch":
-                results["overload"] = asyncio.run(overload(stack))
-                results["vanishing"] = asyncio.run(vanish(stack))
+            results["overload"] = asyncio.run(overload(stack))
+            results["vanishing"] = asyncio.run(vanish(stack))
         finally:
             stack.stop()
-    print(
-        json.dumps(
-            results
-            | {
-                "rounds": arguments.rounds,
-                "platform": arguments.platform,
-                "hardware": describe_hardware(),
-            }
-        )
-    )
+    print(json.dumps(results | {"rounds": arguments.rounds, "hardware": describe_hardware()}))
 
 
 if __name__ == "__main__":
