@@ -79,6 +79,7 @@ def attention_forward(
     kind = attention_kind(
         step.capability, query.dtype, keys.shape[-1], values.shape[-1], rule.softcap
     )
+    step.by_request |= kind is AttentionKind.BY_REQUEST
     attend = flash_attention if kind is AttentionKind.FLASH else attend_by_request
     return attend(query[0], keys, values, step, rule)[None], None
 

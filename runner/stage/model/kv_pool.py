@@ -62,6 +62,7 @@ class KVPool:
         self._shapes, self._dtype, self.device = shapes, dtype, device
         self._slots: dict[int, Slot] = {}
         self.positions = 0
+        self.generation = 0  # of the memory: another number, another place
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
@@ -222,6 +223,7 @@ class KVPool:
 
     def _grow(self, positions: int) -> None:
         """Layer by layer, so that no two pools are held beside one another."""
+        self.generation += 1
         for layer, shape in self._shapes.items():
             sizes = ((shape.key_heads, shape.key_size), (shape.value_heads, shape.value_size))
             # Not cleared: only what was written is read, and a CPU's pages are taken when touched.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -18,9 +17,10 @@ from runner.stage.cpu.packed_modules import pack_weights
 from runner.stage.model import attention
 from runner.stage.model.attention_kind import capability_of
 from runner.stage.model.checkpoint import Checkpoint
+from runner.stage.model.decode_graphs import CudaCapture, DecodeGraphs, compute_again
 from runner.stage.model.kv_pool import KVPool
-from runner.stage.model.packed_batch import PackedBatch, SeenKeys, Span, pack
-from runner.stage.model.packed_step import PackedStep
+from runner.stage.model.packed_batch import PackedBatch, Span, pack
+from runner.stage.model.packed_step import PackedStep, StepInputs
 from runner.stage.model.pruned import PassThrough, load_pruned
 from runner.stage.model.rotary import LengthClasses
 from runner.steps import Admission, Step
@@ -40,6 +40,7 @@ class StageModel:
         dtype: torch.dtype,
         device: torch.device,
         pack: bool,
+        decode_graphs: bool,
     ) -> None:
         layout = checkpoint.layout
         self.num_layers = layout.num_layers
@@ -66,6 +67,10 @@ class StageModel:
             for index in self._own
         }
         self._place_hooks()
+        self._graphs: DecodeGraphs | None = None
+        if decode_graphs and self.rope_boundary is None:  # its host chooses between factors
+            capture = CudaCapture() if device.type == "cuda" else compute_again
+            self._graphs = DecodeGraphs(self._compute, self._pool, capture)
 
     @classmethod
     def load(
@@ -76,11 +81,13 @@ class StageModel:
         dtype: str = "auto",
         device: str = "cpu",
         pack: bool = True,
+        decode_graphs: bool = False,
     ) -> StageModel:
         """Read a stage's own tensors (other stages' weight files may be absent).
 
         dtype "auto" is the checkpoint's on CUDA and float32 on the CPU. `pack` reorders weights for
-        oneDNN (CPU only). Raises UnsupportedModel, ModelUnavailable.
+        oneDNN (CPU only). `decode_graphs`: as in decode_graphs.py; on a CPU steps are padded only.
+        Raises UnsupportedModel, ModelUnavailable.
         """
         count = checkpoint.layout.num_layers
         if not 0 <= layers[0] < layers[1] <= count:
@@ -89,12 +96,18 @@ class StageModel:
             )
         place = torch.device(device)
         chosen = choose_dtype(dtype, place, checkpoint.config)
-        return cls(checkpoint, layers, chosen, place, pack)
+        return cls(checkpoint, layers, chosen, place, pack, decode_graphs)
 
+    @property
+    def has_graphs(self) -> bool:
+        return self._graphs is not None
+
+    @torch.inference_mode()
     def reserve_kv(self, positions: int) -> None:
         """Have memory for so many in all, over every request; what was held is dropped."""
         self._pool.reserve(positions)
 
+    @torch.inference_mode()
     def admit(self, admission: Admission, *, ends_donor: bool = False) -> None:
         """Reserve KV for the request; what it had before is dropped. `ends_donor`: the admission's
         donor is about to be released. Raises RunnerError for a donor that has none."""
@@ -132,33 +145,34 @@ class StageModel:
         self._rotary.begin(step.segments)
         self._captured, self._capturing = None, not self.is_last or step.scored_rows > 0
         ids = step.token_ids if self.is_first else ()
-        numbers = (batch.positions, batch.slots, batch.cu_q, batch.starts, batch.used)
-        positions, slots, *seen, given, rows = self._there(*numbers, ids, sampled)
-        cu_q, starts, used = (part.int() for part in seen)
-        packed = PackedStep(
-            self._pool,
-            batch,
-            slots,
-            cu_q,
-            SeenKeys(starts, used, batch.max_k),
-            capability_of(self._device),
-        )
-        arguments = self._arguments(positions)
         if self.is_first:
-            arguments["input_ids"] = given[None]
+            hidden = None
         else:
             assert hidden is not None, "every stage but the first receives hidden states"
-            self._received = hidden.to(self._device, self.torch_dtype)[None]
-            arguments["inputs_embeds"] = self._received
+            hidden = hidden.to(self._device, self.torch_dtype)
+        if self._graphs is not None and len(sampled) == batch.rows and not step.scored_rows:
+            result = self._graphs.run(batch, ids, hidden)
+            if result is not None:
+                return result
+        capability = capability_of(self._device)
+        return self._compute(StepInputs(self._pool, batch, ids, sampled, hidden, capability))
+
+    def _compute(self, inputs: StepInputs) -> torch.Tensor:
+        arguments = self._arguments(inputs.positions)
+        if self.is_first:
+            arguments["input_ids"] = inputs.ids[None]
+        else:
+            assert inputs.hidden is not None
+            self._received = arguments["inputs_embeds"] = inputs.hidden[None]
         if self._keep_rows:
-            arguments["logits_to_keep"] = rows
-        output = self._run(packed, arguments)
+            arguments["logits_to_keep"] = inputs.sampled
+        output = self._run(inputs.packed, arguments)
         if not self.is_last:
             assert self._captured is not None
             result, self._captured = self._captured[0], None
             return result
         logits: torch.Tensor = output.logits[0]
-        return (logits if self._keep_rows else logits[rows]).float()
+        return (logits if self._keep_rows else logits[inputs.sampled]).float()
 
     def _pack(self, step: Step) -> PackedBatch:
         spans = []
@@ -200,11 +214,6 @@ class StageModel:
                     arguments["inputs_embeds"] = part
                 self._received = part
                 yield self._run(None, arguments).logits[0].float()
-
-    def _there(self, *numbers: Sequence[int]) -> Sequence[torch.Tensor]:
-        """Several lists on the device, in one copy: a GPU's host would wait for each."""
-        block = torch.tensor([*chain(*numbers)], dtype=torch.long).to(self._device)
-        return torch.split(block, [len(part) for part in numbers])
 
     def _arguments(self, positions: torch.Tensor) -> dict[str, Any]:
         position_ids = positions[None]

@@ -47,7 +47,9 @@ def kv_tokens(
     peak = device.peak_bytes(lambda: try_step(step, model))
     if peak is not None:
         own = sum(item.capacity for item in step.admissions) * model.kv_bytes_per_token
-        share = dataclasses.replace(share, step_bytes=max(0, peak - own))
+        # Graphs keep what their steps take, beside a step that has none.
+        held_back = max(0, peak - own) * (2 if model.has_graphs else 1)
+        share = dataclasses.replace(share, step_bytes=held_back)
         _refuse_what_does_not_fit(share, memory)
     return share.kv_tokens(memory)
 

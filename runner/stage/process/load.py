@@ -18,6 +18,7 @@ from runner.models.folder import resolve_model
 from runner.models.progress import FetchProgress
 from runner.models.room import forget_other_models
 from runner.stage.model.checkpoint import Checkpoint
+from runner.stage.model.decode_graphs import SWITCH
 from runner.stage.model.stage_model import StageModel, choose_dtype
 from runner.stage.process.device import Device, device_of
 from runner.stage.process.kv_room import kv_tokens, longest_request, memory_of
@@ -91,7 +92,13 @@ def load(stage: StageSpec, part: PreparedPart) -> StageModel:
     """The model on its device; raises RunnerError."""
     began = time.monotonic()
     spec = part.spec
-    model = StageModel.load(part.checkpoint, part.layers, dtype=spec.dtype, device=stage.device)
+    model = StageModel.load(
+        part.checkpoint,
+        part.layers,
+        dtype=spec.dtype,
+        device=stage.device,
+        decode_graphs=os.environ.get(SWITCH) == "1",
+    )
     logger.info(
         "rank %d: layers %d to %d of %s, %d bytes of weights, loaded in %.1f s",
         stage.rank,

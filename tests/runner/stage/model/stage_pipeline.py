@@ -39,10 +39,13 @@ class Text:
 class StagePipeline:
     """Every layer of a model, split evenly over `ranks` stages."""
 
-    def __init__(self, folder: Path, layers: int, ranks: int) -> None:
+    def __init__(
+        self, folder: Path, layers: int, ranks: int, *, decode_graphs: bool = False
+    ) -> None:
         borders = [layers * rank // ranks for rank in range(ranks + 1)]
         self.stages = [
-            StageModel.load(Checkpoint(folder), pair) for pair in itertools.pairwise(borders)
+            StageModel.load(Checkpoint(folder), pair, decode_graphs=decode_graphs)
+            for pair in itertools.pairwise(borders)
         ]
         self.reused = 0
 

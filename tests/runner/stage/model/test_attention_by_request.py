@@ -14,7 +14,7 @@ from tests.runner.stage.model.random_company import RandomCompany, packed_step
 
 
 @pytest.mark.parametrize(
-    ("dtype", "count"), [(torch.float32, 1500), (torch.bfloat16, 300)], ids=["float32", "bfloat16"]
+    ("dtype", "count"), [(torch.float32, 1000), (torch.bfloat16, 200)], ids=["float32", "bfloat16"]
 )
 def test_each_request_has_the_bits_that_it_has_alone(
     dtype: torch.dtype, count: int, monkeypatch: pytest.MonkeyPatch

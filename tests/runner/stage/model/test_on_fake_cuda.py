@@ -24,6 +24,7 @@ from runner.sampling_parameters import SamplingParameters
 from runner.stage.model import attention
 from runner.stage.model.attention_kind import AttentionKind, attention_kind
 from runner.stage.model.checkpoint import Checkpoint
+from runner.stage.model.decode_graphs import DecodeGraphs, compute_again
 from runner.stage.model.stage_model import StageModel
 from runner.steps import Admission, Segment, Step
 from tests.small_models import (
@@ -129,6 +130,10 @@ def check(architecture: str, folder: Path, kinds: set[AttentionKind]) -> None:
     with FakeTensorMode():
         for stage in stages:
             put_on_fake_cuda(stage)
+        compute(stages)
+        for stage in stages:
+            if stage.rope_boundary is None:
+                stage._graphs = DecodeGraphs(stage._compute, stage._pool, compute_again)
         compute(stages)
     by_request = architecture in BY_REQUEST
     assert kinds == {AttentionKind.BY_REQUEST if by_request else AttentionKind.FLASH}

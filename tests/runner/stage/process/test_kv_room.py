@@ -74,6 +74,15 @@ def test_a_measured_step_is_held_back_without_its_slots(model: StageModel) -> No
         assert found <= planned
 
 
+def test_graphs_hold_a_second_step(small_llama: Path) -> None:
+    graphs = StageModel.load(Checkpoint(small_llama), (2, 6), decode_graphs=True)
+    longest = largest_step(SPEC.prefill_token_budget, 4, graphs.max_positions)
+    slots = sum(item.capacity for item in longest.admissions) * graphs.kv_bytes_per_token
+    found = tokens(4 * GB, graphs, CountingDevice(slots + STEP_BYTES))
+    held_back = share_of(graphs).kv_bytes(4 * GB) - STEP_BYTES
+    assert found == held_back // graphs.kv_bytes_per_token
+
+
 def test_what_does_not_fit_is_refused_in_the_words_of_the_rule(model: StageModel) -> None:
     share = share_of(model)
     too_little = share.needed_bytes(1) - 1
