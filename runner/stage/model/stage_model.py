@@ -102,6 +102,11 @@ class StageModel:
     def has_graphs(self) -> bool:
         return self._graphs is not None
 
+    @property
+    def graphs_are_off(self) -> bool:
+        """One could not be recorded, or there are none."""
+        return self._graphs is None or self._graphs.off
+
     @torch.inference_mode()
     def reserve_kv(self, positions: int) -> None:
         """Have memory for so many in all, over every request; what was held is dropped."""
