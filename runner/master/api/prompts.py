@@ -28,6 +28,7 @@ from runner.master.api.carried import (
 )
 from runner.master.api.chat_text import marks_of
 from runner.master.api.defaults import GenerationDefaults
+from runner.master.api.forced_calls import forced_calls, grammar_after
 from runner.master.api.grammar_check import GrammarCheck
 from runner.master.api.messages import characters_of
 from runner.master.api.tools import AskedTools
@@ -94,6 +95,9 @@ class Prompts:
     async def _grammar(self, body: Body, sampling: SamplingParameters) -> Grammar | None:
         """What the answer is held to; raises InvalidField."""
         asked = body.asked_grammar()
+        tools = body.asked_tools if isinstance(body, ChatBody) else None
+        if tools is not None and tools.must_call and self._text.calls is not None:
+            asked = forced_calls(self._text.calls, tools)
         if asked is None:
             return None
         if body.ignore_eos:
@@ -110,7 +114,8 @@ class Prompts:
         self.check_model(body.model)
         parameters = self._parameters(body)
         self._check_place(body, body.n)
-        if tools := body.asked_tools:
+        tools = body.asked_tools
+        if tools is not None:
             self._check_tools(tools)
         grammar = await self._grammar(body, parameters[0])
         if self._engine.max_model_len is not None:
@@ -123,8 +128,8 @@ class Prompts:
             encode = partial(encode, tools=tools.tools)
             around += tools.characters
         ids = await self._encoded("messages", encode, messages, characters_of(messages), around)
-        if grammar is not None and self._text.reasoning is not None:
-            grammar = grammar.after(self._text.reasoning.before_answer(ids))
+        if grammar is not None:
+            grammar = grammar_after(grammar, self._text, tools, ids)
         requests = self._requests(body, "messages", ids, parameters, grammar)
         return await self._carried(body, requests)
 
@@ -137,9 +142,6 @@ class Prompts:
             raise InvalidField("tools", f"{len(tools.tools)} tools", rule)
         limit = self._engine.context * self._text.longest_token
         self._check_length("tools", tools.characters, "characters", limit)
-        if tools.must_call:
-            rule = 'is not served yet: only "auto" and "none" are'
-            raise InvalidField("tool_choice", tools.name or tools.choice, rule)
 
     def _parameters(self, body: Body) -> Parameters:
         """All that is refused before the prompt is made into tokens."""

@@ -137,13 +137,16 @@ class Harmony:
         """`calls` collects those of functions; else they are reasoning."""
         return HarmonySplitter(self.tokens, calls)
 
-    def before_answer(self, _prompt_ids: Sequence[int], /) -> str:
+    def before_answer(self, _prompt_ids: Sequence[int], /, to: str = "") -> str:
+        """With `to` the answer is a call of that function."""
         channel, message, start, end = (
             next(f"<[{token_id}]>" for token_id, text in self.tokens.items() if text == wanted)
             for wanted in (_CHANNEL, _MESSAGE, _START, _ENDS[0])
         )
         analysis = f'{channel} "analysis" {message} thinking {end} {start} "assistant"'
-        return f'start: ({analysis})* {channel} "final" {message} @content\nthinking: /(?s:.*)/\n'
+        header = f"commentary to=functions.{to} json" if to else "final"
+        answer = f'{channel} "{header}" {message} @content'
+        return f"start: ({analysis})* {answer}\nthinking: /(?s:.*)/\n"
 
 
 class _Part(Enum):
