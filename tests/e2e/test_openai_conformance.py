@@ -90,10 +90,11 @@ HONOURED_BY_BOTH = {
 HONOURED_BY_CHAT = HONOURED_BY_BOTH | {
     "messages", "max_completion_tokens", "top_logprobs", "safety_identifier", "prompt_cache_key",
     "response_format",
+    # test_tools
+    "tools", "tool_choice", "parallel_tool_calls",
 }  # fmt: skip
 HONOURED_BY_COMPLETIONS = HONOURED_BY_BOTH | {"prompt", "echo"}
 # Parameter -> what is refused, and values that ask for nothing and pass.
-TOOL: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
 REFUSED_BY_CHAT: dict[str, tuple[Any, list[Any]]] = {
     "audio": ({"voice": "alloy", "format": "wav"}, []),
     "function_call": ({"name": "f"}, ["none", "auto"]),
@@ -101,15 +102,12 @@ REFUSED_BY_CHAT: dict[str, tuple[Any, list[Any]]] = {
     "metadata": ({"a": "b"}, [{}]),
     "modalities": (["text", "audio"], [["text"]]),
     "moderation": ({"model": "omni-moderation-latest"}, []),
-    "parallel_tool_calls": ("yes", [True, False]),
     "prediction": ({"type": "content", "content": "x"}, []),
     "prompt_cache_options": ({"mode": "explicit"}, []),
     "prompt_cache_retention": ("24h", []),
     "reasoning_effort": ("low", []),
     "service_tier": ("priority", ["auto", "default"]),
     "store": (True, [False]),
-    "tool_choice": ("required", ["none", "auto"]),
-    "tools": ([TOOL], [[]]),
     "verbosity": ("low", []),
     "web_search_options": ({}, []),
 }
@@ -148,6 +146,19 @@ def check_refused(ask: Ask, name: str, value: Any, harmless: list[Any]) -> None:
     assert refused.value.request_id
     for one in harmless:
         assert ask(**{name: one}, max_tokens=1).choices
+
+
+def test_tools_need_a_model_that_calls_them(chat: Ask) -> None:
+    function: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    with pytest.raises(openai.BadRequestError, match="no form of calls") as refused:
+        chat(tools=[function])
+    assert refused.value.param == "tools"
+    with pytest.raises(openai.BadRequestError, match="only with tools"):
+        chat(tool_choice="required")
+    harmless: list[dict[str, Any]] = [{"tools": []}, {"tools": [function], "tool_choice": "none"}]
+    harmless += [{"tool_choice": choice} for choice in ("none", "auto")]
+    for one in (*harmless, {"parallel_tool_calls": True}, {"parallel_tool_calls": False}):
+        assert chat(**one, max_tokens=1).choices
 
 
 def test_what_openai_does_not_document_is_refused_too(ask: Ask) -> None:
