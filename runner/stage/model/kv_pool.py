@@ -131,9 +131,10 @@ class KVPool:
         """On a CPU return the pages that hold nothing; the next to write there maps them again."""
         if self.device.type != "cpu":
             return
+        unwritten = list(self._unwritten())
         for tensor in self._tensors():
             for head in tensor:
-                for first, end in self._unwritten():
+                for first, end in unwritten:
                     give_back(head[first:end])
 
     def _tensors(self) -> Iterator[torch.Tensor]:
