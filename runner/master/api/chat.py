@@ -14,7 +14,7 @@ from runner.master.api.prompts import Prompts
 from runner.master.engine.requests import FINISHED_BY_STOP, TokenEvent
 from runner.master.text.choice import TextPiece, TextRequest
 from runner.master.text.model_text import ModelText
-from runner.master.text.tools.call_text import CallPart, whole_calls
+from runner.master.text.tools.call_parts import CallPart, whole_calls
 from web.body import read_json_object
 
 

@@ -10,7 +10,8 @@ from runner.master.api.tools import AskedTools
 from runner.master.text.choice import TextPiece, TextRequest
 from runner.master.text.model_text import ModelText
 from runner.master.text.reasoning import Harmony, Marks, Split, Splitter
-from runner.master.text.tools.call_text import CallPart, CallParts, CallReader
+from runner.master.text.tools.call_parts import CallPart, CallParts
+from runner.master.text.tools.call_text import CallReader
 
 # Digits of an id: those that Mistral's templates insist on, and as many as OpenAI's have.
 _SHORT, _USUAL = 9, 24

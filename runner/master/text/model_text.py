@@ -22,6 +22,8 @@ from runner.master.text.tools.families import HARMONY, CallForm
 
 _log = logging.getLogger(__name__)
 _DEFAULT_PARAMETERS = ("do_sample", *MEANS_SAMPLING, "repetition_penalty")
+# transformers' names of a model's templates.
+_USUAL, _FOR_TOOLS = "default", "tool_use"
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -36,7 +38,8 @@ class ModelText:
     whose template reads no tools. `eos_ids` end a text; a turn in a chat ends at
     `chat_eos_ids`, which has the tokenizer's eos_token too. `generation_defaults` are the sampling
     values of the model's generation_config.json, those that it sets. `files` say which file has an
-    id that tokenizer.json has not.
+    id that tokenizer.json has not. `tool_template` is the one for conversations with tools, of a
+    model that has one of its own for them.
     """
 
     tokenizer: Tokenizer
@@ -50,6 +53,7 @@ class ModelText:
     chat_eos_ids: tuple[int, ...]
     generation_defaults: Mapping[str, Any]
     files: Mapping[int, str]
+    tool_template: ChatTemplate | None = None
 
     @classmethod
     def load(cls, folder: Path) -> ModelText:
@@ -75,6 +79,7 @@ class ModelText:
         own_eos_ids = _own_eos_ids(special_tokens, tokenizer)
         eos_ids = _eos_ids(folder, generation) or own_eos_ids
         template = _chat_template(folder, special_tokens)
+        tool_template = _chat_template(folder, special_tokens, _FOR_TOOLS)
         reasoning = reasoning_format(template.source, tokenizer) if template else None
         text = cls(
             tokenizer=tokenizer,
@@ -83,7 +88,8 @@ class ModelText:
             special_tokens=special_tokens,
             chat_template=template,
             reasoning=reasoning,
-            calls=_calls(template, reasoning, tokenizer),
+            calls=_calls(tool_template or template, reasoning, tokenizer),
+            tool_template=tool_template,
             eos_ids=eos_ids,
             chat_eos_ids=tuple(dict.fromkeys(eos_ids + own_eos_ids)),
             generation_defaults={
@@ -134,13 +140,14 @@ class ModelText:
 
         The template writes the begin-of-sequence token itself, so none is added.
         """
-        if self.chat_template is None:
+        template = (self.tool_template if tools else None) or self.chat_template
+        if template is None:
             rule = (
                 "the served model has no chat template (it is a base model): "
                 "use /v1/completions or /generate, of a block the mode completions"
             )
             raise NoChatTemplate("messages", f"{len(messages)} messages", rule)
-        text = self.chat_template.render(messages, arguments, tools)
+        text = template.render(messages, arguments, tools)
         return self._encode(text, add_special_tokens=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
@@ -226,10 +233,15 @@ def _check_vocabulary(folder: Path, text: ModelText) -> None:
         raise ModelUnavailable(f"{folder}: {fault}: the chat template writes it")
 
 
-def _chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
-    """chat_template.jinja goes before the template inside tokenizer_config.json."""
+def _chat_template(
+    folder: Path, special_tokens: Mapping[str, str], name: str = _USUAL
+) -> ChatTemplate | None:
+    """chat_template.jinja goes before the templates inside tokenizer_config.json, of which there
+    may be several with names."""
     file = folder / "chat_template.jinja"
     if file.is_file():
+        if name != _USUAL:
+            return None
         try:
             source: Any = file.read_text("utf-8")
         except UnicodeDecodeError as error:
@@ -241,7 +253,9 @@ def _chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTempl
         if not all(isinstance(item, dict) for item in source):
             raise ModelUnavailable(f"{file}: chat_template must be a text, or objects with one")
         named = {item.get("name"): item.get("template") for item in source}
-        source = named.get("default")
+        source = named.get(name)
+    elif name != _USUAL:
+        return None
     if not isinstance(source, str):
         return None
     try:

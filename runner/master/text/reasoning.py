@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from tokenizers import Tokenizer
 
-from runner.master.text.tools.call_text import CallParts
+from runner.master.text.tools.call_parts import CallParts
 
 # The special tokens in a text that was decoded without them: each one's place, and its id.
 Marks: TypeAlias = Sequence[tuple[int, int]]

@@ -6,56 +6,17 @@ of a call is held back until it is one, or is said after all.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Generator, Iterable
-from typing import NamedTuple, TypeAlias
+import re
+from collections.abc import Callable, Collection, Generator
+from typing import TypeAlias
 
+from runner.master.text.tools.call_parts import CallParts, as_object, decoded
 from runner.master.text.tools.families import Family
 
 _ARGUMENTS = ("arguments", "parameters")
 # Outside of a string it begins a marker, so that a broken object does not take the rest with it.
 _NEVER_IN_JSON = "<"
 _OF_A_NAME = frozenset("_-.")
-
-
-class CallPart(NamedTuple):
-    """What became known of a call: with its `name` it begins, with None its arguments go on."""
-
-    place: int
-    name: str | None
-    arguments: str
-
-
-class CallParts:
-    """Collects what is read of calls, until it is taken.
-
-    With `one_only` further ones are dropped.
-    """
-
-    def __init__(self, *, one_only: bool = False) -> None:
-        self._one_only = one_only
-        self._new: list[tuple[int, str | None, list[str]]] = []
-        self.begun = 0
-
-    def begin(self, name: str) -> None:
-        self.begun += 1
-        if not self._is_dropped():
-            self._new.append((self.begun - 1, name, []))
-
-    def argue(self, text: str) -> None:
-        """More of the arguments of the call that has begun last."""
-        if self._is_dropped():
-            return
-        if not self._new:
-            self._new.append((self.begun - 1, None, []))
-        self._new[-1][2].append(text)
-
-    def taken(self) -> tuple[CallPart, ...]:
-        new, self._new = self._new, []
-        return tuple(CallPart(index, name, "".join(texts)) for index, name, texts in new)
-
-    def _is_dropped(self) -> bool:
-        return self._one_only and self.begun > 1
 
 
 class _NoCall(Exception):
@@ -91,19 +52,36 @@ class CallReader:
         # Nothing is said, or a call has just ended.
         self._may_be_bare = family.is_bare
         self._is_open = False  # a call has begun and not ended
+        self._is_between = True  # no marker has come
+        closing = (family.closing,) if family.closing else ()
+        self._markers = (*family.openings, *closing)
+        self._first = re.compile("|".join(re.escape(marker[0]) for marker in self._markers))
         self._reading = self._answer()
         next(self._reading)
 
     def push(self, text: str) -> str:
         """What became certain with `text` of what is said."""
-        for character in text:
-            self._reading.send(character)
+        place = 0
+        while place < len(text):
+            if plain := self._plain(text, place):
+                self._say(plain)
+                place += len(plain)
+            else:
+                self._reading.send(text[place])
+                place += 1
         return self._taken()
 
     def flush(self) -> str:
         """The rest, when the text has ended."""
         self._let_go()
         return self._taken()
+
+    def _plain(self, text: str, place: int) -> str:
+        """What of `text` is said whatever comes: most of most answers, found at once."""
+        if not self._is_between or self._held or self._may_be_bare:
+            return ""
+        found = self._first.search(text, place)
+        return text[place : found.start() if found else None].rstrip()
 
     def _taken(self) -> str:
         content, self._content = "".join(self._content), []
@@ -112,7 +90,7 @@ class CallReader:
     def _answer(self) -> Reading:
         while True:
             marker = yield from self._text()
-            self._is_open = False
+            self._is_between = self._is_open = False
             try:
                 yield from self._calls(marker)
             except _NoCall:
@@ -134,9 +112,8 @@ class CallReader:
 
     def _text(self) -> Reading:
         """Up to a marker that opens a call, "" for an object that does so; it is held."""
-        openings = self._family.openings
-        markers = (*openings, self._family.closing) if self._family.closing else openings
-        tail = ""
+        openings, markers, tail = self._family.openings, self._markers, ""
+        self._is_between = True
         while True:
             character = yield from self._character()
             if not tail and character.isspace():
@@ -217,7 +194,7 @@ class CallReader:
         if not name:
             raise _NoCall
         if not self._is_open:
-            self._begin(name, _as_object(early))
+            self._begin(name, as_object(early))
         self._is_open = False
         self._held.clear()
         return ""
@@ -254,7 +231,7 @@ class CallReader:
             return ""
         collected: list[str] = []
         yield from self._value(first, collected.append)
-        self._begin(name, _as_object("".join(collected)))
+        self._begin(name, as_object("".join(collected)))
         return ""
 
     def _begin(self, name: str, arguments: str) -> None:
@@ -298,7 +275,7 @@ class CallReader:
             if character == "\\":
                 raw.append((yield from self._character()))
         try:
-            return _decoded(f'"{"".join(raw)}"')
+            return decoded(f'"{"".join(raw)}"')
         except ValueError:
             raise _NoCall from None
 
@@ -319,37 +296,9 @@ class CallReader:
         self._again = self._held.pop()
 
 
-def whole_calls(parts: Iterable[CallPart]) -> list[CallPart]:
-    """Each call as one part."""
-    calls: list[CallPart] = []
-    for part in parts:
-        if part.name is not None:
-            calls.append(part)
-        else:
-            calls[-1] = calls[-1]._replace(arguments=calls[-1].arguments + part.arguments)
-    return calls
-
-
 def _nothing(_text: str) -> None:
     pass
 
 
 def _is_of_a_name(character: str) -> bool:
     return character in _OF_A_NAME or (character.isascii() and character.isalnum())
-
-
-def _as_object(arguments: str) -> str:
-    """Arguments that are no object, as an object's text: of a string its text, of nothing {}."""
-    if not arguments.startswith('"'):
-        return "{}" if arguments in ("", "null") else arguments
-    try:
-        return _decoded(arguments)
-    except ValueError:
-        return arguments
-
-
-def _decoded(string: str) -> str:
-    """Raises ValueError, for half of a surrogate pair too, which is JSON and no text."""
-    text: str = json.loads(string, strict=False)
-    text.encode()
-    return text

@@ -274,6 +274,26 @@ def test_a_model_without_a_known_form_refuses_tools(
 
 
 USER = {"role": "user", "content": "Rain?"}
+
+
+def test_a_template_of_its_own_for_tools(demo_folder: Path, tmp_path: Path) -> None:
+    model_text(demo_folder, tmp_path, "")
+    (tmp_path / "chat_template.jinja").unlink()
+    config = tmp_path / "tokenizer_config.json"
+    templates = [
+        {"name": "default", "template": "plain {{ messages[0].content }}"},
+        {"name": "tool_use", "template": HERMES.template},
+    ]
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": templates}))
+    text = ModelText.load(tmp_path)
+    with served(text, "".join(ANSWERS["hermes"])) as model:
+        assert len(model.chat(tools=TOOLS)["message"]["tool_calls"]) == 2
+        assert "tool_calls" not in model.chat()["message"]
+    asked, plain = (text.decode(request.prompt_ids) for request in model.engine.requests)
+    assert "Of a city." in asked
+    assert plain.startswith("plain ")
+
+
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 ASKS = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "1", "content": "x"}

@@ -19,7 +19,7 @@ from runner.master.text.reasoning import (
     ThinkTags,
     reasoning_format,
 )
-from runner.master.text.tools.call_text import CallPart, CallParts, whole_calls
+from runner.master.text.tools.call_parts import CallPart, CallParts, whole_calls
 
 OPEN, CLOSE = "<think>", "</think>"
 OPEN_ID, CLOSE_ID = 1, 2

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.master.text.tools.call_text import CallPart, CallParts, CallReader, whole_calls
+from runner.master.text.tools.call_parts import CallPart, CallParts, whole_calls
+from runner.master.text.tools.call_text import CallReader
 from runner.master.text.tools.families import GRANITE, HERMES, LLAMA, MISTRAL, Family
 
 NAMES = frozenset({"f", "g", "weather"})
