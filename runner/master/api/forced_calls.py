@@ -21,25 +21,31 @@ _PLAIN = {"type", "properties", "required", "title", "description", "$defs", "de
 _CONTENT = "@content"
 
 
-def forced_calls(form: CallForm, tools: AskedTools) -> AskedGrammar:
+def forced_schemas(tools: AskedTools) -> dict[str, AskedGrammar]:
+    """Of the arguments, which are objects, by the names of the tools that may be called; raises
+    InvalidField."""
+    return {
+        name: AskedGrammar("json_schema", *_schema(tool["function"]["parameters"], place))
+        for place, tool in enumerate(tools.tools)
+        if (name := tool["function"]["name"]) == tools.name or tools.name is None
+    }
+
+
+def forced_calls(
+    form: CallForm, tools: AskedTools, schemas: Mapping[str, AskedGrammar]
+) -> AskedGrammar:
     """One call, or several where these may be parallel and none is named; raises InvalidField.
 
-    Where the form begins with a special token, that stands in `before_calls`.
+    Where the form begins with a special token, that stands in front of it (`grammar_after`).
     """
-    places = [
-        place
-        for place, tool in enumerate(tools.tools)
-        if tools.name in (None, tool["function"]["name"])
-    ]
-    field = f"tools[{places[0]}].function.parameters" if len(places) == 1 else "tools"
-    schemas = {tools.tools[place]["function"]["name"]: _schema(tools, place) for place in places}
+    field = "tools" if len(schemas) > 1 else next(iter(schemas.values())).field
     if form.family is HARMONY:
         # Whom a message is addressed to stands in front of it.
         if len(schemas) > 1:
             rule = "is not served with this model beside several tools: name the one to be called"
             raise InvalidField("tool_choice", tools.choice, rule)
         [schema] = schemas.values()
-        return AskedGrammar("lark", f"start: %json {schema}\n", field)
+        return AskedGrammar("lark", f"start: %json {schema.text}\n", field)
     several = tools.is_parallel and tools.name is None
     rules = [
         f"start: {_start(form, several=several)}",
@@ -66,19 +72,16 @@ def grammar_after(
     return grammar.after(before) if before else grammar
 
 
-def _schema(tools: AskedTools, place: int) -> str:
-    """Of a tool's arguments, which are an object."""
-    schema: Mapping[str, Any] = {
-        "type": "object",
-        **tools.tools[place]["function"]["parameters"],
-    }
+def _schema(parameters: Mapping[str, Any], place: int) -> tuple[str, str]:
+    """As text, and its path in the request."""
+    schema: Mapping[str, Any] = {"type": "object", **parameters}
     path = f"tools[{place}].function.parameters"
     if schema["type"] != "object":
         rule = 'must be "object": a function has its arguments by name'
         raise InvalidField(f"{path}.type", schema["type"], rule)
     if schema.keys() <= _PLAIN:
         schema = {**schema, "additionalProperties": False}
-    return schema_text(schema, path)
+    return schema_text(schema, path), path
 
 
 def _start(form: CallForm, *, several: bool) -> str:
@@ -93,10 +96,10 @@ def _start(form: CallForm, *, several: bool) -> str:
     return f"{one} ({_text(chr(10))} {one})*" if several else one
 
 
-def _calls(form: CallForm, schemas: Mapping[str, str]) -> Iterator[str]:
+def _calls(form: CallForm, schemas: Mapping[str, AskedGrammar]) -> Iterator[str]:
     for number, (name, schema) in enumerate(schemas.items()):
         head = f'{{"name": "{name}", "{form.family.arguments}": '
-        yield f'call_{number}: {_text(head)} %json {schema} "}}"'
+        yield f'call_{number}: {_text(head)} %json {schema.text} "}}"'
 
 
 def _special_opening(form: CallForm) -> str | None:

@@ -28,7 +28,7 @@ from runner.master.api.carried import (
 )
 from runner.master.api.chat_text import marks_of
 from runner.master.api.defaults import GenerationDefaults
-from runner.master.api.forced_calls import forced_calls, grammar_after
+from runner.master.api.forced_calls import forced_calls, forced_schemas, grammar_after
 from runner.master.api.grammar_check import GrammarCheck
 from runner.master.api.messages import characters_of
 from runner.master.api.tools import AskedTools
@@ -97,7 +97,10 @@ class Prompts:
         asked = body.asked_grammar()
         tools = body.asked_tools if isinstance(body, ChatBody) else None
         if tools is not None and tools.must_call and self._text.calls is not None:
-            asked = forced_calls(self._text.calls, tools)
+            schemas = forced_schemas(tools)
+            asked = forced_calls(self._text.calls, tools, schemas)
+            for schema in schemas.values():  # each for itself, so that its path is told
+                await self._grammars.check(schema)
         if asked is None:
             return None
         if body.ignore_eos:
