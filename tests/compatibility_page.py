@@ -12,17 +12,10 @@ from contract.generation import ENGINE_BOUNDS
 from inference_server.infer.request import UNSERVED as INFER
 from inference_server.infer.request import UNSERVED_DATA, InferRequest
 from proxy_block import block_request, component
-from runner.master.api.bodies import (
-    AiosChatBody,
-    ChatBody,
-    CompletionBody,
-    ConfigurationBody,
-    GenerateBody,
-    RequestBody,
-    StreamOptions,
-)
+from runner.master.api.bodies import ConfigurationBody, GenerateBody, RequestBody
 from runner.master.api.earlier_calls import CALL_FIELDS, CALLED_FIELDS
 from runner.master.api.messages import MESSAGE_FIELDS, PART_FIELDS
+from runner.master.api.openai_bodies import AiosChatBody, ChatBody, CompletionBody, StreamOptions
 from runner.master.api.tools import FUNCTION_FIELDS, TOOL_FIELDS
 from runner.master.api.unserved import CALL, CALLED, FUNCTION, MESSAGE, PART, TOOL
 from web.unserved import Table, Unserved

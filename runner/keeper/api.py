@@ -24,10 +24,11 @@ from runner.keeper.asking import Asking, EngineApi, api_error
 from runner.keeper.follow_up import CHAT, COMPLETIONS, Document
 from runner.keeper.metrics import LeadCollector, with_own_names
 from runner.keeper.watch import Watch
-from runner.master.api.bodies import AiosChatBody, GenerateBody, parse_body
+from runner.master.api.bodies import GenerateBody, parse_body
 from runner.master.api.defaults import GenerationDefaults
 from runner.master.api.group_spec import PATH as GROUP_SPEC
 from runner.master.api.group_spec import get_group_spec, put_group_spec
+from runner.master.api.openai_bodies import AiosChatBody
 from runner.master.engine.report import EngineStatistics, RankStatistics, describe_topology
 from runner.master.engine.step_cost import StageCost
 from runner.master.group.formation import RankGroup

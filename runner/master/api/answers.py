@@ -13,9 +13,9 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from runner.master.api.bodies import OpenAIBody
 from runner.master.api.errors import failure_body
 from runner.master.api.id_lines import IdLines, asked_lines
+from runner.master.api.openai_bodies import OpenAIBody
 from runner.master.api.prompts import Prompts
 from runner.master.api.served_models import ServedModel, entering
 from runner.master.engine.requests import TokenEvent

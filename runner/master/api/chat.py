@@ -8,8 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runner.master.api.answers import Document, OpenAIAnswer, answer_openai, chat_logprobs
-from runner.master.api.bodies import AiosChatBody, ChatBody, parse_body
+from runner.master.api.bodies import parse_body
 from runner.master.api.chat_text import ChatText
+from runner.master.api.openai_bodies import AiosChatBody, ChatBody
 from runner.master.api.prompts import Prompts
 from runner.master.engine.requests import FINISHED_BY_STOP, TokenEvent
 from runner.master.text.choice import TextPiece, TextRequest

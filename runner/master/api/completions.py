@@ -17,7 +17,8 @@ from runner.master.api.answers import (
     respond,
     usage,
 )
-from runner.master.api.bodies import CompletionBody, GenerateBody, parse_body
+from runner.master.api.bodies import GenerateBody, parse_body
+from runner.master.api.openai_bodies import CompletionBody
 from runner.master.api.prompts import Prompts
 from runner.master.api.served_models import entering
 from runner.master.text.choice import Offsets, TextPiece, TextRequest

@@ -11,11 +11,11 @@ from runner.master.api.bodies import (
     DRAW_A_SEED,
     ConfigurationBody,
     GenerateBody,
-    OpenAIBody,
     SamplingBody,
     parse_body,
     stop_strings,
 )
+from runner.master.api.openai_bodies import OpenAIBody
 from runner.sampling_parameters import SamplingParameters, parse_logit_bias
 
 SAMPLING_FIELDS = tuple(ENGINE_BOUNDS)

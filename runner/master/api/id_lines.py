@@ -8,8 +8,8 @@ from typing import Any
 from starlette.requests import Request
 
 from contract.carry import ASKS_FOR_IDS, HEADER, Advance, Beginning, line
-from runner.master.api.bodies import OpenAIBody
 from runner.master.api.carried import prompt_digest
+from runner.master.api.openai_bodies import OpenAIBody
 from runner.master.engine.engine import Engine
 from runner.master.text.choice import TextPiece, TextRequest
 

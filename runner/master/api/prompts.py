@@ -19,7 +19,7 @@ from contract.generation import SEED_LIMIT
 from contract.specs import GroupSpec
 from runner.errors import InvalidField, PromptTooLong, UnknownModel
 from runner.grammar import Grammar
-from runner.master.api.bodies import ChatBody, CompletionBody, GenerateBody
+from runner.master.api.bodies import GenerateBody
 from runner.master.api.carried import (
     carried_requests,
     carried_seed,
@@ -31,6 +31,7 @@ from runner.master.api.defaults import GenerationDefaults
 from runner.master.api.forced_calls import forced_calls, forced_schemas, grammar_after
 from runner.master.api.grammar_check import GrammarCheck
 from runner.master.api.messages import characters_of
+from runner.master.api.openai_bodies import ChatBody, CompletionBody
 from runner.master.api.tools import AskedTools
 from runner.master.engine.engine import Engine
 from runner.master.engine.requests import GenerationRequest

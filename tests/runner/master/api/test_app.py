@@ -15,7 +15,8 @@ from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract.specs import LARGEST_BODY_BYTES
-from runner.master.api.bodies import ChatBody, CompletionBody, ConfigurationBody, GenerateBody
+from runner.master.api.bodies import ConfigurationBody, GenerateBody
+from runner.master.api.openai_bodies import ChatBody, CompletionBody
 from runner.master.text.model_text import ModelText
 from tests.lanes import examples
 from tests.runner.master.scripted_engine import ScriptedEngine
