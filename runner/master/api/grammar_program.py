@@ -17,7 +17,7 @@ from typing import Any
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, grammar_from
 
 LIMIT_S = 1.0
-MEMORY_BYTES = 768 * 2**20
+MEMORY_BYTES = 256 * 2**20
 # Smaller than that of a stage's threads: what passes here passes there.
 _STACK_BYTES = 4 * 2**20
 _LONGEST_REASON = 300
@@ -82,7 +82,7 @@ def _serve() -> None:
 
 
 def main() -> None:
-    os.nice(10)
+    os.nice(19)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     threading.stack_size(_STACK_BYTES)

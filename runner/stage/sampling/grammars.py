@@ -6,11 +6,12 @@ take long to find, keeps nobody else waiting. Who is not done when a step is sam
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from pathlib import Path
@@ -30,10 +31,10 @@ logger = logging.getLogger(__name__)
 # How long a step is held up for those of its masks that are not there yet: where there is nothing
 # else to sample in it, and where there is.
 PATIENCE_ALONE_S, PATIENCE_S = 0.02, 0.002
-_BUILDING, _MASKING = 2, 4  # threads
+_BUILDING, _MASKING = 4, 4  # threads
 _KEPT = 16  # grammars that were built, for further requests
 _LEXER_STATES = 25_000  # of one grammar, up to 2 kB each
-_BUILDERS_NICENESS = 10
+_BUILDERS_NICENESS = 19
 
 
 class Ungrammatical(Exception):
@@ -51,20 +52,24 @@ class Grammars:
         self.vocab_size = vocab_size
         self._file = tokenizer
         self._builders = ThreadPoolExecutor(_BUILDING, "grammar", _be_nice)
+        # Whoever has the interpreter's lock must not be one that gets no processor.
         self._maskers = ThreadPoolExecutor(_MASKING, "mask")
         self._one = threading.Lock()
-        self._tokenizer: LLTokenizer | None = None
+        self._tokenizer: Future[LLTokenizer] | None = None
         self._built: OrderedDict[str, LLMatcher] = OrderedDict()
 
     def begin(self, admission: Admission) -> Followed:
         return Followed(self, admission)
 
-    def submit(self, followed: Followed, ids: Sequence[int]) -> Future[torch.Tensor]:
-        threads = self._maskers if followed.built else self._builders
-        return threads.submit(followed.allowed_after, ids)
+    def place(self, text: str, end: int) -> Future[LLMatcher]:
+        """At the beginning of a grammar; `end` is an id that ends a text. Raises Ungrammatical."""
+        return self._builders.submit(self.build, text, end)
+
+    def soon(self, work: Callable[[], None]) -> None:
+        self._maskers.submit(work)
 
     def build(self, text: str, end: int) -> LLMatcher:
-        """On one of the builders; raises Ungrammatical. `end` is an id that ends a text."""
+        """On a builder."""
         from llguidance import LLMatcher, LLParserLimits
 
         with self._one:
@@ -72,11 +77,10 @@ class Grammars:
                 self._built.move_to_end(text)
                 return built.deep_copy()
             if self._tokenizer is None:
-                self._tokenizer = _read(self._file, end)
+                self._tokenizer = self._maskers.submit(_read, self._file, end)
         limits = LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
-        built = LLMatcher(self._tokenizer, text, log_level=0, limits=limits)
+        built = LLMatcher(self._tokenizer.result(), text, log_level=0, limits=limits)
         if built.is_error():
-            logger.error("a grammar cannot be built: %s", built.get_error())
             raise Ungrammatical(GrammarFault.UNBUILT)
         with self._one:
             self._built[text] = built
@@ -88,21 +92,31 @@ class Grammars:
     def never_text(self) -> int:
         """What the library takes for the end of any text."""
         assert self._tokenizer is not None
-        return self._tokenizer.eos_token
+        return self._tokenizer.result().eos_token
 
 
 def _read(file: Path, end: int) -> LLTokenizer:
+    """In parts: the library holds the interpreter's lock for each, 0.1 s at 49k ids."""
     from llguidance import LLTokenizer
 
     try:
-        text = file.read_text("utf-8")
+        text = _without_merges(file.read_text("utf-8"))
         try:
-            return LLTokenizer(text, eos_token=end)
+            whole = LLTokenizer(text, eos_token=end, slices=[])
         except ValueError:  # another file than tokenizer.json has that token
-            return LLTokenizer(text)
-    except (OSError, ValueError) as error:
-        logger.error("no grammar can be followed: %s: %s", file, error)
+            whole = LLTokenizer(text, slices=[])
+        return whole.with_slices(LLTokenizer.general_slices())
+    except (OSError, ValueError, KeyError) as error:
+        logger.error("no answer can be held to a form: %s: %s", file, error)
         raise Ungrammatical(GrammarFault.UNBUILT) from error
+
+
+def _without_merges(text: str) -> str:
+    """Only how texts become ids depends on them, and they take half of the time."""
+    document = json.loads(text)
+    if document["model"].get("type") == "BPE":
+        document["model"]["merges"] = []
+    return json.dumps(document)
 
 
 class Followed:
@@ -113,50 +127,55 @@ class Followed:
         self._grammars, self._text = grammars, admission.grammar
         stops = admission.sampling.stop_token_ids
         self._ends = [end for end in stops if end < grammars.vocab_size]
-        self._matcher: LLMatcher | None = None
-        self._known, self._asked = admission.prompt_length, False
-        self._answer: Future[torch.Tensor] = Future()
-
-    @property
-    def built(self) -> bool:
-        return self._matcher is not None
+        self._place: Future[LLMatcher] | None = None
+        self._known = admission.prompt_length
+        self.answered: Future[torch.Tensor] = Future()
 
     def ask(self, ids: Sequence[int], known: int) -> None:
         """What may come after the first `known` of the request's ids? Asked again, of as many, it
         is one question."""
-        if self._asked and known == self._known:
+        first = self._place is None
+        if not first and known == self._known:
             return
-        assert self._answer.done() or not self._asked
-        fresh = list(ids[self._known : known])
-        self._known, self._asked = known, True
-        self._answer = self._grammars.submit(self, fresh)
+        assert first or self.answered.done()
+        # Those that came before an admission are somebody's word.
+        fault = GrammarFault.NOT_FOLLOWED if first else GrammarFault.TOO_COMPLEX
+        fresh, answered = list(ids[self._known : known]), Future[torch.Tensor]()
+        self._known, self.answered = known, answered
+        if self._place is None:
+            end = self._ends[-1] if self._ends else 0
+            self._place = self._grammars.place(self._text, end)
+
+        def find(place: Future[LLMatcher]) -> None:
+            self._grammars.soon(lambda: self._find(place, fresh, fault, answered))
+
+        self._place.add_done_callback(find)
 
     def answer(self) -> torch.Tensor | None:
         """The ids, ascending; None while they are not known. Raises Ungrammatical."""
-        return self._answer.result() if self._answer.done() else None
+        return self.answered.result() if self.answered.done() else None
 
-    @property
-    def pending(self) -> Future[torch.Tensor]:
-        return self._answer
-
-    def allowed_after(self, ids: Sequence[int]) -> torch.Tensor:
-        """On a thread, one question at a time; `ids` are those since the last one."""
+    def _find(
+        self,
+        place: Future[LLMatcher],
+        fresh: list[int],
+        fault: GrammarFault,
+        answered: Future[torch.Tensor],
+    ) -> None:
+        """On a thread, one question at a time."""
         try:
-            return self._allowed_after(ids)
-        except Ungrammatical:
-            raise
-        except BaseException as error:  # what Rust panics with is no Exception
+            matcher = place.result()
+            if fresh and not matcher.consume_tokens(fresh):
+                raise Ungrammatical(fault)
+            answered.set_result(self._allowed(matcher))
+        except Ungrammatical as error:
+            logger.warning("an answer cannot be held to its form: %s", error)
+            answered.set_exception(error)
+        except BaseException:  # what Rust panics with is no Exception
             logger.exception("a grammar cannot be followed")
-            raise Ungrammatical(GrammarFault.TOO_COMPLEX) from error
+            answered.set_exception(Ungrammatical(GrammarFault.TOO_COMPLEX))
 
-    def _allowed_after(self, ids: Sequence[int]) -> torch.Tensor:
-        if not self._ends:
-            raise Ungrammatical(GrammarFault.UNBUILT)
-        if self._matcher is None:
-            self._matcher = self._grammars.build(self._text, self._ends[-1])
-        matcher = self._matcher
-        if ids and not matcher.consume_tokens(list(ids)):
-            raise Ungrammatical(GrammarFault.NOT_FOLLOWED)
+    def _allowed(self, matcher: LLMatcher) -> torch.Tensor:
         allowed = np.zeros(self._grammars.vocab_size, np.uint8)
         if not matcher.is_stopped():
             words = np.frombuffer(matcher.compute_bitmask(), np.uint8)
@@ -164,7 +183,6 @@ class Followed:
             bits[self._grammars.never_text] = False
             allowed[: len(bits)] = bits[: len(allowed)]
         if matcher.is_error():
-            logger.error("a grammar cannot be followed: %s", matcher.get_error())
             raise Ungrammatical(GrammarFault.TOO_COMPLEX)
         if matcher.is_accepting():
             allowed[self._ends] = True
@@ -176,11 +194,11 @@ class Followed:
 
 def wait(asked: Sequence[Followed], *, alone: bool) -> None:
     """For a moment, for those that are not answered; `alone`: the step has no others to sample."""
-    pending = [followed.pending for followed in asked if not followed.pending.done()]
+    pending = [followed.answered for followed in asked if not followed.answered.done()]
     if pending:
         wait_for(pending, PATIENCE_ALONE_S if alone else PATIENCE_S)
 
 
 def _be_nice() -> None:
-    """Linux has it by thread."""
+    """What is computed goes first. Linux has it by thread."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BUILDERS_NICENESS)

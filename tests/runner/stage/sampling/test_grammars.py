@@ -324,7 +324,7 @@ def test_a_long_answer_is_followed_again_from_its_beginning(sampler: Sampler, fi
 def test_what_is_asked_of_one_place_is_asked_once(file: Path) -> None:
     followed = Followed(Grammars(file, VOCABULARY), Asked(1, REGEX).admission())
     followed.ask(PROMPT, len(PROMPT))
-    pending = followed.pending
+    pending = followed.answered
     followed.ask(PROMPT, len(PROMPT))
-    assert followed.pending is pending
+    assert followed.answered is pending
     assert len(pending.result()) > 3
