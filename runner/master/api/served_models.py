@@ -22,6 +22,8 @@ from runner.transport.control import Served
 from web.deadline import remaining_s
 from web.disconnect import until_disconnected
 
+_GRAMMARS = GrammarCheck()  # one for the process, which its programs end with
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -83,7 +85,7 @@ class ServedModels:
     def __init__(self, engine: Engine, texts: Texts) -> None:
         self._engine, self._texts = engine, texts
         self._current: ServedModel | None = None
-        self._defaults, self._grammars = GenerationDefaults(), GrammarCheck()
+        self._defaults = GenerationDefaults()
         self._metrics = Metrics("", engine.statistics)
 
     @property
@@ -111,6 +113,6 @@ class ServedModels:
             return
         text = self._texts.of(served)
         self._defaults.follow(text.generation_defaults)
-        prompts = Prompts(served.spec, self._engine, text, self._defaults, self._grammars)
+        prompts = Prompts(served.spec, self._engine, text, self._defaults, _GRAMMARS)
         self._current = ServedModel(served, text, prompts)
         self._metrics.serve(served.spec.model_name)
