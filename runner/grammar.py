@@ -11,7 +11,7 @@ from typing import Any
 from contract.faults import MISSING
 from runner.errors import InvalidField
 
-# Of a grammar's text as JSON has it.
+# Of a grammar's text as JSON has it, with all that comes before what is asked for.
 MAX_GRAMMAR_BYTES = 256 * 1024
 
 
@@ -44,11 +44,15 @@ class Grammar:
     @classmethod
     def of(cls, parts: Sequence[Mapping[str, Any]], field: str) -> Grammar:
         """`parts` are llguidance's grammars, each a json_schema or a lark_grammar, the first of
-        which is what is followed."""
-        return cls(json.dumps({"grammars": parts}), field)
+        which is what is followed. Raises InvalidField where it is larger than what travels."""
+        text = json.dumps({"grammars": parts})
+        if len(text) > MAX_GRAMMAR_BYTES:
+            rule = f"must be at most {MAX_GRAMMAR_BYTES:,}: make it smaller"
+            raise InvalidField(field, f"{len(text)} characters", rule)
+        return cls(text, field)
 
     def after(self, beginning: str) -> Grammar:
-        """With what comes before it: rules of Lark whose `start` ends with @content."""
+        """With what comes before it: rules of Lark whose `start` ends with @content; as `of`."""
         [content] = json.loads(self.text)["grammars"]
         return self.of([{"lark_grammar": beginning}, {**content, "name": "content"}], self.field)
 

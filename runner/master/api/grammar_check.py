@@ -14,7 +14,7 @@ from typing import Any
 
 from contract.faults import MISSING
 from runner.errors import InvalidField
-from runner.grammar import MAX_GRAMMAR_BYTES, Grammar
+from runner.grammar import Grammar
 from runner.master.api.grammar_fields import AskedGrammar
 
 PROGRAM = Path(__file__).with_name("grammar_program.py")
@@ -47,11 +47,7 @@ class GrammarCheck:
             self._known.move_to_end(key)
         if (error := verdict.get("error")) is not None:
             raise InvalidField(asked.field, MISSING, f"cannot be served: {error}{_INSTEAD}")
-        grammar = Grammar.of([verdict["parts"]], asked.field)
-        if len(grammar.text) > MAX_GRAMMAR_BYTES:
-            rule = f"must be at most {MAX_GRAMMAR_BYTES:,}: make it smaller"
-            raise InvalidField(asked.field, f"{len(grammar.text)} characters", rule)
-        return grammar
+        return Grammar.of([verdict["parts"]], asked.field)
 
     def _remember(self, key: tuple[str, str], verdict: _Verdict) -> None:
         if key not in self._known:

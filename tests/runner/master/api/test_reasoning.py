@@ -12,6 +12,7 @@ import httpx
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
+from runner.grammar import MAX_GRAMMAR_BYTES
 from runner.master.text.model_text import ModelText
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import MODEL, served_engine
@@ -204,6 +205,24 @@ def test_a_form_begins_behind_the_reasoning(thinking: Served) -> None:
     assert follows(thinking, ids_of(thinking, "\n</think>no"))
     assert not follows(thinking, ids_of(thinking, "yes"))
     assert not follows(thinking, ids_of(thinking, "Hm.</think>\n\nwell"))
+
+
+def test_a_form_fits_what_travels_with_what_comes_before_it(thinking: Served) -> None:
+    """A stage ends the epoch for a larger one."""
+    schema = {"type": "object", "description": ""}
+    thinking.chat(guided_json=schema)
+    grammar = thinking.engine.requests[-1].grammar
+    assert grammar is not None
+    left = MAX_GRAMMAR_BYTES - len(grammar.text)
+    thinking.chat(guided_json={**schema, "description": "x" * left})
+    grammar = thinking.engine.requests[-1].grammar
+    assert grammar is not None
+    assert len(grammar.text) == MAX_GRAMMAR_BYTES
+    body = {"model": MODEL, "messages": MESSAGES}
+    larger = {**body, "guided_json": {**schema, "description": "x" * (left + 1)}}
+    answer = httpx.post(f"{thinking.url}/v1/chat/completions", json=larger, timeout=60)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "guided_json"
 
 
 def test_a_form_may_begin_at_once_where_the_prompt_opens_nothing(thinking: Served) -> None:
