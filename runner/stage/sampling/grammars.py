@@ -70,23 +70,36 @@ class Grammars:
 
     def build(self, text: str, end: int) -> LLMatcher:
         """On a builder."""
-        from llguidance import LLMatcher, LLParserLimits
-
         with self._one:
             if (built := self._built.get(text)) is not None:
                 self._built.move_to_end(text)
                 return built.deep_copy()
             if self._tokenizer is None:
                 self._tokenizer = self._maskers.submit(_read, self._file, end)
-        limits = LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
-        built = LLMatcher(self._tokenizer.result(), text, log_level=0, limits=limits)
-        if built.is_error():
-            raise Ungrammatical(GrammarFault.UNBUILT)
+        built = self._new(text)
         with self._one:
             self._built[text] = built
             while len(self._built) > _KEPT:
                 self._built.popitem(last=False)
             return built.deep_copy()
+
+    def build_apart(self, text: str) -> LLMatcher:
+        """One that shares nothing. Copies have one lexer, and its states are counted for all of
+        them: what one answer took is missing to every other, so those built so far are forgotten
+        too."""
+        with self._one:
+            self._built.pop(text, None)
+        return self._new(text)
+
+    def _new(self, text: str) -> LLMatcher:
+        from llguidance import LLMatcher, LLParserLimits
+
+        assert self._tokenizer is not None
+        limits = LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
+        built = LLMatcher(self._tokenizer.result(), text, log_level=0, limits=limits)
+        if built.is_error():
+            raise Ungrammatical(GrammarFault.UNBUILT)
+        return built
 
     @property
     def never_text(self) -> int:
@@ -128,6 +141,8 @@ class Followed:
         stops = admission.sampling.stop_token_ids
         self._ends = [end for end in stops if end < grammars.vocab_size]
         self._place: Future[LLMatcher] | None = None
+        self._ids: list[int] = []  # that it was given
+        self._apart = False  # its matcher shares nothing
         self._known = admission.prompt_length
         self.answered: Future[torch.Tensor] = Future()
 
@@ -164,10 +179,7 @@ class Followed:
     ) -> None:
         """On a thread, one question at a time."""
         try:
-            matcher = place.result()
-            if fresh and not matcher.consume_tokens(fresh):
-                raise Ungrammatical(fault)
-            answered.set_result(self._allowed(matcher))
+            answered.set_result(self._found(place.result(), fresh, fault))
         except Ungrammatical as error:
             logger.warning("an answer cannot be held to its form: %s", error)
             answered.set_exception(error)
@@ -175,7 +187,21 @@ class Followed:
             logger.exception("a grammar cannot be followed")
             answered.set_exception(Ungrammatical(GrammarFault.TOO_COMPLEX))
 
-    def _allowed(self, matcher: LLMatcher) -> torch.Tensor:
+    def _found(self, matcher: LLMatcher, fresh: list[int], fault: GrammarFault) -> torch.Tensor:
+        self._ids += fresh
+        try:
+            return self._allowed(matcher, fresh, fault)
+        except Ungrammatical:
+            if self._apart:
+                raise
+        self._apart, self._place = True, Future()
+        matcher = self._grammars.build_apart(self._text)
+        self._place.set_result(matcher)
+        return self._allowed(matcher, self._ids, fault)
+
+    def _allowed(self, matcher: LLMatcher, ids: list[int], fault: GrammarFault) -> torch.Tensor:
+        if ids and not matcher.consume_tokens(ids):
+            raise Ungrammatical(fault)
         allowed = np.zeros(self._grammars.vocab_size, np.uint8)
         if not matcher.is_stopped():
             words = np.frombuffer(matcher.compute_bitmask(), np.uint8)

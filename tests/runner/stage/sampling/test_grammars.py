@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import threading
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from runner.grammar import Grammar, GrammarFault
 from runner.master.api.grammar_fields import JSON_OPTIONS
 from runner.sampling_parameters import SamplingParameters
 from runner.stage.sampling import grammars
-from runner.stage.sampling.grammars import Followed, Grammars
+from runner.stage.sampling.grammars import Followed, Grammars, Ungrammatical
 from runner.stage.sampling.sampler import Sampler
 from runner.steps import Admission, Refusal, SampledToken, Segment, Step
 from tests.runner.master.conftest import demo_folder  # noqa: F401  fixture
@@ -40,6 +41,8 @@ PERSON = {
 JSON = Grammar.of([{"json_schema": {**PERSON, **JSON_OPTIONS}}], "").text
 REGEX = Grammar.of([{"lark_grammar": "start: /[a-c]{3}-[0-9]{2}/"}], "").text
 LONG = Grammar.of([{"lark_grammar": "start: /([a-c]{3} ){400}/"}], "").text
+# What may come next is found within the library's limits for short answers only.
+GROWING = Grammar.of([{"lark_grammar": "start: /([a-z ]*a[a-z ]{30})*1/"}], "").text
 # The library finds out that it is too much when it is asked what may come first.
 EXPLODING = Grammar.of([{"lark_grammar": "start: /(.{1,1000}){1,1000}/"}], "").text
 
@@ -269,6 +272,36 @@ def test_who_cannot_go_on_is_refused_and_nobody_else(
     assert run(sampler, asked, other) == [Refusal(4, fault)]
     assert run(sampler, other) == []
     assert other.ended
+
+
+def test_an_answer_that_becomes_too_complex_takes_no_others_with_it(
+    file: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matchers of one grammar share a lexer, whose states have a limit."""
+    monkeypatch.setattr(grammars, "_LEXER_STATES", 2_000)
+    held = Grammars(file, VOCABULARY)
+
+    def allowed(followed: Followed, *ids: int) -> list[int]:
+        followed.ask([*PROMPT, *ids], len(PROMPT) + len(ids))
+        return followed.answered.result().tolist()
+
+    before, long, behind = (Followed(held, Asked(1, GROWING).admission()) for _ in range(3))
+    first = allowed(before)
+    [one] = tokenizer.encode("1", add_special_tokens=False).ids
+    assert one in first
+    letters = random.Random(1).choices("ab", k=1000)
+    ids = tokenizer.encode("".join(letters), add_special_tokens=False).ids
+
+    def go_on() -> None:
+        for count in range(len(ids)):
+            allowed(long, *ids[:count])
+
+    with pytest.raises(Ungrammatical) as raised:
+        go_on()
+    assert raised.value.fault is GrammarFault.TOO_COMPLEX
+    assert allowed(behind) == first
+    assert END in allowed(behind, one)
+    assert END in allowed(before, one)
 
 
 def test_without_a_tokenizer_no_grammar_is_followed(tmp_path: Path) -> None:
