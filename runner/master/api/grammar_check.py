@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -59,7 +60,7 @@ class GrammarCheck:
     def _judge(self, kind: str, text: str) -> _Verdict:
         """On one of the threads, each of which has a program."""
         program: subprocess.Popen[str] | None = getattr(self._own, "program", None)
-        if program is None:
+        if program is None or program.poll() is not None:  # somebody may have ended it meanwhile
             program = self._own.program = subprocess.Popen(
                 [sys.executable, "-P", str(PROGRAM)],
                 stdin=subprocess.PIPE,
@@ -78,6 +79,7 @@ class GrammarCheck:
             verdict: _Verdict = json.loads(answer)
             return verdict
         self._own.program = None
-        with program:
-            program.kill()
+        program.kill()
+        with contextlib.suppress(BrokenPipeError), program:
+            pass
         return {"error": "to find out what it means takes too long, or too much memory"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from openai import OpenAI
 from runner.grammar import MAX_GRAMMAR_BYTES
 from runner.master.api import grammar_check
 from runner.master.api.grammar_check import GrammarCheck
-from runner.master.api.grammar_fields import JSON_OPTIONS
+from runner.master.api.grammar_fields import JSON_OPTIONS, AskedGrammar
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import MODEL
 
@@ -207,6 +208,21 @@ def test_a_program_that_was_ended_is_started_again(url: str, engine: ScriptedEng
         assert post(url, "/v1/completions", schema_format(unknown)).status_code == 400
     for number in range(grammar_check.AT_A_TIME + 1):
         assert post(url, "/v1/completions", {"guided_regex": f"a{number}"}).status_code == 200
+
+
+def test_a_program_that_somebody_ended_refuses_nothing() -> None:
+    check = GrammarCheck()
+
+    def killed() -> None:
+        program = check._own.program
+        program.kill()
+        program.wait()
+
+    asked = [AskedGrammar("regex", f"a{number}", "") for number in range(3)]
+    check._threads = ThreadPoolExecutor(1)
+    for one in asked:
+        assert "start: " in asyncio.run(check.check(one)).text
+        check._threads.submit(killed).result()
 
 
 def test_verdicts_are_remembered_up_to_a_size(
