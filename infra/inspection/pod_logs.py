@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import queue
+import re
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -22,6 +23,7 @@ from infra.stack.config import DeploymentConfig
 # How often it is looked for pods and containers that have come since.
 _LOOK_S = 2.0
 _TAIL_LINES = 200
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 # What two clocks and a line on its way may differ; lines that were read are dropped by their time.
 _BEFORE_S = 30
 
@@ -118,6 +120,9 @@ class _Pump:
         with contextlib.suppress(ClusterError):
             for line in _read(self._source, self.position):
                 written, _, text = line.partition(" ")
+                if not _TIME.match(written):  # the kubelet's own word of the stream
+                    self._lines.put(f"{self._source.label} {line}")
+                    continue
                 if written < known:
                     continue
                 if written == known and alike:
