@@ -218,8 +218,11 @@ def test_a_form_fits_what_travels_with_what_comes_before_it(thinking: Served) ->
     grammar = thinking.engine.requests[-1].grammar
     assert grammar is not None
     assert len(grammar.text) == MAX_GRAMMAR_BYTES
-    body = {"model": MODEL, "messages": MESSAGES}
-    larger = {**body, "guided_json": {**schema, "description": "x" * (left + 1)}}
+    larger = {
+        "model": MODEL,
+        "messages": MESSAGES,
+        "guided_json": {**schema, "description": "x" * (left + 1)},
+    }
     answer = httpx.post(f"{thinking.url}/v1/chat/completions", json=larger, timeout=60)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "guided_json"
