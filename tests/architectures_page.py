@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from contract.models import QUANTIZATION_FILES, WEIGHT_DTYPES
+from contract.quantization.table import METHODS
 from tests.small_models import ARCHITECTURES, FURTHER_ARCHITECTURES, REFUSED
+
+# What is read of each quant_method.
+_READ = {
+    "fp8": "`F8_E4M3` with a scale for each block (`weight_block_size`), row or matrix, as "
+    "DeepSeek, Qwen and AutoFP8 publish it",
+    "fbgemm_fp8": "`F8_E4M3` with a scale for each row or matrix",
+}
 
 
 def architectures_page() -> str:
@@ -39,8 +47,8 @@ Longrope is tested with `phi3`: short beside long, and a decode across the origi
 With the reason, when loading. The list is of those tested; what is neither here nor above is
 judged by the same checks: every layer calls transformers' attention interface once, with a causal
 mask and a window at most, nothing but hidden states passes from layer to layer, and the logits
-depend on nothing before the last layer's output. `dynamic` rope, quantized weights, chunked
-attention and encoder-decoder models are refused for every model type.
+depend on nothing before the last layer's output. `dynamic` rope, chunked attention
+and encoder-decoder models are refused for every model type.
 
 {_list(REFUSED)}
 
@@ -52,17 +60,30 @@ elsewhere the model is refused.
 
 ## Quantized weights
 
-They are refused for every model type, by what the files show:
+Folders are read whose config.json describes them in `quantization_config`. Each rank reads its own
+tensors, and dequantizes one after the other into its dtype while it loads: numbers times scales in
+float32, rounded once. From then on it is a model like any other. It takes the memory of whole
+weights, and `splitstack plan` counts that and says so. Scales of activations and of a KV cache are
+not read: activations are not quantized.
 
-- config.json has a `quantization_config`, or there is a {_any_of(QUANTIZATION_FILES)};
-- a weight is of another type than {_any_of(WEIGHT_DTYPES)};
-- layers, embedding or head have tensors that the model class does not take, such as `.qweight` or
-  `.weight_scale`. Masks and rotary factors that older versions stored are left out, and so is what
-  belongs to none of them, such as further heads.
+| `quant_method` | read |
+|---|---|
+{_methods()}
 
-`splitstack plan` tells what it can see: of a folder or a cached model the files, of one on the hub
-config.json, the names of files and, from the tensor index, those of tensors. A stage refuses before
-it loads anything.
+Refused, by the key or the tensor:
+
+- another `quant_method`, or what the table does not name;
+- no `quantization_config`, and there is a {_any_of(QUANTIZATION_FILES)};
+- a part of a weight that is missing, of another type or of another shape than the description says;
+- a weight of another type than {_any_of(WEIGHT_DTYPES)} that has no scale;
+- further tensors in layers, embedding or head that the model class does not take, such as
+  `.qweight` where nothing describes them. Masks and rotary factors that older versions stored are
+  left out, and so is what belongs to none of them, such as further heads;
+- GGUF files and bitsandbytes' weights.
+
+`splitstack plan` tells what it can see: of a folder or a cached model the headers of the files, of
+one on the hub config.json, the names of files and, from the tensor index, those of tensors. A stage
+refuses the rest when it loads, with exit code 2.
 
 ## Tied weights
 
@@ -75,6 +96,10 @@ All of this runs on the CPU. The same code takes `device: cuda`; nobody has run 
 def _any_of(names: Iterable[str]) -> str:
     *others, last = (f"`{name}`" for name in names)
     return f"{', '.join(others)} or {last}"
+
+
+def _methods() -> str:
+    return "\n".join(f"| `{method}` | {_READ[method]} |" for method in METHODS)
 
 
 def _list(names: Iterable[str]) -> str:

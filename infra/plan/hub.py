@@ -77,7 +77,7 @@ class _Repository:
         index = None
         if TENSOR_INDEX in sizes:
             index = indexed_files(self._get(f"{files}/{TENSOR_INDEX}").text)
-        weights = weight_file_names(sizes, index)
+        weights = weight_file_names(sizes, index, config)
         return HubFiles(commit, config, {file: int(sizes[file] or 0) for file in weights})
 
     def _get(self, url: str) -> httpx.Response:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contract.models import CONFIG, DEMO_MODEL, DEMO_PREFIX, TENSOR_INDEX
+from contract.quantization.table import scheme_of
 from contract.web_model import is_address
 from infra.plan.hub import HubFiles, HubSilent, ask_hub
 from infra.plan.model_families import Config
@@ -94,13 +95,14 @@ def _in_folder(folder: Path) -> ModelConfig:
         raise BadModel(f"is a folder whose {CONFIG} cannot be read: {error}") from error
     if not any(name.endswith(_WEIGHTS) for name in names):
         return found
-    weights = {name: names[name] for name in weight_file_names(names, index)}
+    assert found.config is not None
+    weights = {name: names[name] for name in weight_file_names(names, index, found.config)}
     return ModelConfig(found.config, weight_files=weights)
 
 
 def _config_in(folder: Path) -> ModelConfig:
     config = parse_config((folder / CONFIG).read_text("utf-8"))
-    if sign := quantization_sign(folder):
+    if sign := quantization_sign(folder, scheme_of(config)):
         raise BadModel(QUANTIZED.format(sign))
     return ModelConfig(config)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from contract.models import CONFIG, QUANTIZATION_FILES, SINGLE_FILE, TENSOR_INDEX, TOKENIZER
+from contract.quantization.table import scheme_of
 from infra.plan.quantized_files import sign_in_names
 
-QUANTIZED = "has quantized weights, which are not served: {}"
+QUANTIZED = "has quantized weights that are not served: {}"
 _CONVERT = "load it with transformers and write it with save_pretrained"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".ckpt")
 
@@ -41,15 +42,19 @@ def _parsed(text: str, file: str) -> dict[str, Any]:
     return found
 
 
-def weight_file_names(names: Collection[str], index: dict[str, str] | None) -> list[str]:
+def weight_file_names(
+    names: Collection[str], index: dict[str, str] | None, config: Mapping[str, Any]
+) -> list[str]:
     """The files that ranks read weights from, of the files `names` and the index if there is one.
 
     Raises BadModel where the files cannot be served, or one is missing.
     """
-    if signs := [name for name in QUANTIZATION_FILES if name in names]:
+    scheme = scheme_of(config)
+    signs = [name for name in QUANTIZATION_FILES if name in names]
+    if scheme is None and signs:
         raise BadModel(QUANTIZED.format(f"it has a {signs[0]}"))
-    if index is not None and (sign := sign_in_names(index)):
-        raise BadModel(QUANTIZED.format(f"{TENSOR_INDEX} has {sign}"))
+    if index is not None and (sign := sign_in_names(index, scheme)):
+        raise BadModel(QUANTIZED.format(f"{TENSOR_INDEX} {sign}"))
     weights = sorted(set(index.values())) if index is not None else [SINGLE_FILE]
     if index is None and SINGLE_FILE not in names:
         raise BadModel(_without_weights(names))

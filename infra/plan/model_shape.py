@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract.models import longest_text, needs_own_code
+from contract.quantization.scheme import BadQuantization
+from contract.quantization.table import read_scheme, scheme_of
 from infra.plan.model_families import (
     CAUSAL_MODEL_TYPES,
     FAMILIES,
@@ -45,8 +47,8 @@ class ModelShape:
 
     `head_parameters` is what the last rank reads for its logits: of a tied model the embedding
     again, which the last rank then holds as well. `end_parameters` are between the last layer and
-    the head: the final norm. `exact` is False for a model_type that is not
-    in `model_families`: it is taken for a Llama.
+    the head: the final norm. `exact` is False for a model_type that is not in `model_families`: it
+    is taken for a Llama. `stored_as` says how quantized weights lie in their files, "" for whole.
     """
 
     model_type: str
@@ -62,6 +64,7 @@ class ModelShape:
     max_positions: int | None
     dtype: str
     exact: bool = True
+    stored_as: str = ""
 
     @property
     def parameters(self) -> int:
@@ -114,6 +117,7 @@ def model_shape(config: Config, refuse: Callable[[Config], None] | None = None) 
         max_positions=positions and longest_text(positions, _rope(config)),
         dtype=_dtype(config),
         exact=model_type in FAMILIES,
+        stored_as=_stored_as(config),
     )
 
 
@@ -126,8 +130,11 @@ def refuse_unsplittable(config: Config) -> None:
         raise UnsplittableModel(needs_own_code(model_type))
     if config.get("is_encoder_decoder"):
         raise UnsplittableModel(f"model_type {model_type} is an encoder-decoder model")
-    if config.get("quantization_config") is not None:
-        raise UnsplittableModel("its weights are quantized (config.json has a quantization_config)")
+    if (quantization := config.get("quantization_config")) is not None:
+        try:
+            read_scheme(quantization)
+        except BadQuantization as error:
+            raise UnsplittableModel(str(error)) from error
     if "vision_config" in config or "audio_config" in config:
         raise UnsplittableModel(
             f"model_type {model_type} is multimodal; only text models are split"
@@ -248,6 +255,12 @@ def _size(config: Config, key: str) -> int:
     if value is None:
         raise UnknownShape(f"config.json has no {key} (a whole number above 0)")
     return value
+
+
+def _stored_as(config: Config) -> str:
+    """What is not read here another engine may read."""
+    scheme = scheme_of(config)
+    return "" if scheme is None else scheme.title
 
 
 def _dtype(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""Whether a model's files show that its weights are quantized, without torch.
+"""Whether a model's files show weights that are quantized in no way that is read, without torch.
 
 A stage judges by the model's own modules; this finds early what files alone tell.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from contract.models import WEIGHT_DTYPES, quantization_file
+from contract.models import CONFIG, SINGLE_FILE, TENSOR_INDEX, WEIGHT_DTYPES, quantization_file
+from contract.quantization.scheme import BadQuantization, Scheme, Stored
 
 # What the usual formats (GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8) store beside a weight.
 _BESIDE_A_WEIGHT = re.compile(
@@ -22,23 +23,68 @@ _LENGTH_BYTES = 8  # of the header, little-endian, before it
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own bound
 
 
-def sign_in_names(tensors: Iterable[str]) -> str:
-    """The first of these tensors that lies beside a quantized weight; "" for none."""
-    return next((tensor for tensor in tensors if _BESIDE_A_WEIGHT.search(tensor)), "")
+def sign_in_names(tensors: Iterable[str], scheme: Scheme | None) -> str:
+    """What these names show against reading them, in words; "" for nothing. `scheme` is what
+    config.json describes."""
+    if scheme is not None:
+        try:
+            tensors = [name for name, parts in scheme.weights(tensors).items() if not parts]
+        except BadQuantization as error:
+            return f"does not fit {CONFIG}: {error}"
+    sign = next((tensor for tensor in tensors if _BESIDE_A_WEIGHT.search(tensor)), "")
+    return sign and f"has {sign}"
 
 
-def quantization_sign(folder: Path) -> str:
-    """What shows it, in words; "" where nothing does, or the files are not here."""
-    if name := quantization_file(folder):
+def quantization_sign(folder: Path, scheme: Scheme | None) -> str:
+    """The same of a folder; "" too where its files are not here."""
+    if scheme is None and (name := quantization_file(folder)):
         return f"it has a {name}"
+    stored: dict[str, Stored] = {}
+    file_of: dict[str, str] = {}
     for path in sorted(folder.glob("*.safetensors")):
         for tensor, row in _header(path).items():
-            dtype = row.get("dtype") if isinstance(row, dict) else None
-            if _BESIDE_A_WEIGHT.search(tensor):
-                return f"{path.name} has {tensor}"
-            if tensor.endswith(".weight") and isinstance(dtype, str) and dtype not in WEIGHT_DTYPES:
-                return f"{path.name} has {tensor} of type {dtype}"
+            if (found := _stored(row)) is not None:
+                stored[tensor], file_of[tensor] = found, path.name
+    try:
+        whole = _whole(stored, scheme, folder)
+    except BadQuantization as error:
+        return f"they do not fit {CONFIG}: {error}"
+    for tensor in whole:
+        if _BESIDE_A_WEIGHT.search(tensor):
+            return f"{file_of[tensor]} has {tensor}"
+        if tensor.endswith(".weight") and stored[tensor].dtype not in WEIGHT_DTYPES:
+            return f"{file_of[tensor]} has {tensor} of type {stored[tensor].dtype}"
     return ""
+
+
+def _whole(stored: Mapping[str, Stored], scheme: Scheme | None, folder: Path) -> Iterable[str]:
+    """The tensors that are no part of a quantized weight; raises BadQuantization for one whose
+    parts do not fit. Nothing is said of files of which some are not here."""
+    if scheme is None:
+        return stored
+    if not _all_here(folder):
+        return ()
+    weights = scheme.weights(stored)
+    for parts in weights.values():
+        if parts:
+            scheme.check(parts, stored)
+    return [name for name, parts in weights.items() if not parts]
+
+
+def _all_here(folder: Path) -> bool:
+    try:
+        named = json.loads((folder / TENSOR_INDEX).read_text("utf-8"))["weight_map"].values()
+        return all((folder / str(name)).is_file() for name in named)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return (folder / SINGLE_FILE).is_file()
+
+
+def _stored(row: Any) -> Stored | None:
+    """None for what describes no tensor."""
+    try:
+        return Stored(str(row["dtype"]), tuple(map(int, row["shape"])))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _header(path: Path) -> dict[str, Any]:

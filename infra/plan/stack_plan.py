@@ -121,6 +121,8 @@ def _plan_with_shape(
     except PlanError as error:
         raise _refusal("per_rank_params", MISSING, str(error)) from error
     notes = []
+    if shape.stored_as and deployment.platform != "vllm":  # that computes with what is stored
+        notes.append(_dequantized(shape, ranks, dtype))
     unchecked = [str(rank) for rank, item in enumerate(resources) if item.memory_bytes is None]
     if unchecked:
         key = "memory" if deployment.gpu_pinning == "none" else "device_memory"
@@ -146,6 +148,14 @@ def _plan_with_shape(
     elif deployment.gpu_pinning != "none" and plan.kv_room is not None:
         plan = plan.with_estimate(_STEPS_OF_GPUS)
     return plan
+
+
+def _dequantized(shape: ModelShape, ranks: tuple[RankPlan, ...], dtype: str) -> str:
+    held = sum(rank.weight_bytes or 0 for rank in ranks)
+    return (
+        f"the model is stored as {shape.stored_as}; its weights are held in {dtype}: "
+        f"{held:,} bytes ({byte_size(held)})"
+    )
 
 
 def _file_bytes(rank: RankPlan, shape: ModelShape, dtype: str, file_sizes: tuple[int, ...]) -> int:

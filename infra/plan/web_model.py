@@ -48,7 +48,7 @@ class _Folder:
                 length = answer.headers.get("Content-Length", "")
                 size = int(length) if length.isdecimal() else None
                 found[name] = WebFile(size, answer.headers.get("ETag", ""))
-        weights = weight_file_names(found, indexed)
+        weights = weight_file_names(found, indexed, parsed)
         sizes = {name: found[name].size or 0 for name in weights}
         return HubFiles(content_digest(config, index, found), parsed, sizes)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -22,8 +23,11 @@ from contract.models import (
     needs_own_code,
     quantization_file,
 )
+from contract.quantization.scheme import VALUES, BadQuantization, Scheme, Stored
+from contract.quantization.table import read_scheme
 from runner.errors import ModelUnavailable, UnsupportedModel
 from runner.stage.model.layout import read_layout
+from runner.stage.model.quantized.weight import QuantizedWeight
 from runner.stage.model.stored_names import StoredNames
 
 _LAYER_KINDS = {"full_attention", "sliding_attention"}
@@ -39,7 +43,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = _read_config(folder)
-        _refuse_quantized(folder, self.config)
+        self._scheme = _take_scheme(folder, self.config)
         self.model_class = _find_class(self.config)
         _refuse_by_config(self.config)
         self.layout, meta_model = read_layout(self.model_class, copy.deepcopy(self.config))
@@ -50,32 +54,54 @@ class Checkpoint:
         if not (self.folder / TENSOR_INDEX).is_file():
             return [SINGLE_FILE]
         files = _read_index(self.folder)
-        return sorted({files[key] for key in self._own_keys(files, layers)})
+        own = self._own_keys(files, layers)
+        return sorted({files[stored] for _, parts in own.values() for stored in parts.values()})
 
-    def read_own(self, layers: tuple[int, int]) -> dict[str, Any]:
+    def read_own(self, layers: tuple[int, int], dtype: torch.dtype) -> dict[str, Any]:
         """The stage's tensors, each read from disk when it is sliced, by a key that transformers
-        takes for its weight.
+        takes for its weight. A quantized one is then `dtype`, the others what they are stored as.
 
         Read, not mapped: a mapped file would count as this process's memory.
         """
         files = self._files()
+        readers: dict[str, Any] = {}
         tensors: dict[str, Any] = {}
-        keys = self._own_keys(files, layers)
-        for file in sorted({files[key] for key in keys}):
-            reader = _open(self.folder / file)
-            for key, name in keys.items():
-                if files[key] == file:
-                    tensor = reader.get_slice(key)
-                    self._refuse_packed(file, key, name, tensor.get_dtype())
-                    tensors[name if name in self.layout.tied.values() else key] = tensor
+        for key, (name, parts) in self._own_keys(files, layers).items():
+            slices = {}
+            for part, stored in parts.items():
+                file = files[stored]
+                if file not in readers:
+                    readers[file] = _open(self.folder / file)
+                slices[part] = readers[file].get_slice(stored)
+            if parts == {VALUES: key}:
+                self._refuse_packed(files[key], key, name, slices[VALUES].get_dtype())
+                tensor = slices[VALUES]
+            else:
+                tensor = self._quantized(parts, slices, dtype)
+            tensors[name if name in self.layout.tied.values() else key] = tensor
         return tensors
+
+    def _quantized(
+        self, parts: dict[str, str], slices: dict[str, Any], dtype: torch.dtype
+    ) -> QuantizedWeight:
+        assert self._scheme is not None
+        stored = {
+            parts[part]: Stored(found.get_dtype(), tuple(found.get_shape()))
+            for part, found in slices.items()
+        }
+        try:
+            self._scheme.check(parts, stored)
+        except BadQuantization as error:
+            raise UnsupportedModel(f"{self.folder}: {error}") from error
+        return QuantizedWeight(self._scheme, parts[VALUES], slices, dtype)
 
     def _refuse_packed(self, file: str, key: str, name: str, dtype: str) -> None:
         """Numbers of less than 16 bits, or whole ones, are a weight only with a scale."""
         if dtype not in WEIGHT_DTYPES and self.layout.weights[name].is_floating_point():
             raise UnsupportedModel(
-                f"{self.folder / file}: {key} is of type {dtype}: quantized weights are not "
-                f"served, weights must be of type {', '.join(WEIGHT_DTYPES)}"
+                f"{self.folder / file}: {key} is of type {dtype}: quantized weights are read with "
+                f"the scales that a quantization_config in {CONFIG} promises, others must be of "
+                f"type {', '.join(WEIGHT_DTYPES)}"
             )
 
     def _files(self) -> dict[str, str]:
@@ -83,11 +109,20 @@ class Checkpoint:
             return _read_index(self.folder)
         return dict.fromkeys(_open(self.folder / SINGLE_FILE).keys(), SINGLE_FILE)
 
-    def _own_keys(self, keys: Iterable[str], layers: tuple[int, int]) -> dict[str, str]:
-        """The stage's weights by the keys that they are stored under."""
+    def _own_keys(
+        self, keys: Iterable[str], layers: tuple[int, int]
+    ) -> dict[str, tuple[str, dict[str, str]]]:
+        """The stage's weights by the keys that they would be stored under whole: the weight that
+        each goes into, and the keys of its parts."""
+        try:
+            found = self._scheme.weights(keys) if self._scheme else {key: {} for key in keys}
+        except BadQuantization as error:
+            raise UnsupportedModel(f"{self.folder}: {error}") from error
         own = self.layout.own_weights(layers)
-        names = self._names.of_weights(keys)
-        return {key: name for key, name in names.items() if name in own}
+        names = self._names.of_weights(found)
+        return {
+            key: (name, found[key] or {VALUES: key}) for key, name in names.items() if name in own
+        }
 
 
 def _read_config(folder: Path) -> Any:
@@ -121,12 +156,21 @@ def _find_class(config: Any) -> type[Any]:
     return found
 
 
-def _refuse_quantized(folder: Path, config: Any) -> None:
-    """As soon as a file says so: the tensors tell too, once they are here."""
-    named = getattr(config, "quantization_config", None) is not None
-    if said := CONFIG if named else quantization_file(folder):
-        reason = f"its weights are quantized, {said} says"
-        raise UnsupportedModel(f"model_type {config.model_type} cannot be split: {reason}")
+def _take_scheme(folder: Path, config: Any) -> Scheme | None:
+    """How the weights are quantized. `config` does not say it any more: for transformers they are
+    whole."""
+    described = vars(config).pop("quantization_config", None)
+    try:
+        if described is not None:
+            return read_scheme(described)
+        if said := quantization_file(folder):
+            raise BadQuantization(
+                f"its weights are quantized, {said} says, and {CONFIG} has no quantization_config"
+            )
+    except BadQuantization as error:
+        name = config.model_type
+        raise UnsupportedModel(f"model_type {name} cannot be split: {error}") from error
+    return None
 
 
 def _refuse_by_config(config: Any) -> None:

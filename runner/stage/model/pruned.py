@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from contract.models import CONFIG
 from runner.errors import ModelUnavailable
 from runner.stage.model import attention
 from runner.stage.model.checkpoint import Checkpoint
@@ -66,12 +67,18 @@ def load_pruned(
     model, report = stage_class.from_pretrained(
         None,
         config=checkpoint.config,
-        state_dict=checkpoint.read_own(layers),
+        state_dict=checkpoint.read_own(layers, dtype),
         dtype=dtype,
         device_map={"": device} if device.type != "cpu" else None,
         attn_implementation=attention.IMPLEMENTATION,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused here instead, by name
     )
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        raise ModelUnavailable(
+            f"{checkpoint.folder}: {name} has shape {list(found)}, and the model of {CONFIG} "
+            f"has {list(wanted)}"
+        )
     missing = sorted(set(report["missing_keys"]) - set(model.all_tied_weights_keys))
     if missing:
         shown = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")

@@ -52,8 +52,8 @@ class StoredNames:
             more = f" and {len(untaken) - _SHOWN} more" if len(untaken) > _SHOWN else ""
             raise UnsupportedModel(
                 f"model_type {self._layout.model_type} cannot be split: its files have {shown}"
-                f"{more}, which {self._class_name} does not take: quantized weights are not "
-                "served, nor weights of another model"
+                f"{more}, which {self._class_name} does not take: they are another model's, or "
+                "of a quantization that config.json does not describe"
             )
         return self._with_tied(names)
 

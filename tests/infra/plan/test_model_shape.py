@@ -171,7 +171,12 @@ def test_what_cannot_be_split_is_refused_by_name(model_type):
         ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type dynamic"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"vision_config": {}}, "multimodal"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantized"),
+        ({"quantization_config": {"quant_method": "exl3"}}, "quant_method = 'exl3' is not read"),
+        ({"quantization_config": ["fp8"]}, "quantization_config is not an object"),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": 128}},
+            "quantization_config.weight_block_size = 128: must be two whole numbers",
+        ),
     ],
 )
 def test_what_a_config_says_against_splitting(change, told):

@@ -84,6 +84,20 @@ def test_gpus_take_the_dtype_of_the_checkpoint(folder):
     assert plan.ranks[0].kv_bytes_per_token == 8 * 2 * 3072 * 2
 
 
+def test_a_quantized_model_is_counted_as_it_is_held(folder):
+    whole = planned(PHI, f"common_params.model_name={folder}")
+    fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(PHI_3_MINI | {"quantization_config": fp8}))
+    plan = planned(PHI, f"common_params.model_name={folder}")
+    assert [rank.weight_bytes for rank in plan.ranks] == [rank.weight_bytes for rank in whole.ranks]
+    held = sum(rank.weight_bytes for rank in plan.ranks)
+    assert (
+        "the model is stored as fp8 in blocks of 128x128; its weights are held in bfloat16: "
+        f"{held:,} bytes (7.6 GB)"
+    ) in plan.notes
+    assert len(plan.notes) == len(whole.notes) + 1
+
+
 def test_two_kinds_of_gpu_share_the_layers_by_their_speeds(folder):
     speeds = [f"per_rank_params[{rank}].speed=0.5" for rank in (2, 3)]
     plan = planned(PHI, f"common_params.model_name={folder}", *speeds)

@@ -203,7 +203,7 @@ def test_what_cannot_be_split_is_refused_by_name(architecture, tmp_path):
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "dynamic rope",
         ),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized"),
+        ({"quantization_config": {"quant_method": "quanto"}}, "quantized"),
         ({"layer_types": ["full_attention", "chunked_attention"] * 16}, "chunked_attention"),
     ],
 )

@@ -74,7 +74,7 @@ def test_an_untied_models_embedding_is_not_its_head(tmp_path):
 def unloadable(folder, layers=(0, LAYERS)):
     """The refusal of a stage that must not have begun to load."""
     with pytest.raises(UnsupportedModel) as refusal:
-        Checkpoint(folder).read_own(layers)
+        Checkpoint(folder).read_own(layers, torch.float32)
     return str(refusal.value)
 
 
@@ -127,7 +127,8 @@ def test_weights_of_fewer_bits_are_refused_by_name(dtype, name, tmp_path):
     rewritten(tmp_path, tensors)
     told = unloadable(tmp_path, (2, 3))
     assert f"{QUERY}.weight is of type {name}: quantized" in told
-    Checkpoint(tmp_path).read_own((0, 2))  # other stages' tensors are theirs to judge
+    # Other stages' tensors are theirs to judge.
+    Checkpoint(tmp_path).read_own((0, 2), torch.float32)
 
 
 def test_scales_of_fused_experts_are_refused_too(tmp_path):
@@ -144,6 +145,14 @@ def test_a_quantizing_tools_file_is_refused_by_name(file, tmp_path):
     (tmp_path / file).write_text('{"quantization": {"quant_algo": "FP8"}}')
     with pytest.raises(UnsupportedModel, match=f"quantized, {file} says"):
         Checkpoint(tmp_path)
+
+
+def test_a_weight_of_another_shape_is_refused_by_name(tmp_path):
+    tensors = saved(tmp_path)
+    tensors["model.norm.weight"] = torch.ones(8)
+    rewritten(tmp_path, tensors)
+    with pytest.raises(ModelUnavailable, match=r"model\.norm\.weight has shape \[8\].* \[64\]"):
+        StageModel.load(Checkpoint(tmp_path), (0, LAYERS))
 
 
 @pytest.mark.parametrize(
