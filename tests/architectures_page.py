@@ -16,6 +16,9 @@ _READ = {
     "fp8": "`F8_E4M3` with a scale for each block (`weight_block_size`), row or matrix, as "
     "DeepSeek, Qwen and AutoFP8 publish it",
     "fbgemm_fp8": "`F8_E4M3` with a scale for each row or matrix",
+    "compressed-tensors": "`float-quantized`, `int-quantized`, `naive-quantized` (fp8, int8) and "
+    "`pack-quantized` (int4, int8), with a scale for each matrix, row, group or block; zero "
+    "points, `g_idx`; one kind a model, no sparsity, no transforms",
 }
 
 

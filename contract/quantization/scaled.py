@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract.quantization.scheme import (
+    BESIDE_ACTIVATIONS,
+    ORDER,
     SCALE,
     SCALE_DTYPES,
-    UNREAD,
     VALUES,
     ZEROS,
     Scheme,
@@ -25,45 +26,70 @@ FP8, INT8 = "F8_E4M3", "I8"
 
 @dataclass(frozen=True)
 class Scaled(Scheme):
-    """A matrix [rows, columns] of `dtype`, and a scale (with int8 also a zero point) for each
-    block; `block` None: for each row, or one for all."""
+    """A matrix [rows, columns] of `dtype`, and a scale for each block; `block` None: for each row,
+    or one for all. Where it is not `symmetric` a zero point lies beside each scale; in one row
+    blocks may be of columns that are no neighbours, by their group's number."""
 
     dtype: str
     block: tuple[int, int] | None
+    symmetric: bool = True
     PARTS = {
         ".weight": VALUES,
         ".weight_scale_inv": SCALE,  # as DeepSeek names it; it is multiplied with as well
         ".weight_scale": SCALE,
         ".weight_zero_point": ZEROS,
-        **dict.fromkeys(
-            (
-                ".input_scale", ".input_scale_ub", ".input_zero_point", ".activation_scale",
-                ".output_scale", ".k_scale", ".v_scale",
-            ),
-            UNREAD,
-        ),
-    }  # fmt: skip
+        ".weight_g_idx": ORDER,
+        **BESIDE_ACTIVATIONS,
+    }
 
     def fault(self, parts: Mapping[str, Stored]) -> str:
-        values, scale = parts[VALUES], parts[SCALE]
+        values = parts[VALUES]
         if told := wrong_type(values, (self.dtype,)):
             return told
         if len(values.shape) != 2:
             return f"is of shape {list(values.shape)}, and a matrix is read"
-        shapes = self._scale_shapes(*values.shape)
-        told = wrong_type(scale, SCALE_DTYPES, "a scale")
-        told = told or wrong_shape(scale, shapes, "a scale")
-        if told or ZEROS not in parts:
-            return told
-        zeros = parts[ZEROS]
-        return wrong_type(zeros, (INT8,), "a zero point") or wrong_shape(
-            zeros, (scale.shape,), "a zero point"
+        rows, columns = values.shape
+        shapes = scale_shapes(rows, columns, self.block)
+        return (
+            wrong_scale(parts, shapes, symmetric=self.symmetric)
+            or wrong_zeros(parts, INT8, (parts[SCALE].shape,))
+            or wrong_order(parts)
         )
 
-    def _scale_shapes(self, rows: int, columns: int) -> tuple[tuple[int, ...], ...]:
-        if self.block is not None:
-            return (grid(rows, columns, self.block),)
-        return (), (1,), (rows, 1), (rows,)
+
+def scale_shapes(
+    rows: int, columns: int, block: tuple[int, int] | None
+) -> tuple[tuple[int, ...], ...]:
+    """Those that the scales of a matrix may have."""
+    if block is not None:
+        return (grid(rows, columns, block),)
+    return (), (1,), (rows, 1), (rows,)
+
+
+def wrong_scale(
+    parts: Mapping[str, Stored], shapes: tuple[tuple[int, ...], ...], *, symmetric: bool = True
+) -> str:
+    """In words; "" for nothing."""
+    if not symmetric and ZEROS not in parts:
+        return "has no zero point, and its quantization is not symmetric"
+    found = parts[SCALE]
+    return wrong_type(found, SCALE_DTYPES, "a scale") or wrong_shape(found, shapes, "a scale")
+
+
+def wrong_zeros(
+    parts: Mapping[str, Stored], dtype: str, shapes: tuple[tuple[int, ...], ...]
+) -> str:
+    """In words; "" for nothing, and where there are none."""
+    if ZEROS not in parts:
+        return ""
+    found = parts[ZEROS]
+    name = "a zero point"
+    return wrong_type(found, (dtype,), name) or wrong_shape(found, shapes, name)
+
+
+def wrong_order(parts: Mapping[str, Stored]) -> str:
+    """In words; "" for nothing, and where there is none. Its length is judged with its content."""
+    return wrong_type(parts[ORDER], ("I32", "I64"), "g_idx") if ORDER in parts else ""
 
 
 def fp8(config: Mapping[str, Any]) -> Scheme:

@@ -10,6 +10,14 @@ from typing import Any, ClassVar
 # What a stored tensor is of its weight.
 VALUES, SCALE, ZEROS, ORDER, SHAPE = "values", "scale", "zeros", "order", "shape"
 UNREAD = ""  # of activations and of a quantized KV cache, which are not quantized here
+BESIDE_ACTIVATIONS = dict.fromkeys(
+    (
+        ".input_scale", ".input_scale_ub", ".input_zero_point", ".input_g_idx",
+        ".activation_scale", ".output_scale", ".output_zero_point", ".k_scale", ".v_scale",
+        ".k_zero_point", ".v_zero_point",
+    ),
+    UNREAD,
+)  # fmt: skip
 SCALE_DTYPES = ("F32", "BF16", "F16")
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from contract.quantization.compressed_tensors import compressed_tensors
 from contract.quantization.scaled import fp8
 from contract.quantization.scheme import BadQuantization, Scheme
 
 METHODS: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "fp8": fp8,
     "fbgemm_fp8": fp8,
+    "compressed-tensors": compressed_tensors,
 }
 
 

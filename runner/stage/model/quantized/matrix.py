@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from contract.quantization.scheme import BadQuantization
+
 _AT_ONCE = 2**22  # numbers: what lies beside the result
 
 
@@ -48,3 +50,16 @@ class Matrix:
 def in_blocks(count: int, size: int) -> torch.Tensor:
     """The group of each row or column where neighbours share one."""
     return torch.arange(count) // size
+
+
+def in_groups(order: torch.Tensor | None, count: int, size: int) -> torch.Tensor:
+    """The same where `order` may say it for each; -1 throughout says nothing.
+
+    Raises BadQuantization.
+    """
+    groups = -(-count // size)
+    if order is None or (order.numel() and bool((order == -1).all())):
+        return in_blocks(count, size)
+    if order.shape != (count,) or bool((order < 0).any()) or bool((order >= groups).any()):
+        raise BadQuantization(f"has a g_idx that is not of {count} groups from 0 to {groups - 1}")
+    return order.long()

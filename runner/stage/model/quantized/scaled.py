@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from contract.quantization.scaled import Scaled
-from contract.quantization.scheme import SCALE, VALUES, ZEROS
-from runner.stage.model.quantized.matrix import Matrix, in_blocks
+from contract.quantization.scheme import ORDER, SCALE, VALUES, ZEROS
+from runner.stage.model.quantized.matrix import Matrix, in_blocks, in_groups
 
 
 def dequantize_scaled(
@@ -25,6 +25,6 @@ def dequantize_scaled(
         lambda first, end: values[first:end],
         scale.reshape(-1, groups),
         in_blocks(rows, block[0]),
-        in_blocks(columns, block[1]),
+        in_groups(parts.get(ORDER), columns, block[1]),
         None if zeros is None else zeros.reshape(-1, groups),
     ).dequantized(dtype)

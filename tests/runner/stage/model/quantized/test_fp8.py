@@ -25,6 +25,12 @@ from tests.small_models import LAYERS
 
 BLOCK = 16
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]}
+_WEIGHTS = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": _WEIGHTS}},
+}
 ENDS = ("_scale", "_scale_inv")
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
@@ -97,9 +103,10 @@ def test_blocks_equal_transformers_own_dequantizing(architecture, tmp_path):
         (BLOCKS, in_blocks, (BLOCK, BLOCK)),
         (BLOCKS | {"weight_block_size": [48, 40]}, by_48_40, (48, 40)),
         ({"quant_method": "fbgemm_fp8"}, by_row, (1, 0)),
+        (COMPRESSED, by_row, (1, 0)),
         ({"quant_method": "fp8", "activation_scheme": "static"}, by_matrix, (0, 0)),
     ],
-    ids=["blocks", "ends", "rows", "matrices"],
+    ids=["blocks", "ends", "rows", "compressed-tensors", "matrices"],
 )
 def test_each_way_of_scaling_equals_its_definition(config, quantize, size, tmp_path):
     folder = quantized_folder(tmp_path / "fp8", "llama", config, quantize)
