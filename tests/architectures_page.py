@@ -19,6 +19,7 @@ _READ = {
     "compressed-tensors": "`float-quantized`, `int-quantized`, `naive-quantized` (fp8, int8) and "
     "`pack-quantized` (int4, int8), with a scale for each matrix, row, group or block; zero "
     "points, `g_idx`; one kind a model, no sparsity, no transforms",
+    "mxfp4": "the experts of `gpt_oss` as it is published",
 }
 
 

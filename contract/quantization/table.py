@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from contract.quantization.compressed_tensors import compressed_tensors
+from contract.quantization.mxfp4 import mxfp4
 from contract.quantization.scaled import fp8
 from contract.quantization.scheme import BadQuantization, Scheme
 
@@ -13,6 +14,7 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "fp8": fp8,
     "fbgemm_fp8": fp8,
     "compressed-tensors": compressed_tensors,
+    "mxfp4": mxfp4,
 }
 
 

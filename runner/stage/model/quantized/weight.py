@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 
+from contract.quantization.mxfp4 import Mxfp4
 from contract.quantization.packed import Packed
 from contract.quantization.scaled import Scaled
 from contract.quantization.scheme import BadQuantization, Scheme
 from runner.errors import UnsupportedModel
+from runner.stage.model.quantized.mxfp4 import dequantize_mxfp4
 from runner.stage.model.quantized.packed import dequantize_packed
 from runner.stage.model.quantized.scaled import dequantize_scaled
 
 _DEQUANTIZE: dict[type[Scheme], Callable[..., torch.Tensor]] = {
     Scaled: dequantize_scaled,
     Packed: dequantize_packed,
+    Mxfp4: dequantize_mxfp4,
 }
 # transformers reads several tensors at once, and each may be large.
 _one_at_a_time = threading.Lock()
