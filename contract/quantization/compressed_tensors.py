@@ -81,7 +81,7 @@ def _block(path: str, weights: Mapping[str, Any]) -> tuple[int, int] | None:
     if strategy == "group":
         if not is_size(size):
             raise BadQuantization(f"{path}.group_size = {size!r}: must be a whole number above 0")
-        return size_pair([1, size], path)
+        return 1, size
     if strategy == "block":
         return size_pair(weights.get("block_structure"), f"{path}.block_structure")
     raise BadQuantization(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 # What a stored tensor is of its weight.
 VALUES, SCALE, ZEROS, ORDER, SHAPE = "values", "scale", "zeros", "order", "shape"
@@ -67,7 +67,8 @@ class Scheme(ABC):
                 whole[name] = {}
             elif missing := [part for part in self.NEEDED if part not in parts]:
                 wanted = name.removesuffix(self.WEIGHT) + self._end_of(missing[0])
-                raise BadQuantization(f"{next(iter(parts.values()))} is there without {wanted}")
+                there = parts.get(VALUES) or next(iter(parts.values()))
+                raise BadQuantization(f"{there} is there without {wanted}")
         quantized = {name: parts for name, parts in found.items() if name not in whole}
         return {**whole, **quantized}
 
@@ -112,5 +113,5 @@ def size_pair(value: Any, key: str) -> tuple[int, int]:
     raise BadQuantization(f"{key} = {value!r}: must be two whole numbers above 0")
 
 
-def is_size(value: Any) -> bool:
+def is_size(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

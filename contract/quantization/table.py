@@ -9,12 +9,15 @@ from contract.quantization.compressed_tensors import compressed_tensors
 from contract.quantization.mxfp4 import mxfp4
 from contract.quantization.scaled import fp8
 from contract.quantization.scheme import BadQuantization, Scheme
+from contract.quantization.words import awq, gptq
 
 METHODS: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "fp8": fp8,
     "fbgemm_fp8": fp8,
     "compressed-tensors": compressed_tensors,
     "mxfp4": mxfp4,
+    "gptq": gptq,
+    "awq": awq,
 }
 
 

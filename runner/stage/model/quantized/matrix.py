@@ -17,7 +17,8 @@ class Matrix:
     """A weight [rows, columns] = (numbers - zeros) * scale.
 
     `numbers(first, end)` are those of some rows. `scale` and `zeros` are [row groups, column
-    groups]; `row_group` and `column_group` say which one each row and column has.
+    groups]; `row_group` and `column_group` say which one each row and column has: of as many groups
+    as there are columns the one at its place.
     """
 
     numbers: Callable[[int, int], torch.Tensor]
@@ -43,8 +44,10 @@ class Matrix:
         return result
 
     def _spread(self, groups: torch.Tensor, first: int, end: int) -> torch.Tensor:
-        rows = groups.to(torch.float32).index_select(0, self.row_group[first:end])
-        return rows if rows.shape[1] == 1 else rows.index_select(1, self.column_group)
+        rows = groups.index_select(0, self.row_group[first:end]).to(torch.float32)
+        if rows.shape[1] in (1, len(self.column_group)):
+            return rows  # one for all, or one for each
+        return rows.index_select(1, self.column_group)
 
 
 def in_blocks(count: int, size: int) -> torch.Tensor:

@@ -13,15 +13,19 @@ from contract.quantization.mxfp4 import Mxfp4
 from contract.quantization.packed import Packed
 from contract.quantization.scaled import Scaled
 from contract.quantization.scheme import BadQuantization, Scheme
+from contract.quantization.words import Awq, Gptq
 from runner.errors import UnsupportedModel
 from runner.stage.model.quantized.mxfp4 import dequantize_mxfp4
 from runner.stage.model.quantized.packed import dequantize_packed
 from runner.stage.model.quantized.scaled import dequantize_scaled
+from runner.stage.model.quantized.words import dequantize_awq, dequantize_gptq
 
 _DEQUANTIZE: dict[type[Scheme], Callable[..., torch.Tensor]] = {
     Scaled: dequantize_scaled,
     Packed: dequantize_packed,
     Mxfp4: dequantize_mxfp4,
+    Gptq: dequantize_gptq,
+    Awq: dequantize_awq,
 }
 # transformers reads several tensors at once, and each may be large.
 _one_at_a_time = threading.Lock()
