@@ -12,6 +12,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from contract.faults import MISSING
 from runner.errors import InvalidField
@@ -28,27 +29,37 @@ _Verdict = dict[str, Any]
 
 class GrammarCheck:
     """A grammar's cost is known when it has been built, and nothing can end a thread that builds
-    one. A program that it ends is started again with the next; the verdicts are remembered."""
+    one. A program that it ends is started again with the next; the verdicts are remembered. Forms
+    of one domain wait for one another, so that nobody alone keeps the programs from the others."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(AT_A_TIME, "grammar-check")
         self._own = threading.local()
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._known: OrderedDict[tuple[str, str], _Verdict] = OrderedDict()
         self._known_bytes = 0
 
-    async def check(self, asked: AskedGrammar) -> Grammar:
+    async def check(self, asked: AskedGrammar, domain: str = "") -> Grammar:
         """Raises InvalidField."""
         key = (asked.kind, asked.text)
         verdict = self._known.get(key)
         if verdict is None:
-            loop = asyncio.get_running_loop()
-            verdict = await loop.run_in_executor(self._threads, self._judge, *key)
-            self._remember(key, verdict)
+            verdict = await self._judged(key, domain)
         else:
             self._known.move_to_end(key)
         if (error := verdict.get("error")) is not None:
             raise InvalidField(asked.field, MISSING, f"cannot be served: {error}{_INSTEAD}")
         return Grammar.of([verdict["parts"]], asked.field)
+
+    async def _judged(self, key: tuple[str, str], domain: str) -> _Verdict:
+        turns = self._turns.setdefault(domain, asyncio.Semaphore(AT_A_TIME))
+        async with turns:
+            if (known := self._known.get(key)) is not None:  # meanwhile
+                return known
+            loop = asyncio.get_running_loop()
+            verdict = await loop.run_in_executor(self._threads, self._judge, *key)
+            self._remember(key, verdict)
+            return verdict
 
     def _remember(self, key: tuple[str, str], verdict: _Verdict) -> None:
         if key not in self._known:

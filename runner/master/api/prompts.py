@@ -17,7 +17,7 @@ from typing import TypeAlias, TypeVar
 from contract.faults import MISSING
 from contract.generation import SEED_LIMIT
 from contract.specs import GroupSpec
-from runner.errors import InvalidField, PromptTooLong, UnknownModel
+from runner.errors import DeadlineExceeded, InvalidField, PromptTooLong, UnknownModel
 from runner.grammar import Grammar
 from runner.master.api.bodies import GenerateBody
 from runner.master.api.carried import (
@@ -94,7 +94,7 @@ class Prompts:
         return await self._carried(body, requests)
 
     async def _grammar(self, body: Body, sampling: SamplingParameters) -> Grammar | None:
-        """What the answer is held to; raises InvalidField."""
+        """What the answer is held to; raises InvalidField, DeadlineExceeded."""
         asked = body.asked_grammar()
         tools = body.asked_tools if isinstance(body, ChatBody) else None
         if tools is not None and tools.must_call and self._text.calls is not None:
@@ -111,7 +111,13 @@ class Prompts:
         if not any(token_id < known for token_id in sampling.stop_token_ids):
             rule = "needs a model that has a token for the end of a text: ask with stop_token_ids"
             raise InvalidField(asked.field, MISSING, rule)
-        return await self._grammars.check(asked)
+        limit_s = remaining_s(self._spec.request_deadline_s)
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._grammars.check(asked, current_domain())
+        except TimeoutError:
+            why = f"not begun within its deadline of {limit_s:g} s: other forms are judged"
+            raise DeadlineExceeded(why) from None
 
     async def to_answer(self, body: ChatBody) -> list[TextRequest]:
         """`body.n` requests for the conversation; raises what `to_complete` does."""

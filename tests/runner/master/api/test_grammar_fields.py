@@ -225,6 +225,42 @@ def test_a_program_that_somebody_ended_refuses_nothing() -> None:
         check._threads.submit(killed).result()
 
 
+def test_forms_of_one_domain_keep_none_of_another_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, let_go = threading.Semaphore(0), threading.Semaphore(0)
+    judge, begun = GrammarCheck._judge, list[str]()
+
+    def slowly(self: GrammarCheck, kind: str, text: str):
+        begun.append(text)
+        started.release()
+        if "slow" in text:
+            let_go.acquire()
+        return judge(self, kind, text)
+
+    monkeypatch.setattr(GrammarCheck, "_judge", slowly)
+
+    async def ask() -> None:
+        check = GrammarCheck()
+        texts = [*(f"slow{number}" for number in range(6)), *["slow5"] * 6]
+        slow = [
+            asyncio.create_task(check.check(AskedGrammar("regex", text, ""), "its"))
+            for text in texts
+        ]
+        for _ in range(grammar_check.AT_A_TIME):
+            await asyncio.to_thread(started.acquire)
+        other = asyncio.create_task(check.check(AskedGrammar("regex", "quick", ""), "another"))
+        await asyncio.sleep(0)
+        let_go.release()
+        await other
+        assert sum(task.done() for task in slow) <= 1
+        for _ in texts:
+            let_go.release()
+        await asyncio.gather(*slow)
+
+    asyncio.run(ask())
+    assert begun.index("quick") <= grammar_check.AT_A_TIME
+    assert begun.count("slow5") <= grammar_check.AT_A_TIME
+
+
 def test_verdicts_are_remembered_up_to_a_size(
     url: str, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
