@@ -63,8 +63,9 @@ class Sampler:
         self._warned = False
 
     def reset(self) -> None:
-        """A new epoch: every request is admitted again."""
+        """A new epoch: every request is admitted again, by another number after a new master."""
         self._requests.clear()
+        self._refused.clear()
 
     def admit(self, admission: Admission) -> None:
         """Starts the request over when it is held already; after the ids of its donor, which is

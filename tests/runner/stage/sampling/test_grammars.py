@@ -304,6 +304,20 @@ def test_an_answer_that_becomes_too_complex_takes_no_others_with_it(
     assert END in allowed(before, one)
 
 
+def test_a_refusal_that_was_not_told_is_of_its_epoch(file: Path) -> None:
+    """A step may fail behind it; request numbers are another master's then."""
+    sampler, asked = Sampler(VOCABULARY, "cpu", file), Asked(1, "nonsense")
+    sampler.admit(asked.admission())
+
+    def refused() -> bool:
+        one_step(sampler, [(asked, 0)])
+        return bool(sampler._refused)
+
+    wait_for(refused, 60, "it is refused")
+    sampler.reset()
+    assert sampler.take_refused() == []
+
+
 def test_without_a_tokenizer_no_grammar_is_followed(tmp_path: Path) -> None:
     sampler = Sampler(VOCABULARY, "cpu", tmp_path / "tokenizer.json")
     assert run(sampler, Asked(1, REGEX)) == [Refusal(1, GrammarFault.UNBUILT)]
