@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.errors import InvalidField
 from runner.grammar import Grammar
-from runner.master.api.grammar_fields import AskedGrammar, schema_text
+from runner.master.api.grammar_fields import AskedGrammar, bounded, schema_text
 from runner.master.api.tools import AskedTools
 from runner.master.text.model_text import ModelText
 from runner.master.text.reasoning import Harmony
@@ -52,7 +52,7 @@ def forced_calls(
         f"call: {' | '.join(f'call_{number}' for number in range(len(schemas)))}",
         *_calls(form, schemas),
     ]
-    return AskedGrammar("lark", "\n".join(rules) + "\n", field)
+    return AskedGrammar("lark", bounded("\n".join(rules) + "\n", field), field)
 
 
 def grammar_after(

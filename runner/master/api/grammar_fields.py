@@ -119,13 +119,13 @@ def _as_json(value: object, field: str) -> str:
         text = json.dumps(value)
     except (RecursionError, ValueError) as error:
         raise InvalidField(field, MISSING, "is nested too deeply") from error
-    return _bounded(text, field)
+    return bounded(text, field)
 
 
 def schema_text(value: object, field: str) -> str:
     """A JSON schema, or the text of one, as AskedGrammar has it; raises InvalidField."""
     if isinstance(value, str):
-        _bounded(value, field)
+        bounded(value, field)
         try:
             value = json.loads(value)
         except (RecursionError, ValueError) as error:
@@ -141,7 +141,8 @@ def _choices(value: list[str], field: str) -> str:
     return _as_json(value, field)
 
 
-def _bounded(text: str, field: str) -> str:
+def bounded(text: str, field: str) -> str:
+    """The text; raises InvalidField for one that is too long to be judged."""
     if len(text) > MAX_GRAMMAR_BYTES:
         rule = f"must be at most {MAX_GRAMMAR_BYTES:,}: make it smaller"
         raise InvalidField(field, f"{len(text)} characters", rule)
@@ -150,7 +151,7 @@ def _bounded(text: str, field: str) -> str:
 
 _TEXTS: dict[str, Callable[[Any, str], str]] = {
     "json_schema": schema_text,
-    "regex": _bounded,
+    "regex": bounded,
     "choice": _choices,
-    "ebnf": _bounded,
+    "ebnf": bounded,
 }

@@ -30,6 +30,7 @@ from runner.master.api.chat_text import marks_of
 from runner.master.api.defaults import GenerationDefaults
 from runner.master.api.forced_calls import forced_calls, forced_schemas, grammar_after
 from runner.master.api.grammar_check import GrammarCheck
+from runner.master.api.grammar_fields import AskedGrammar
 from runner.master.api.messages import characters_of
 from runner.master.api.openai_bodies import ChatBody, CompletionBody
 from runner.master.api.tools import AskedTools
@@ -95,13 +96,11 @@ class Prompts:
 
     async def _grammar(self, body: Body, sampling: SamplingParameters) -> Grammar | None:
         """What the answer is held to; raises InvalidField, DeadlineExceeded."""
-        asked = body.asked_grammar()
+        asked, schemas = body.asked_grammar(), dict[str, AskedGrammar]()
         tools = body.asked_tools if isinstance(body, ChatBody) else None
         if tools is not None and tools.must_call and self._text.calls is not None:
             schemas = forced_schemas(tools)
             asked = forced_calls(self._text.calls, tools, schemas)
-            for schema in schemas.values():  # each for itself, so that its path is told
-                await self._grammars.check(schema)
         if asked is None:
             return None
         if body.ignore_eos:
@@ -114,6 +113,8 @@ class Prompts:
         limit_s = remaining_s(self._spec.request_deadline_s)
         try:
             async with asyncio.timeout(limit_s):
+                for schema in schemas.values():  # each for itself, so that its path is told
+                    await self._grammars.check(schema, current_domain())
                 return await self._grammars.check(asked, current_domain())
         except TimeoutError:
             why = f"not begun within its deadline of {limit_s:g} s: other forms are judged"
