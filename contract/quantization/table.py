@@ -28,8 +28,7 @@ def read_scheme(config: Any) -> Scheme:
     method = config.get("quant_method")
     if not isinstance(method, str) or method not in METHODS:
         raise BadQuantization(
-            f"its weights are quantized: quantization_config.quant_method = {method!r} is not "
-            f"read, {', '.join(METHODS)} are"
+            f"quantization_config.quant_method = {method!r} is not read; {', '.join(METHODS)} are"
         )
     return METHODS[method](config)
 

@@ -14,10 +14,10 @@ from contract.web_model import is_address
 from infra.plan.hub import HubFiles, HubSilent, ask_hub
 from infra.plan.model_families import Config
 from infra.plan.model_files import (
-    QUANTIZED,
     BadModel,
     indexed_files,
     parse_config,
+    quantized,
     weight_file_names,
 )
 from infra.plan.quantized_files import quantization_sign
@@ -103,7 +103,7 @@ def _in_folder(folder: Path) -> ModelConfig:
 def _config_in(folder: Path) -> ModelConfig:
     config = parse_config((folder / CONFIG).read_text("utf-8"))
     if sign := quantization_sign(folder, scheme_of(config)):
-        raise BadModel(QUANTIZED.format(sign))
+        raise quantized(config, sign)
     return ModelConfig(config)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from contract.models import CONFIG, QUANTIZATION_FILES, SINGLE_FILE, TENSOR_INDEX, TOKENIZER
-from contract.quantization.table import scheme_of
+from contract.quantization.scheme import BadQuantization
+from contract.quantization.table import read_scheme, scheme_of
 from infra.plan.quantized_files import sign_in_names
 
-QUANTIZED = "has quantized weights that are not served: {}"
 _CONVERT = "load it with transformers and write it with save_pretrained"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".ckpt")
 
@@ -52,9 +52,9 @@ def weight_file_names(
     scheme = scheme_of(config)
     signs = [name for name in QUANTIZATION_FILES if name in names]
     if scheme is None and signs:
-        raise BadModel(QUANTIZED.format(f"it has a {signs[0]}"))
+        raise quantized(config, f"it has a {signs[0]}")
     if index is not None and (sign := sign_in_names(index, scheme)):
-        raise BadModel(QUANTIZED.format(f"{TENSOR_INDEX} {sign}"))
+        raise quantized(config, f"{TENSOR_INDEX} {sign}")
     weights = sorted(set(index.values())) if index is not None else [SINGLE_FILE]
     if index is None and SINGLE_FILE not in names:
         raise BadModel(_without_weights(names))
@@ -67,6 +67,17 @@ def weight_file_names(
     if TOKENIZER not in names:
         raise BadModel(f"has no {TOKENIZER}, which the master reads texts with: {_CONVERT}")
     return weights
+
+
+def quantized(config: Mapping[str, Any], sign: str) -> BadModel:
+    """The refusal of weights that are not read, which `sign` shows; config.json's own fault comes
+    first."""
+    try:
+        if (described := config.get("quantization_config")) is not None:
+            read_scheme(described)
+    except BadQuantization as error:
+        sign = f"{error}; {sign}"
+    return BadModel(f"has quantized weights that are not served: {sign}")
 
 
 def _without_weights(names: Collection[str]) -> str:

@@ -113,3 +113,9 @@ def test_an_index_shows_what_is_missing():
     assert sign_in_names(SCALED, scheme) == ""
     told = sign_in_names(["model.a.weight_scale_inv"], scheme)
     assert told.endswith("model.a.weight_scale_inv is there without model.a.weight")
+
+
+def test_a_method_that_is_not_read_is_told_before_what_shows_it(tmp_path):
+    folder = quantized_folder(tmp_path, {}, {"quant_method": "exl3"})
+    with pytest.raises(BadModel, match=r"quant_method = 'exl3' is not read.*hf_quant_config\.json"):
+        read_model_config(folder)

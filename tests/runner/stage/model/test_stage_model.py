@@ -203,7 +203,10 @@ def test_what_cannot_be_split_is_refused_by_name(architecture, tmp_path):
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "dynamic rope",
         ),
-        ({"quantization_config": {"quant_method": "quanto"}}, "quantized"),
+        (
+            {"quantization_config": {"quant_method": "quanto"}},
+            "quant_method = 'quanto' is not read",
+        ),
         ({"layer_types": ["full_attention", "chunked_attention"] * 16}, "chunked_attention"),
     ],
 )

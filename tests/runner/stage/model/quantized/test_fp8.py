@@ -126,7 +126,7 @@ def test_each_way_of_scaling_equals_its_definition(config, quantize, size, tmp_p
     [
         ("fp8", "'str' object"),  # transformers' own sentence
         ({}, "quant_method = None is not read"),
-        ({"quant_method": "exl3"}, "quant_method = 'exl3' is not read, fp8"),
+        ({"quant_method": "exl3"}, "quant_method = 'exl3' is not read; fp8"),
         (BLOCKS | {"weight_block_size": [128]}, "quantization_config.weight_block_size = [128]"),
         (BLOCKS | {"weight_block_size": [0, 1]}, "must be two whole numbers above 0"),
     ],
