@@ -20,7 +20,8 @@ _READ = {
     "`pack-quantized` (int4, int8), with a scale for each matrix, row, group or block; zero "
     "points, `g_idx`; one kind a model, no sparsity, no transforms",
     "mxfp4": "the experts of `gpt_oss` as it is published",
-    "gptq": "2, 4 and 8 bits, `checkpoint_format` `gptq` and `gptq_v2`, with `g_idx` or without",
+    "gptq": "2, 4 and 8 bits, `checkpoint_format` `gptq` and `gptq_v2`, with `g_idx` or without; "
+    "biases that the model has none of, where they are 0",
     "awq": "4 bits, `version` `gemm`",
 }
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeGuard
 
 # What a stored tensor is of its weight.
 VALUES, SCALE, ZEROS, ORDER, SHAPE = "values", "scale", "zeros", "order", "shape"
+BIAS = "bias"  # that the model has not, and so has to be 0
 UNREAD = ""  # of activations and of a quantized KV cache, which are not quantized here
 BESIDE_ACTIVATIONS = dict.fromkeys(
     (
@@ -43,6 +44,8 @@ class Scheme(ABC):
     WEIGHT: ClassVar[str] = ".weight"
     PARTS: ClassVar[Mapping[str, str]] = {}
     NEEDED: ClassVar[tuple[str, ...]] = (VALUES, SCALE)
+    # Whether tools have stored a bias beside each weight, whatever the model.
+    SPARE_BIAS: ClassVar[bool] = False
 
     def weights(self, keys: Iterable[str]) -> dict[str, dict[str, str]]:
         """Of all stored names those of each weight's parts; {} for what is stored as it is.
@@ -71,6 +74,15 @@ class Scheme(ABC):
                 raise BadQuantization(f"{there} is there without {wanted}")
         quantized = {name: parts for name, parts in found.items() if name not in whole}
         return {**whole, **quantized}
+
+    def spare_biases(self, weights: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+        """Names of biases that a model may have none of, each with its weight's."""
+        if not self.SPARE_BIAS:
+            return {}
+        biases = {
+            name.removesuffix(self.WEIGHT) + ".bias": name for name in weights if weights[name]
+        }
+        return {bias: name for bias, name in biases.items() if bias in weights}
 
     @abstractmethod
     def fault(self, parts: Mapping[str, Stored]) -> str:

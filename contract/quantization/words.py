@@ -68,6 +68,7 @@ class Gptq(Words):
     """Packed along the inputs. `zero_offset` is what a stored zero point lacks."""
 
     zero_offset: int
+    SPARE_BIAS = True  # AutoGPTQ's first versions
 
     def sizes(self, words: tuple[int, ...]) -> tuple[int, int]:
         return words[0] * self.in_word, words[1]

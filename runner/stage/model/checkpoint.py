@@ -23,7 +23,7 @@ from contract.models import (
     needs_own_code,
     quantization_file,
 )
-from contract.quantization.scheme import VALUES, BadQuantization, Scheme, Stored
+from contract.quantization.scheme import BIAS, VALUES, BadQuantization, Scheme, Stored
 from contract.quantization.table import read_scheme
 from runner.errors import ModelUnavailable, UnsupportedModel
 from runner.stage.model.layout import read_layout
@@ -114,12 +114,19 @@ class Checkpoint:
     ) -> dict[str, tuple[str, dict[str, str]]]:
         """The stage's weights by the keys that they would be stored under whole: the weight that
         each goes into, and the keys of its parts."""
-        try:
-            found = self._scheme.weights(keys) if self._scheme else {key: {} for key in keys}
-        except BadQuantization as error:
-            raise UnsupportedModel(f"{self.folder}: {error}") from error
+        found: dict[str, dict[str, str]] = {key: {} for key in keys}
+        spare: dict[str, str] = {}
+        if self._scheme is not None:
+            try:
+                found = self._scheme.weights(found)
+            except BadQuantization as error:
+                raise UnsupportedModel(f"{self.folder}: {error}") from error
+            spare = self._scheme.spare_biases(found)
         own = self.layout.own_weights(layers)
-        names = self._names.of_weights(found)
+        names = self._names.of_weights(found, spare)
+        for bias, key in spare.items():
+            if bias not in names:
+                found[key][BIAS] = bias
         return {
             key: (name, found[key] or {VALUES: key}) for key, name in names.items() if name in own
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -34,8 +34,9 @@ class StoredNames:
         ignored = (*(model._keys_to_ignore_on_load_unexpected or ()), *_OLD_BUFFERS)
         self._ignored = re.compile("|".join(f"({pattern})" for pattern in ignored))
 
-    def of_weights(self, keys: Iterable[str]) -> dict[str, str]:
-        """The weight that each key is stored for, or goes into; keys that are of none are left out.
+    def of_weights(self, keys: Iterable[str], spare: Container[str] = ()) -> dict[str, str]:
+        """The weight that each key is stored for, or goes into; keys that are of none are left out,
+        also those that the model may have no weight for, `spare`.
 
         Raises UnsupportedModel where the model's layers, embedding or head do not take a key:
         without it the rest of a quantized weight would load as if it were whole.
@@ -45,7 +46,7 @@ class StoredNames:
             name = self._name(key)
             if name in known:
                 names[key] = name
-            elif self._matters(name) and not self._is_ignored(key, name):
+            elif key not in spare and self._matters(name) and not self._is_ignored(key, name):
                 untaken.append(key)
         if untaken:
             shown = ", ".join(sorted(untaken)[:_SHOWN])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from contract.quantization.scheme import ORDER, SCALE, VALUES, ZEROS
+from contract.quantization.scheme import BIAS, ORDER, SCALE, VALUES, ZEROS, BadQuantization
 from contract.quantization.words import Awq, Gptq, Words
 from runner.stage.model.quantized.matrix import Matrix, in_blocks, in_groups
 from runner.stage.model.quantized.packed import unpacked
@@ -20,6 +20,8 @@ def dequantize_gptq(
 ) -> torch.Tensor:
     """[outputs, inputs] of `dtype`."""
     words = parts[VALUES]
+    if BIAS in parts and bool(parts[BIAS].any()):
+        raise BadQuantization("has a bias beside it that is not 0, and the model has none there")
     _, outputs = scheme.sizes(tuple(words.shape))
     # Where it is 0, a zero point less one is the largest number.
     zeros = unpacked(parts[ZEROS], scheme.bits)[:, :outputs] + scheme.zero_offset

@@ -134,6 +134,17 @@ def test_tensors_that_are_not_as_the_config_says_are_refused_by_name(
         StageModel.load(Checkpoint(folder), (1, 2))
 
 
+def test_a_bias_of_0_may_lie_where_the_model_has_none(tmp_path):
+    """As of AutoGPTQ's first versions."""
+    folder = quantized_folder(tmp_path, "llama", GPTQ, WAYS["gptq"]())
+    expected = logits(folder, 1)
+    assert torch.equal(logits(changed(folder, {f"{QUERY}.bias": torch.zeros(64)}), 2), expected)
+    changed(folder, {f"{QUERY}.bias": torch.ones(64)})
+    told = re.escape(f"{QUERY}.qweight has a bias beside it that is not 0")
+    with pytest.raises(UnsupportedModel, match=told):
+        StageModel.load(Checkpoint(folder), (1, 2))
+
+
 def test_other_bits_than_the_config_says_are_refused(tmp_path):
     folder = quantized_folder(tmp_path, "llama", GPTQ | {"bits": 8}, WAYS["gptq"]())
     with pytest.raises(UnsupportedModel, match=r"qweight has a scale of shape .* is needed"):
