@@ -26,6 +26,7 @@ from contract.models import (
 from contract.quantization.scheme import BIAS, VALUES, BadQuantization, Scheme, Stored
 from contract.quantization.table import read_scheme
 from runner.errors import ModelUnavailable, UnsupportedModel
+from runner.stage.model.fused import Ingredient, uneven
 from runner.stage.model.layout import read_layout
 from runner.stage.model.quantized.weight import QuantizedWeight
 from runner.stage.model.stored_names import StoredNames
@@ -66,19 +67,24 @@ class Checkpoint:
         files = self._files()
         readers: dict[str, Any] = {}
         tensors: dict[str, Any] = {}
+        ingredients = []
         for key, (name, parts) in self._own_keys(files, layers).items():
             slices = {}
-            for part, stored in parts.items():
-                file = files[stored]
+            for part, part_key in parts.items():
+                file = files[part_key]
                 if file not in readers:
                     readers[file] = _open(self.folder / file)
-                slices[part] = readers[file].get_slice(stored)
+                slices[part] = readers[file].get_slice(part_key)
+            shape = tuple(slices[VALUES].get_shape())
+            ingredients.append(Ingredient(key, name, parts[VALUES], shape))
             if parts == {VALUES: key}:
                 self._refuse_packed(files[key], key, name, slices[VALUES].get_dtype())
                 tensor = slices[VALUES]
             else:
                 tensor = self._quantized(parts, slices, dtype)
             tensors[name if name in self.layout.tied.values() else key] = tensor
+        if told := uneven(ingredients):
+            raise ModelUnavailable(f"{self.folder}: {told}")
         return tensors
 
     def _quantized(

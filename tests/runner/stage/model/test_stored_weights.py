@@ -176,3 +176,25 @@ def test_buffers_of_older_versions_and_further_heads_are_left_out(architecture, 
     tensors = saved(tmp_path, architecture)
     expected = answers(tmp_path)
     assert answers(rewritten(tmp_path, tensors | further)) == expected
+
+
+GATE = "model.layers.1.mlp.experts.{}.gate_proj.weight"
+
+
+def test_an_expert_of_another_shape_is_refused_by_name(tmp_path):
+    tensors = saved(tmp_path, "qwen3_moe")
+    tensors[GATE.format(2)] = torch.ones(8, 64)
+    rewritten(tmp_path, tensors)
+    with pytest.raises(
+        ModelUnavailable, match=rf"{GATE.format(2)} has shape \[8, 64\], and others"
+    ):
+        StageModel.load(Checkpoint(tmp_path), (0, LAYERS))
+
+
+def test_a_missing_expert_is_refused_by_the_name_of_its_kind(tmp_path):
+    tensors = saved(tmp_path, "qwen3_moe")
+    del tensors[GATE.format(3)]
+    rewritten(tmp_path, tensors)
+    told = r"there are 3 of model\.layers\.\*\.mlp\.experts\.\*\.gate_proj\.weight, and 4 go into"
+    with pytest.raises(ModelUnavailable, match=told):
+        StageModel.load(Checkpoint(tmp_path), (0, LAYERS))
