@@ -31,6 +31,7 @@ def main() -> int:
     control.start()
     if spec.device.startswith("cuda"):
         keep_gpu_memory_in_one_piece()
+    let_waiting_threads_sleep()
     # torch comes only now: health and the control connection stand while it is imported.
     from runner.stage.process.worker import Worker
 
@@ -42,6 +43,15 @@ def keep_gpu_memory_in_one_piece() -> None:
     to keep pieces that nothing fits. Read when torch is imported; what is set already stays."""
     if "PYTORCH_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def let_waiting_threads_sleep() -> None:
+    """A thread of torch's that waits for the others spins, by itself for a millisecond or so: where
+    other processes use the cores too, it keeps those that it waits for from running. So many turns
+    cost a lone process nothing (benchmarks/README.md). Read when torch is imported; what is set
+    already stays."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -6,6 +6,8 @@ No GPU has run this: what torch says is put in.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +18,7 @@ import torch
 from contract.specs import GroupSpec, RankPart, StageSpec
 from runner.errors import RunnerError
 from runner.models.progress import FetchProgress
-from runner.stage.__main__ import keep_gpu_memory_in_one_piece
+from runner.stage.__main__ import keep_gpu_memory_in_one_piece, let_waiting_threads_sleep
 from runner.stage.process.device import Cpu, Cuda
 from runner.stage.process.health import DEVICE_GAUGES
 from runner.stage.process.load import prepare
@@ -103,3 +105,29 @@ def test_gpu_memory_is_kept_in_one_piece_unless_somebody_says_how(
             monkeypatch.setenv(name, value)
         keep_gpu_memory_in_one_piece()
         assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
+
+
+def test_waiting_threads_sleep_soon_unless_somebody_says_how(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for given, expected in (
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ):
+        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+            monkeypatch.setenv(name, "")  # so that it is as it was afterwards
+            monkeypatch.delenv(name)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        let_waiting_threads_sleep()
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_torch_reads_how_soon_they_sleep() -> None:
+    code = "import runner.stage.__main__ as it; it.let_waiting_threads_sleep(); import torch"
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "verbose"}
+    environment.pop("OMP_WAIT_POLICY", None)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "GOMP_SPINCOUNT = '10000'" in done.stderr
