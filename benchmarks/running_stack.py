@@ -59,8 +59,11 @@ class RunningStack:
         }
 
     def cpu_s(self) -> dict[str, float]:
-        """Processor seconds of every process since it began."""
-        return {name: sum(one.cpu_times()[:2]) for name, one in self.processes().items()}
+        """Processor seconds of every process and those that it has started, since they began."""
+        return {
+            name: sum(sum(it.cpu_times()[:2]) for it in (one, *one.children(recursive=True)))
+            for name, one in self.processes().items()
+        }
 
     async def open_requests(self) -> int:
         """Running and waiting in the master."""
