@@ -18,6 +18,7 @@ from tests.runner.master.api.test_prompts import Stack
 from tests.runner.master.scripted_engine import ScriptedEngine
 from tests.runner.master.serving import master_app, served
 from tests.waiting import wait_for
+from web import carried_request
 from web.logs import JsonLines
 
 SECRET = "heliotrope-marmalade"
@@ -115,9 +116,14 @@ def test_what_was_said_is_in_no_line_of_any_tier(tiers: RunningTiers, log: io.St
     ],
 )
 def test_nor_where_it_fails(
-    tiers: RunningTiers, log: io.StringIO, engine: ScriptedEngine, failure: Any
+    tiers: RunningTiers,
+    log: io.StringIO,
+    engine: ScriptedEngine,
+    failure: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same in what is logged of a failure: the request beside it, or a trace with values."""
+    monkeypatch.setattr(carried_request, "PATIENCE_S", 0.1)  # for a master that comes back
     engine.failure = failure
     for url in (tiers.master, tiers.proxy_block, tiers.inference_server):
         for stream in (False, True):
