@@ -15,6 +15,14 @@ from runner.errors import InvalidField
 MAX_GRAMMAR_BYTES = 256 * 1024
 
 
+def bounded(text: str, field: str) -> str:
+    """The text; raises InvalidField for one that is larger than what is judged and travels."""
+    if len(text) > MAX_GRAMMAR_BYTES:
+        rule = f"must be at most {MAX_GRAMMAR_BYTES:,}: make it smaller"
+        raise InvalidField(field, f"{len(text)} characters", rule)
+    return text
+
+
 class GrammarFault(IntEnum):
     """Why the last stage cannot go on with a request that has a grammar."""
 
@@ -45,11 +53,7 @@ class Grammar:
     def of(cls, parts: Sequence[Mapping[str, Any]], field: str) -> Grammar:
         """`parts` are llguidance's grammars, each a json_schema or a lark_grammar, the first of
         which is what is followed. Raises InvalidField where it is larger than what travels."""
-        text = json.dumps({"grammars": parts})
-        if len(text) > MAX_GRAMMAR_BYTES:
-            rule = f"must be at most {MAX_GRAMMAR_BYTES:,}: make it smaller"
-            raise InvalidField(field, f"{len(text)} characters", rule)
-        return cls(text, field)
+        return cls(bounded(json.dumps({"grammars": parts}), field), field)
 
     def after(self, beginning: str) -> Grammar:
         """With what comes before it: rules of Lark whose `start` ends with @content; as `of`."""

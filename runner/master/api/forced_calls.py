@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from runner.errors import InvalidField
-from runner.grammar import Grammar
-from runner.master.api.grammar_fields import AskedGrammar, bounded, schema_text
+from runner.grammar import Grammar, bounded
+from runner.master.api.grammar_fields import AskedGrammar, schema_text
 from runner.master.api.tools import AskedTools
 from runner.master.text.model_text import ModelText
 from runner.master.text.reasoning import Harmony

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from contract.faults import MISSING
 from runner.errors import InvalidField
-from runner.grammar import MAX_GRAMMAR_BYTES
+from runner.grammar import bounded
 
 AN_OBJECT = {"type": "object"}
 # In a schema, for the library: all on one line, since a model may write white space without end;
@@ -139,14 +139,6 @@ def _choices(value: list[str], field: str) -> str:
     if not value:
         raise InvalidField(field, value, "must have at least one string")
     return _as_json(value, field)
-
-
-def bounded(text: str, field: str) -> str:
-    """The text; raises InvalidField for one that is too long to be judged."""
-    if len(text) > MAX_GRAMMAR_BYTES:
-        rule = f"must be at most {MAX_GRAMMAR_BYTES:,}: make it smaller"
-        raise InvalidField(field, f"{len(text)} characters", rule)
-    return text
 
 
 _TEXTS: dict[str, Callable[[Any, str], str]] = {
