@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def main() -> int:
                 **describe_hardware(),
                 "gpu": torch.cuda.get_device_name(device),
                 "seconds": round(spent, 1),
-                "findings": [finding.as_json() for finding in findings],
+                "findings": [asdict(finding) for finding in findings],
             }
         )
     )

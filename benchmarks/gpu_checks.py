@@ -61,14 +61,6 @@ class Finding:
         figure = f": {self.value:.4g} {self.unit}".rstrip() if self.unit else ""
         return f"{'passed' if self.passed else 'MISSED'}  {self.what}{figure}"
 
-    def as_json(self) -> dict[str, object]:
-        return {
-            "what": self.what,
-            "value": self.value,
-            "unit": self.unit,
-            "passed": self.passed,
-        }
-
 
 def make_model(folder: Path, device: torch.device, sizes: Sizes) -> Path:
     """Random weights; the head shares the embedding's, so that each step reads all of them."""

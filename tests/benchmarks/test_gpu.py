@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_all_that_is_looked_at_is_right_on_a_cpu(
     assert [finding.what for finding in findings if not finding.passed] == []
     assert len(findings) == 1 + 6 + 1 + (1 + 2 * 2 + 1 + 2)
     assert len(capsys.readouterr().out.splitlines()) == len(findings)
-    json.dumps([finding.as_json() for finding in findings])
+    json.dumps([asdict(finding) for finding in findings])
 
 
 def test_wrong_attention_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -57,16 +57,7 @@ class PackedBatch:
         padding = (Span(first, 1, 0, scratch) for first in range(self.rows, rows))
         more = pack((*self.spans, *padding))
         assert more.max_k <= max_k, f"{more.max_k} keys, which are more than {max_k}"
-        return PackedBatch(
-            more.spans,
-            more.positions,
-            more.slots,
-            more.cu_q,
-            more.starts,
-            more.used,
-            more.max_q,
-            max_k,
-        )
+        return replace(more, max_k=max_k)
 
 
 def pack(spans: Iterable[Span]) -> PackedBatch:
