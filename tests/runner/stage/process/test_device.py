@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -90,38 +90,35 @@ def test_figures_are_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> No
     assert Cuda(PLACE).figures() == {}
 
 
-def test_gpu_memory_is_kept_in_one_piece_unless_somebody_says_how(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for given, expected in (
-        ({}, "expandable_segments:True"),
-        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),
-        ({"PYTORCH_ALLOC_CONF": "backend:native"}, None),
-    ):
-        for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
-            monkeypatch.setenv(name, "")  # so that it is as it was afterwards
-            monkeypatch.delenv(name)
-        for name, value in given.items():
-            monkeypatch.setenv(name, value)
-        keep_gpu_memory_in_one_piece()
-        assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
+MEMORY = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+THREADS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
-def test_waiting_threads_sleep_soon_unless_somebody_says_how(
+@pytest.mark.parametrize(
+    ("choose", "names", "given", "expected"),
+    [
+        (keep_gpu_memory_in_one_piece, MEMORY, {}, "expandable_segments:True"),
+        (keep_gpu_memory_in_one_piece, MEMORY, {MEMORY[0]: "backend:native"}, "backend:native"),
+        (keep_gpu_memory_in_one_piece, MEMORY, {MEMORY[1]: "backend:native"}, None),
+        (let_waiting_threads_sleep, THREADS, {}, "10000"),
+        (let_waiting_threads_sleep, THREADS, {THREADS[0]: "7"}, "7"),
+        (let_waiting_threads_sleep, THREADS, {THREADS[1]: "ACTIVE"}, None),
+    ],
+)
+def test_what_torch_reads_is_chosen_unless_somebody_says_how(
     monkeypatch: pytest.MonkeyPatch,
+    choose: Callable[[], None],
+    names: tuple[str, str],
+    given: dict[str, str],
+    expected: str | None,
 ) -> None:
-    for given, expected in (
-        ({}, "10000"),
-        ({"GOMP_SPINCOUNT": "7"}, "7"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
-    ):
-        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-            monkeypatch.setenv(name, "")  # so that it is as it was afterwards
-            monkeypatch.delenv(name)
-        for name, value in given.items():
-            monkeypatch.setenv(name, value)
-        let_waiting_threads_sleep()
-        assert os.environ.get("GOMP_SPINCOUNT") == expected
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is as it was afterwards
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    choose()
+    assert os.environ.get(names[0]) == expected
 
 
 def test_torch_reads_how_soon_they_sleep() -> None:
